@@ -1,0 +1,87 @@
+# make test | bench | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
+#
+# Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
+# into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
+# shares that torch. tools/dev_env.py fills it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+VENV_PY := $(CURDIR)/.venv/bin/python
+PROBE := import importlib.util, os, sys, sysconfig; \
+  has_torch = importlib.util.find_spec("torch") is not None; \
+  managed = os.path.exists(sysconfig.get_path("stdlib") + "/EXTERNALLY-MANAGED"); \
+  print("" if not has_torch else "shared" if managed else sys.executable)
+
+ifneq ($(and $(VIRTUAL_ENV),$(wildcard $(VIRTUAL_ENV)/bin/python)),)
+PY := $(VIRTUAL_ENV)/bin/python
+else ifneq ($(wildcard $(VENV_PY)),)
+PY := $(VENV_PY)
+else
+FOUND := $(shell $(PYTHON) -c '$(PROBE)')
+PY := $(if $(filter-out shared,$(FOUND)),$(FOUND),$(VENV_PY))
+VENV_FLAGS := $(if $(filter shared,$(FOUND)),--system-site-packages)
+endif
+export PATH := $(dir $(PY)):$(PATH)
+
+PYTEST := $(PY) -m pytest -n $(WORKERS)
+
+.PHONY: help requirements env test bench lint format sanitize clean
+
+help:
+	@sed -n '1s/^# //p' Makefile
+
+$(VENV_PY):
+	$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv
+
+requirements: $(PY)
+	@$(PY) tools/dev_env.py
+
+env: $(PY)
+	@$(PY) tools/dev_env.py --build
+	@$(PY) -m se_kernels
+
+test: env
+	$(PYTEST) $(PYTEST_ARGS)
+
+bench: env
+	$(PYTEST) --quiet tests/test_reference.py tests/test_squeeze_excite.py
+	$(PY) -m benchmarks quick
+
+lint: requirements
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	PYTHONPATH=$(CURDIR) lint-imports
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' \
+	  | xargs clang-format --dry-run --Werror
+
+format: requirements
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' | xargs clang-format -i
+
+# The native core under AddressSanitizer and UndefinedBehaviorSanitizer (GCC). `pytest`, not
+# `python -m pytest`, and an empty pythonpath: the checkout must not come before the sanitized copy.
+SANITIZED := $(CURDIR)/build/sanitize
+CXX_FOR_SANITIZE := $(if $(filter default,$(origin CXX)),g++,$(CXX))
+runtime = $(shell $(CXX_FOR_SANITIZE) -print-file-name=$(1))
+
+sanitize: env
+	rm -rf $(SANITIZED)
+	SE_KERNELS_CPU=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_SANITIZE=ON" \
+	  $(PY) -m pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) .
+	files="$$(grep -l 'mark\.native' tests/test_*.py)"; \
+	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	PYTHONPATH=$(SANITIZED):$(CURDIR) SE_KERNELS_SANITIZED=$(SANITIZED) \
+	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" $(PYTEST_ARGS) $$files
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	rm -f se_kernels/_C*.so se_kernels/_build_info.py
+	find se_kernels benchmarks tests examples tools -name __pycache__ -prune -exec rm -rf {} +

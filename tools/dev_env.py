@@ -1,0 +1,115 @@
+"""Fills the Python environment that runs this file with all that development needs.
+
+    python tools/dev_env.py            the packages of requirements-dev.txt
+    python tools/dev_env.py --build    and se_kernels, editable, where its build is out of date
+
+The repository's own .venv gets every version as pinned. Any other environment keeps what it has,
+its torch above all, and gets only what it lacks.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements-dev.txt"
+OLDEST_MAJOR = {"setuptools": 77, "pybind11": 3}  # pyproject.toml, build-system
+PROGRAMS = ("cmake", "ninja")  # any copy on PATH will do
+BUILT_FROM = ("CMakeLists.txt", "pyproject.toml", "setup.py", "se_kernels/_version.py")
+
+
+def requirements() -> Iterator[tuple[str, str]]:
+    """(name, version) of each pin."""
+    for line in REQUIREMENTS.read_text().splitlines():
+        requirement = line.partition("#")[0].strip()
+        if requirement:
+            name, _, version = requirement.partition("==")
+            yield name, version
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def is_own_environment() -> bool:
+    config = ROOT / ".venv" / "pyvenv.cfg"
+    if Path(sys.prefix) != ROOT / ".venv" or not config.exists():
+        return False
+    return "include-system-site-packages = false" in config.read_text()
+
+
+def is_missing(name: str, pinned: str, exact: bool) -> bool:
+    have = installed(name)
+    if exact:
+        return have is None or have.partition("+")[0] != pinned
+    if name in PROGRAMS and shutil.which(name):
+        return False
+    return have is None or int(have.partition(".")[0]) < OLDEST_MAJOR.get(name, 0)
+
+
+def install_requirements() -> None:
+    exact = is_own_environment()
+    wanted = [f"{name}=={pin}" for name, pin in requirements() if is_missing(name, pin, exact)]
+    if not wanted:
+        return
+    print(f"installing into {sys.prefix}: {' '.join(wanted)}", flush=True)
+    torch = None if exact else installed("torch")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        if torch is not None:
+            constraints.write(f"torch=={torch}\n")
+            constraints.flush()
+        pip("install", "--quiet", "--constraint", constraints.name, *wanted)
+
+
+def build_is_current() -> bool:
+    """Whether this checkout is what the environment has installed, no older than its sources."""
+    try:
+        url = json.loads(metadata.distribution("se_kernels").read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        return False
+    package = ROOT / "se_kernels"
+    outputs = (package / "_build_info.py", package / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+    if url.get("url") != ROOT.as_uri() or not all(path.exists() for path in outputs):
+        return False
+    sources = [ROOT / name for name in BUILT_FROM] + [*(ROOT / "csrc").rglob("*.*")]
+    newest = max(path.stat().st_mtime for path in sources)
+    return newest <= outputs[0].stat().st_mtime
+
+
+def build() -> None:
+    if build_is_current():
+        return
+    print("building se_kernels", flush=True)
+    os.environ.setdefault("SE_KERNELS_CPU", "ON")
+    pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+
+
+def pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(command, check=False)
+    if result.returncode != 0:
+        raise SystemExit(result.returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="prepare this environment for development")
+    parser.add_argument("--build", action="store_true", help="build and install se_kernels too")
+    arguments = parser.parse_args()
+    install_requirements()
+    if arguments.build:
+        build()
+
+
+if __name__ == "__main__":
+    main()
