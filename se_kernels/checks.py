@@ -1,0 +1,108 @@
+"""What the block accepts. One wording: the argument, what was expected, what came."""
+
+import torch
+from torch import Tensor
+
+from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPE_NAMES = "float32, float64, bfloat16 or float16"
+
+
+def check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post) -> None:
+    """Raises TypeError or ValueError for the first argument that the block cannot take.
+
+    Shapes, dtypes and devices only: no element is read.
+    """
+    if squeeze not in SQUEEZES:
+        _raise_unknown("squeeze", squeeze, SQUEEZES)
+    if act not in ACTS:
+        _raise_unknown("act", act, ACTS)
+    if gate not in GATES:
+        _raise_unknown("gate", gate, GATES)
+    if post not in POSTS:
+        _raise_unknown("post", post, POSTS)
+    if not isinstance(act_slope, (int, float)):
+        raise TypeError(f"act_slope: expected a number, got {act_slope!r}")
+    _check_tensor("x", x)
+    shape = x.shape
+    if len(shape) != 4:
+        raise ValueError(f"x: expected a tensor of shape (N, C, H, W), got {tuple(shape)}")
+    channels = shape[1]
+    if squeeze != "avg" and (shape[2] == 0 or shape[3] == 0):
+        raise ValueError(
+            f"x: expected H and W of at least 1 for squeeze={squeeze!r}, got {tuple(shape)}"
+        )
+    device = x.device
+    reduced = _check_matrix("w1", w1, None, channels, device)
+    _check_matrix("w2", w2, channels, reduced, device)
+    if w2.dtype != w1.dtype:
+        _raise_dtype("w2", w2, "w1", w1)
+    if b1 is not None:
+        _check_bias("b1", b1, reduced, "R", w1, device)
+    if b2 is not None:
+        _check_bias("b2", b2, channels, "C", w1, device)
+    if residual is not None:
+        _check_tensor("residual", residual)
+        if residual.shape != shape:
+            raise ValueError(
+                f"residual: expected the shape of x, {tuple(shape)}, got {tuple(residual.shape)}"
+            )
+        if residual.dtype != x.dtype:
+            _raise_dtype("residual", residual, "x", x)
+        _check_device("residual", residual, device)
+
+
+def _check_tensor(argument, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{argument}: expected a dtype of {_DTYPE_NAMES}, got {value.dtype}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{argument}: expected a strided tensor, got layout {value.layout}")
+
+
+def _check_matrix(argument, w, rows, columns, device) -> int:
+    """The number of rows of w (rows, columns) or (rows, columns, 1, 1); any number for None."""
+    _check_tensor(argument, w)
+    shape = w.shape
+    if (
+        len(shape) not in (2, 4)
+        or shape[1] != columns
+        or (rows is not None and shape[0] != rows)
+        or (len(shape) == 4 and (shape[2] != 1 or shape[3] != 1))
+    ):
+        letters = "R, C" if rows is None else "C, R"
+        sizes = f"R, {columns}" if rows is None else f"{rows}, {columns}"
+        raise ValueError(
+            f"{argument}: expected shape ({letters}) or ({letters}, 1, 1) = ({sizes}[, 1, 1]), "
+            f"got {tuple(shape)}"
+        )
+    _check_device(argument, w, device)
+    return shape[0]
+
+
+def _check_bias(argument, b, size, letter, w1, device) -> None:
+    _check_tensor(argument, b)
+    if b.dim() != 1 or b.shape[0] != size:
+        raise ValueError(
+            f"{argument}: expected shape ({letter},) = ({size},), got {tuple(b.shape)}"
+        )
+    if b.dtype != w1.dtype:
+        _raise_dtype(argument, b, "w1", w1)
+    _check_device(argument, b, device)
+
+
+def _check_device(argument, value, device) -> None:
+    if value.device != device:
+        raise ValueError(f"{argument}: expected the device of x, {device}, got {value.device}")
+
+
+def _raise_dtype(argument, value, other_name, other):
+    raise TypeError(
+        f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {value.dtype}"
+    )
+
+
+def _raise_unknown(argument, value, names):
+    raise ValueError(f"{argument}: expected one of {', '.join(names)}; got {value!r}")

@@ -1,0 +1,73 @@
+"""How a tensor of images lies in memory, and how an output beside it will lie.
+
+A kernel reads two layouts where they lie: "nchw" (each channel's H·W pixels adjacent, any strides
+of N and C) and "nhwc" (each pixel's channels adjacent, any strides of N and of the pixel).
+"""
+
+import torch
+from torch import Tensor
+
+
+def walk(t: Tensor) -> tuple[int, int, int] | None:
+    """Strides, in elements, from image to image, channel to channel and pixel to pixel of t.
+
+    None where no single stride walks the H·W pixels in order; 1 where there is at most one pixel.
+    """
+    _, channels, height, width = t.shape
+    if t.is_contiguous():
+        pixels = height * width
+        return channels * pixels, pixels, 1
+    image, channel, row, column = t.stride()
+    if width > 1:
+        if height > 1 and row != width * column:
+            return None
+        return image, channel, column
+    return image, channel, row if height > 1 else 1
+
+
+def layout_of(t: Tensor) -> str | None:
+    """ "nchw" or "nhwc" where t (N, C, H, W) can be read as it lies, None where it needs a copy."""
+    strides = walk(t)
+    if strides is None:
+        return None
+    _, channels, height, width = t.shape
+    _, channel, pixel = strides
+    adjacent_channels = channels <= 1 or channel == 1
+    if pixel == 1 and (height * width > 1 or not adjacent_channels):
+        return "nchw"
+    return "nhwc" if adjacent_channels else None
+
+
+def memory_format_of(layout: str | None) -> torch.memory_format:
+    """The dense memory format of a layout; contiguous for None."""
+    return torch.channels_last if layout == "nhwc" else torch.contiguous_format
+
+
+def empty_output(x: Tensor) -> Tensor:
+    """An uninitialised tensor of x's shape and dtype.
+
+    channels_last where x lies so, else contiguous; a dense x keeps its very strides, as in eager.
+    """
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=memory_format_of(layout_of(x)))
+
+
+def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+    """Uninitialised dx, dr (N, C, H, W), dw1 and dw2 (row-major), db1 (R,), db2 (C,).
+
+    One that ``needs`` does not want has no elements.
+    """
+    need_dx, need_dr, need_dw1, need_dw2, need_db1, need_db2 = needs
+    return (
+        empty_output(x) if need_dx else x.new_empty(0),
+        empty_output(x) if need_dr else x.new_empty(0),
+        _empty_row_major(w1) if need_dw1 else w1.new_empty(0),
+        _empty_row_major(w2) if need_dw2 else w1.new_empty(0),
+        w1.new_empty(w1.shape[0]) if need_db1 else w1.new_empty(0),
+        w1.new_empty(w2.shape[0]) if need_db2 else w1.new_empty(0),
+    )
+
+
+def _empty_row_major(w: Tensor) -> Tensor:
+    return torch.empty_like(w) if w.is_contiguous() else w.new_empty(w.shape)

@@ -1,0 +1,129 @@
+"""The eager definition of the block: plain PyTorch, differentiable, and the judge of every kernel.
+
+Computed in the widest of float32, x's dtype and the weights' dtype, and rounded once, at the end,
+to x's dtype. The three phases carry the paper's names (section 3): squeeze, excite, scale.
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
+    """The dtype in which every sum is carried: float64 if x or w is float64, else float32."""
+    wide = torch.float64 in (x.dtype, w.dtype)
+    return torch.float64 if wide else torch.float32
+
+
+def squeeze(v: Tensor, kind: str = "avg") -> Tensor:
+    """Global pooling, equation 2: v (N, C, H, W) to z (N, C).
+
+    ``kind`` is "avg" (the paper's), "max" (Table 11) or "avgmax", 0.5 * (mean + max).
+    """
+    if kind == "avg":
+        return v.mean((2, 3))
+    peak = v.amax((2, 3))
+    return peak if kind == "max" else 0.5 * (v.mean((2, 3)) + peak)
+
+
+def activate(a: Tensor, act: str = "relu", act_slope: float = 0.01) -> Tensor:
+    """δ of equation 3, elementwise; ``act`` is one of ``variants.ACTS``."""
+    match act:
+        case "relu":
+            return F.relu(a)
+        case "silu":
+            return F.silu(a)
+        case "gelu":
+            return F.gelu(a)
+        case "gelu_tanh":
+            return F.gelu(a, approximate="tanh")
+        case "hardswish":
+            return F.hardswish(a)
+        case "leaky_relu":
+            return F.leaky_relu(a, act_slope)
+    return a
+
+
+def open_gate(e: Tensor, gate: str = "sigmoid") -> Tensor:
+    """σ of equation 3 (Table 12 for tanh and ReLU), elementwise; one of ``variants.GATES``."""
+    match gate:
+        case "sigmoid":
+            return torch.sigmoid(e)
+        case "hardsigmoid":
+            return F.relu6(e + 3) / 6  # F.hardsigmoid's own gradient is rounded to float32
+        case "tanh":
+            return torch.tanh(e)
+    return F.relu(e)
+
+
+def excite(
+    z: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    act: str = "relu",
+    act_slope: float = 0.01,
+    gate: str = "sigmoid",
+) -> Tensor:
+    """Equation 3, s = σ(W2 δ(W1 z + b1) + b2): z (N, C), w1 (R, C), w2 (C, R) to s (N, C)."""
+    h = activate(F.linear(z, w1, b1), act, act_slope)
+    return open_gate(F.linear(h, w2, b2), gate)
+
+
+def scale(v: Tensor, s: Tensor, residual: Tensor | None = None, post: str = "none") -> Tensor:
+    """Equation 4 and the tail of Fig. 3: post(s * v + residual), v (N, C, H, W), s (N, C)."""
+    y = v * s[:, :, None, None]
+    if residual is not None:
+        y = y + residual
+    return F.relu(y) if post == "relu" else y
+
+
+def squeeze_excite(
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    squeeze: str = "avg",
+    act: str = "relu",
+    act_slope: float = 0.01,
+    gate: str = "sigmoid",
+    residual: Tensor | None = None,
+    post: str = "none",
+) -> Tensor:
+    """The whole block, equations 2 to 4; shapes and names as in ``se_kernels.squeeze_excite``.
+
+    Autocast does not reach inside: the definition is the same with and without it.
+    """
+    dtype = compute_dtype(x, w1)
+    with outside_autocast(x.device.type):
+        v = x.to(dtype)
+        z = _squeeze(v, squeeze)
+        s = excite(
+            z,
+            w1.flatten(1).to(dtype),
+            w2.flatten(1).to(dtype),
+            None if b1 is None else b1.to(dtype),
+            None if b2 is None else b2.to(dtype),
+            act=act,
+            act_slope=act_slope,
+            gate=gate,
+        )
+        y = scale(v, s, None if residual is None else residual.to(dtype), post)
+        return y.to(x.dtype)
+
+
+def outside_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """A context in which autocast rewrites nothing; free of cost where autocast is off."""
+    available = torch.amp.is_autocast_available(device_type)  # not on meta
+    if available and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+_squeeze = squeeze  # the argument of squeeze_excite hides the phase's name
