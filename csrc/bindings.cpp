@@ -1,0 +1,126 @@
+// The Python module se_kernels._C: integers and names in, exceptions out, the GIL released
+// meanwhile.
+#include <pybind11/pybind11.h>
+
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace se_kernels;
+using Pointer = std::uintptr_t;
+using Size = std::int64_t;
+using Name = const char*;
+
+template <class Enum, std::size_t Count>
+Enum named(const Name (&names)[Count], Name name, Name argument) {
+  for (std::size_t i = 0; i < Count; ++i)
+    if (std::strcmp(name, names[i]) == 0) return Enum(i);
+  throw std::invalid_argument(std::string(argument) + ": unknown name '" + name + "'");
+}
+
+// in the order of the enumerations in api.h
+constexpr Name kSqueezes[] = {"avg", "max", "avgmax"};
+constexpr Name kActs[] = {"relu",      "silu",       "gelu",    "gelu_tanh",
+                          "hardswish", "leaky_relu", "identity"};
+constexpr Name kGates[] = {"sigmoid", "hardsigmoid", "tanh", "relu"};
+constexpr Name kPosts[] = {"none", "relu"};
+
+Problem problem(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
+                bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
+                int threads) {
+  return {images,
+          channels,
+          reduced,
+          pixels,
+          DType(x_type),
+          DType(w_type),
+          nhwc ? Layout::nhwc : Layout::nchw,
+          named<Squeeze>(kSqueezes, squeeze, "squeeze"),
+          named<Act>(kActs, act, "act"),
+          act_slope,
+          named<Gate>(kGates, gate, "gate"),
+          named<Post>(kPosts, post, "post"),
+          threads};
+}
+
+Input input(Pointer data, Size image, Size channel, Size pixel) {
+  return {reinterpret_cast<const void*>(data), image, channel, pixel};
+}
+Output output(Pointer data, Size image, Size channel, Size pixel) {
+  return {reinterpret_cast<void*>(data), image, channel, pixel};
+}
+const void* in(Pointer p) { return reinterpret_cast<const void*>(p); }
+void* out(Pointer p) { return reinterpret_cast<void*>(p); }
+
+void raise(Status status) {
+  if (status == Status::out_of_memory) throw std::bad_alloc();
+}
+
+// A tensor of images arrives as its address and three strides: image, channel, pixel.
+void run_forward(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
+                 bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
+                 int threads, Pointer x, Size x_i, Size x_c, Size x_p, Pointer residual, Size r_i,
+                 Size r_c, Size r_p, Pointer y, Size y_i, Size y_c, Size y_p, Pointer w1,
+                 Pointer w2, Pointer b1, Pointer b2, Pointer z, Pointer a, Pointer s) {
+  const Problem p = problem(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
+                            act_slope, gate, post, threads);
+  const Forward f{input(x, x_i, x_c, x_p),
+                  input(residual, r_i, r_c, r_p),
+                  in(w1),
+                  in(w2),
+                  in(b1),
+                  in(b2),
+                  output(y, y_i, y_c, y_p),
+                  out(z),
+                  out(a),
+                  out(s)};
+  const py::gil_scoped_release release;
+  raise(forward(p, f));
+}
+
+void run_backward(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
+                  bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
+                  int threads, Pointer x, Size x_i, Size x_c, Size x_p, Pointer dy, Size dy_i,
+                  Size dy_c, Size dy_p, Pointer y, Size y_i, Size y_c, Size y_p, Pointer dx,
+                  Size dx_i, Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p,
+                  Pointer w1, Pointer w2, Pointer z, Pointer a, Pointer s, Pointer dw1, Pointer dw2,
+                  Pointer db1, Pointer db2) {
+  const Problem p = problem(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
+                            act_slope, gate, post, threads);
+  const Backward b{input(x, x_i, x_c, x_p),
+                   input(dy, dy_i, dy_c, dy_p),
+                   input(y, y_i, y_c, y_p),
+                   in(w1),
+                   in(w2),
+                   in(z),
+                   in(a),
+                   in(s),
+                   output(dx, dx_i, dx_c, dx_p),
+                   output(dr, dr_i, dr_c, dr_p),
+                   out(dw1),
+                   out(dw2),
+                   out(db1),
+                   out(db2)};
+  const py::gil_scoped_release release;
+  raise(backward(p, b));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of se_kernels; the arguments are addresses, called by backends/cpu.py";
+  m.attr("float32") = int(DType::float32);
+  m.attr("float64") = int(DType::float64);
+  m.attr("bfloat16") = int(DType::bfloat16);
+  m.attr("float16") = int(DType::float16);
+  m.def("forward", run_forward);
+  m.def("backward", run_backward);
+  m.def("instruction_set", instruction_set);
+}

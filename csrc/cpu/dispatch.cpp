@@ -1,0 +1,144 @@
+// The CPU entry points: a plan, scratch memory, and the build for this processor.
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "kernels.h"
+
+namespace se_kernels {
+namespace {
+
+constexpr std::int64_t kLine = 64;
+constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
+
+struct Build {
+  const char* name;
+  bool (*runs_here)();
+  decltype(&baseline::forward) forward;
+  decltype(&baseline::backward) backward;
+};
+
+// widest first
+constexpr Build kBuilds[] = {
+#ifdef SE_HAVE_AVX512
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     avx512::forward, avx512::backward},
+#endif
+#ifdef SE_HAVE_AVX2
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     },
+     avx2::forward, avx2::backward},
+#endif
+    {"baseline", [] { return true; }, baseline::forward, baseline::backward},
+};
+
+const Build& build() {
+  static const Build& chosen = []() -> const Build& {
+    const char* named = std::getenv("SE_KERNELS_CPU_ISA");
+    bool reached = named == nullptr;
+    for (const Build& candidate : kBuilds) {
+      reached = reached || std::strcmp(named, candidate.name) == 0;
+      if (reached && candidate.runs_here()) return candidate;
+    }
+    return kBuilds[sizeof(kBuilds) / sizeof(kBuilds[0]) - 1];
+  }();
+  return chosen;
+}
+
+std::int64_t size_of(DType type) {
+  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
+}
+
+std::int64_t compute_size(const Problem& p) {
+  return p.x_type == DType::float64 || p.w_type == DType::float64 ? 8 : 4;
+}
+
+// One allocation for all of a call's scratch.
+class Arena {
+ public:
+  Arena(const Problem& p, const Plan& plan) {
+    const std::int64_t size = compute_size(p), by_channel = p.images * p.channels * size,
+                       by_reduced = p.images * p.reduced * size,
+                       by_thread = plan.threads * p.channels * size,
+                       parts = plan.threads * plan.group * p.channels;
+    for (void*& part : scratch_.by_channel) place(part, by_channel);
+    for (void*& part : scratch_.by_reduced) place(part, by_reduced);
+    place(scratch_.sums, by_thread);
+    place(scratch_.totals, parts * 8);
+    const std::int64_t peaks = p.squeeze == Squeeze::avg ? 0 : parts * size;
+    place(scratch_.peaks, peaks);
+    place(scratch_.ties, peaks);
+    memory_.reset(std::aligned_alloc(kLine, used_ + kLine));
+    for (int i = 0; i < count_; ++i)
+      *places_[i].part = static_cast<char*>(memory_.get()) + places_[i].offset;
+  }
+  explicit operator bool() const { return memory_ != nullptr; }
+  const Scratch& scratch() const { return scratch_; }
+
+ private:
+  struct Place {
+    void** part;
+    std::int64_t offset;
+  };
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  void place(void*& part, std::int64_t bytes) {
+    places_[count_++] = {&part, used_};
+    used_ += (bytes + kLine - 1) / kLine * kLine;
+  }
+  Scratch scratch_{};
+  Place places_[10];
+  int count_ = 0;
+  std::int64_t used_ = 0;
+  std::unique_ptr<void, Free> memory_;
+};
+
+// A fresh large output is faulted in by 2 MB instead of by 4 KB.
+void expect_huge_pages(const Problem& p, const Output& t) {
+#ifdef MADV_HUGEPAGE
+  const std::int64_t bytes = p.images * p.channels * p.pixels * size_of(p.x_type);
+  if (!t.data || bytes < 2 * kHugePage) return;
+  const auto begin = reinterpret_cast<std::uintptr_t>(t.data);
+  const auto first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (begin + std::uintptr_t(bytes)) / kHugePage * kHugePage;
+  if (end > first) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+  (void)p, (void)t;
+#endif
+}
+
+}  // namespace
+
+const char* instruction_set() { return build().name; }
+
+Status forward(const Problem& p, const Forward& f) {
+  const Plan plan = make_plan(p, f.residual.data ? 2 : 1, size_of(p.x_type));
+  const Arena arena(p, plan);
+  if (!arena) return Status::out_of_memory;
+  expect_huge_pages(p, f.y);
+  build().forward(p, f, plan, arena.scratch());
+  return Status::ok;
+}
+
+Status backward(const Problem& p, const Backward& b) {
+  const Plan plan = make_plan(p, b.y.data ? 3 : 2, size_of(p.x_type));
+  const Arena arena(p, plan);
+  if (!arena) return Status::out_of_memory;
+  expect_huge_pages(p, b.dx);
+  expect_huge_pages(p, b.dr);
+  build().backward(p, b, plan, arena.scratch());
+  return Status::ok;
+}
+
+}  // namespace se_kernels

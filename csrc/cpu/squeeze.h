@@ -1,0 +1,158 @@
+// squeeze: equation 2, x (C,P) to z (C), and its backward, dx = g s + dz / P.
+#pragma once
+
+#include "plane.h"
+
+namespace se_kernels::SE_ISA {
+
+// What a thread finds in its pixels of one nhwc image, each (C): Σ, and the largest elements with
+// their number. Parts of one image lie `stride` apart, a thread after the other.
+template <class A>
+struct Part {
+  double* totals;
+  A *peaks, *ties;
+  std::int64_t stride;
+  Part of(int thread) const {
+    return {totals + thread * stride, peaks + thread * stride, ties + thread * stride, stride};
+  }
+};
+
+template <class A, class X>
+A max_row(const X* x, std::int64_t n) {
+  constexpr std::int64_t lanes = kLanes<A>;
+  A peak = load(One<A>{}, x);
+  std::int64_t i = 0;
+  if (n >= lanes) {
+    Vec<A> peaks = load(Many<A>{}, x);
+    for (i = lanes; i + lanes <= n; i += lanes) peaks = maximum(peaks, load(Many<A>{}, x + i));
+    for (int lane = 0; lane < lanes; ++lane) peak = maximum(peak, A(peaks[lane]));
+  }
+  for (; i < n; ++i) peak = maximum(peak, load(One<A>{}, x + i));
+  return peak;
+}
+
+template <class A>
+A squeezed(Squeeze kind, double total, A peak, std::int64_t pixels) {
+  if (kind == Squeeze::max) return peak;
+  const A mean = A(total / double(pixels));
+  return kind == Squeeze::avg ? mean : A(0.5) * (mean + peak);
+}
+
+// nchw: z of the region's channels.
+template <class A, class X>
+void squeeze_rows(Image<const X> x, Region region, Squeeze kind, A* z) {
+  const std::int64_t pixels = region.pixels.size();
+  for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
+    const X* row = x.channel(c);
+    double total = 0;
+    if (kind != Squeeze::max)
+      total = sum_row<A>(pixels, [=](auto tag, std::int64_t i) { return load(tag, row + i); });
+    const A peak = kind == Squeeze::avg ? A(0) : max_row<A>(row, pixels);
+    z[c] = squeezed(kind, total, peak, pixels);
+  }
+}
+
+// nhwc: totals and peaks over the region's pixels; sums (C) is scratch.
+template <class A, class X>
+void squeeze_columns(Image<const X> x, Region region, Squeeze kind, A* sums, Part<A> part) {
+  const std::int64_t channels = region.channels.size();
+  for (std::int64_t c = 0; c < channels; ++c) part.totals[c] = 0;
+  if (kind != Squeeze::max)
+    sum_columns<A, 8>(
+        region.pixels, channels, sums, part.totals,
+        [=](auto tag, std::int64_t p, std::int64_t c) { return load(tag, x.pixel(p) + c); });
+  if (kind == Squeeze::avg) return;
+  A* peaks = part.peaks;
+  for (std::int64_t c = 0; c < channels; ++c) peaks[c] = -__builtin_inf();
+  for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
+    const X* row = x.pixel(p);
+    map_row<A>(peaks, channels, false, [=](auto tag, std::int64_t c) {
+      return maximum(load(tag, peaks + c), load(tag, row + c));
+    });
+  }
+}
+
+// nhwc: z of some channels from the parts of every thread.
+template <class A>
+void gather_squeeze(Part<A> part, int threads, Range channels, std::int64_t pixels, Squeeze kind,
+                    A* z) {
+  for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+    double total = 0;
+    A peak = -__builtin_inf();
+    for (int t = 0; t < threads; ++t) {
+      total += part.of(t).totals[c];
+      if (kind != Squeeze::avg) peak = maximum(peak, part.of(t).peaks[c]);
+    }
+    z[c] = squeezed(kind, total, peak, pixels);
+  }
+}
+
+// Per channel, what the gradient of the squeeze adds: dx = g s + mean + (x == peak ? share : 0).
+template <class A>
+struct SqueezeGradient {
+  A *mean, *peak, *share;  // (C); peak and share count only where the squeeze takes a maximum
+};
+
+// g = dy post'(y)
+template <bool Relu, class Tag, class X>
+SE_INLINE auto post_backward(Tag tag, const X* dy, const X* y) {
+  auto g = load(tag, dy);
+  if constexpr (Relu) g = select(load(tag, y) <= decltype(g){}, decltype(g){}, g);
+  return g;
+}
+
+template <bool Relu, bool Peaks, class Tag, class X, class S>
+SE_INLINE auto dx_at(Tag tag, const X* dy, const X* y, const X* x, S s, S mean, S peak, S share) {
+  using V = typename Tag::type;
+  V dx = post_backward<Relu>(tag, dy, y) * s + mean;
+  // a product, as in eager: an infinite share makes NaN of the elements that have none
+  if constexpr (Peaks) dx += select(load(tag, x) == peak, V{} + typename Tag::A(1), V{}) * share;
+  return dx;
+}
+
+// What scale_backward reads of the image that comes next; y only where it is masked.
+template <class X>
+struct Next {
+  Image<const X> dy, y, x;
+  SE_INLINE void prefetch_channel(std::int64_t c, std::int64_t i) const {
+    prefetch(dy.channel(c) + i), prefetch(x.channel(c) + i);
+    if (y) prefetch(y.channel(c) + i);
+  }
+  SE_INLINE void prefetch_pixel(std::int64_t p, std::int64_t c) const {
+    prefetch(dy.pixel(p) + c), prefetch(x.pixel(p) + c);
+    if (y) prefetch(y.pixel(p) + c);
+  }
+};
+
+// dx of the region; x is read only where Peaks, y only where Relu.
+template <class A, bool Relu, bool Peaks, class X>
+void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<const X> x,
+                      Region region, const A* s, SqueezeGradient<A> d, Image<X> dx,
+                      const Next<X>& next, bool streaming) {
+  if (layout == Layout::nchw) {
+    for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
+      const X *dy_row = dy.channel(c), *y_row = Relu ? y.channel(c) : dy_row,
+              *x_row = Peaks ? x.channel(c) : dy_row;
+      const A scale = s[c], mean = d.mean[c], peak = Peaks ? d.peak[c] : A(0),
+              share = Peaks ? d.share[c] : A(0);
+      map_row<A>(dx.channel(c), region.pixels.size(), streaming, [=](auto tag, std::int64_t i) {
+        next.prefetch_channel(c, i);
+        return dx_at<Relu, Peaks>(tag, dy_row + i, y_row + i, x_row + i, scale, mean, peak, share);
+      });
+    }
+    return;
+  }
+  for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
+    const X *dy_row = dy.pixel(p), *y_row = Relu ? y.pixel(p) : dy_row,
+            *x_row = Peaks ? x.pixel(p) : dy_row;
+    map_row<A>(dx.pixel(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
+      next.prefetch_pixel(p, c);
+      const auto scale = load(tag, s + c), mean = load(tag, d.mean + c);
+      const auto peak = Peaks ? load(tag, d.peak + c) : mean;
+      const auto share = Peaks ? load(tag, d.share + c) : mean;
+      return dx_at<Relu, Peaks>(tag, dy_row + c, y_row + c, x_row + c, scale, mean, peak, share);
+    });
+  }
+}
+
+}  // namespace se_kernels::SE_ISA
