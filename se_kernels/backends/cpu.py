@@ -1,0 +1,180 @@
+"""The native CPU backend: torch tensors in, plain pointers to csrc/ out."""
+
+import ctypes
+import importlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from se_kernels.layout import empty_gradients, empty_output, layout_of, memory_format_of, walk
+from se_kernels.reference import compute_dtype
+
+
+def _share_openmp() -> None:
+    # csrc/ is not linked to an OpenMP runtime: a second one beside torch's would fight it for cores
+    packages = Path(torch.__file__).parent
+    bundled = [*packages.glob("lib/lib*omp*"), *packages.parent.glob("torch.libs/lib*omp*")]
+    for library in [str(path) for path in bundled] or ["libgomp.so.1", "libomp.so.5"]:
+        try:
+            ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+            return
+        except OSError:
+            continue
+
+
+def _load():
+    _share_openmp()
+    try:
+        return importlib.import_module("se_kernels._C"), None
+    except ImportError as error:
+        reason = str(error)
+    try:
+        built = importlib.import_module("se_kernels._build_info")
+        reason = built.CPU_ERROR or reason
+    except ImportError:
+        reason = f"the package was never built ({reason})"
+    return None, reason
+
+
+_C, _reason = _load()
+
+_SUPPORTED = ("float32", "float64", "bfloat16", "float16")
+if _C is not None:
+    _DTYPES = {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED}
+
+
+def why_not() -> str | None:
+    """Why the extension cannot be used on this machine, or None where it can."""
+    return _reason
+
+
+def why_not_for(x: Tensor) -> str | None:
+    """Why this backend does not serve x, or None where it does."""
+    if not x.is_cpu:
+        return f"expected x on a CPU, got {x.device}"
+    return _reason
+
+
+def instruction_set() -> str:
+    """The instruction set that the kernels chose on this processor."""
+    return _C.instruction_set()
+
+
+def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y (N, C, H, W)."""
+    y = empty_output(x)
+    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y)
+    return y
+
+
+def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y (N, C, H, W), z (N, C), a (N, R), s (N, C)."""
+    dtype = compute_dtype(x, w1)
+    images, channels = x.shape[:2]
+    y = empty_output(x)
+    z = torch.empty(images, channels, dtype=dtype)
+    a = torch.empty(images, w1.shape[0], dtype=dtype)
+    s = torch.empty_like(z)
+    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z, a, s)
+    return y, z, a, s
+
+
+def _run_forward(
+    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
+):
+    layout, x = _readable(x)
+    residual = _like(residual, layout)
+    w1, w2, b1, b2 = _row_major(w1), _row_major(w2), _flat(b1), _flat(b2)
+    _C.forward(
+        *_problem(x, w1, layout, squeeze, act, act_slope, gate, post),
+        *_place(x),
+        *_place(residual),
+        *_place(y),
+        w1.data_ptr(),
+        w2.data_ptr(),
+        _pointer(b1),
+        _pointer(b2),
+        _pointer(z),
+        _pointer(a),
+        _pointer(s),
+    )
+
+
+def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
+    """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
+    gradients = empty_gradients(x, w1, w2, needs)
+    dx, dr, *weight_gradients = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    layout, x = _readable(x)
+    dy = _like(dy, layout)
+    y = _like(y, layout)
+    w1, w2 = _row_major(w1), _row_major(w2)
+    z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
+    _C.backward(
+        *_problem(x, w1, layout, squeeze, act, act_slope, gate, post),
+        *_place(x),
+        *_place(dy),
+        *_place(y),
+        *_place(dx),
+        *_place(dr),
+        w1.data_ptr(),
+        w2.data_ptr(),
+        z.data_ptr(),
+        a.data_ptr(),
+        s.data_ptr(),
+        *map(_pointer, weight_gradients),
+    )
+    return gradients
+
+
+def _problem(x, w1, layout, squeeze, act, act_slope, gate, post):
+    images, channels, height, width = x.shape
+    return (
+        images,
+        channels,
+        w1.shape[0],
+        height * width,
+        _DTYPES[x.dtype],
+        _DTYPES[w1.dtype],
+        layout == "nhwc",
+        squeeze,
+        act,
+        act_slope,
+        gate,
+        post,
+        torch.get_num_threads(),
+    )
+
+
+def _readable(x):
+    layout = layout_of(x)
+    return (layout, x) if layout is not None else ("nchw", x.contiguous())
+
+
+def _like(t, layout):
+    """t where it lies if it can be walked as ``layout``, else a copy."""
+    if t is None:
+        return None
+    strides = walk(t)
+    if strides is not None:
+        _, channel, pixel = strides
+        if pixel == 1 if layout == "nchw" else (channel == 1 or t.shape[1] <= 1):
+            return t
+    return t.contiguous(memory_format=memory_format_of(layout))
+
+
+def _place(t):
+    """Address, strides of image, channel and pixel; a null address for None."""
+    return (0, 0, 0, 0) if t is None else (t.data_ptr(), *walk(t))
+
+
+def _row_major(w):
+    return w if w.is_contiguous() else w.flatten(1).contiguous()
+
+
+def _flat(b):
+    return None if b is None else b.contiguous()
+
+
+def _pointer(t):
+    return 0 if t is None else t.data_ptr()

@@ -1,0 +1,55 @@
+"""Which backend serves a tensor, and why."""
+
+import logging
+import os
+
+from torch import Tensor
+
+from se_kernels.backends import cpu
+
+REFERENCE = "reference"
+BACKENDS = {"cpu": cpu}  # native first; each has why_not() and why_not_for(x)
+NAMES = (*BACKENDS, REFERENCE)
+
+_log = logging.getLogger("se_kernels")
+_default = os.environ.get("SE_KERNELS_BACKEND") or None
+
+
+def available_backends() -> dict[str, str | None]:
+    """Each backend's name, with None where it can be used on this machine, else the reason."""
+    return {**{name: module.why_not() for name, module in BACKENDS.items()}, REFERENCE: None}
+
+
+def choose(x: Tensor, backend: str | None = None) -> str:
+    """The name of the backend that serves x (N, C, H, W).
+
+    ``backend`` (or the environment variable SE_KERNELS_BACKEND, read at import) names one, and a
+    named backend that cannot serve x raises ValueError (an unknown name, another device) or
+    RuntimeError (not built). Otherwise: the native backend of x's device, then "reference"; a
+    fallback is logged at debug level with its reason.
+    """
+    name = backend if backend is not None else _default
+    if name is None:
+        for candidate, module in BACKENDS.items():
+            reason = module.why_not_for(x)
+            if reason is None:
+                return candidate
+            _log.debug("backend %s passed over: %s", candidate, reason)
+        return REFERENCE
+    if name == REFERENCE:
+        return REFERENCE
+    if name not in BACKENDS:
+        argument = "SE_KERNELS_BACKEND" if backend is None else "backend"
+        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}; got {name!r}")
+    missing = BACKENDS[name].why_not()
+    if missing is not None:
+        raise RuntimeError(f"backend {name!r} is not available: {missing}")
+    reason = BACKENDS[name].why_not_for(x)
+    if reason is not None:
+        raise ValueError(f"backend {name!r}: {reason}")
+    return name
+
+
+def get(name: str):
+    """The module of a backend chosen by ``choose``; it has inference, forward and backward."""
+    return BACKENDS[name]

@@ -1,0 +1,169 @@
+"""SqueezeExcite: the block as a layer, a drop-in for timm's and torchvision's."""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from se_kernels import reference
+from se_kernels.functional import squeeze_excite
+from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+
+_ACT_MODULES = {
+    nn.ReLU: "relu",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hardswish",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Identity: "identity",
+}
+_GATE_MODULES = {
+    nn.Sigmoid: "sigmoid",
+    nn.Hardsigmoid: "hardsigmoid",
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+}
+_TIMM_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
+
+
+class SqueezeExcite(nn.Module):
+    """The squeeze-and-excitation block (section 3; Fig. 3 with a residual and post="relu").
+
+    timm's signature and defaults, but bias=False (section 6). Parameters: ``fc1.weight``
+    (R, C, 1, 1), ``fc2.weight`` (C, R, 1, 1) and, with bias, ``fc1.bias`` (R,), ``fc2.bias``
+    (C,): state dicts load from and into timm's ``SEModule`` and torchvision's
+    ``SqueezeExcitation``.
+
+    Args:
+        channels: C.
+        rd_ratio: R / C, 1 / r of the paper.
+        rd_channels: R itself; overrides rd_ratio.
+        rd_divisor: R from rd_ratio is rounded to a multiple of this.
+        add_maxpool: squeeze="avgmax".
+        bias: biases in both FCs.
+        act_layer: δ: a name of ``variants.ACTS`` (or timm's spelling of one), or a module class,
+            partial or instance among nn.ReLU, SiLU, GELU, Hardswish, LeakyReLU, Identity.
+        norm_layer: a module made with R, between fc1 and δ (``bn``). The block then runs in eager.
+        gate_layer: σ: a name of ``variants.GATES``, or a module as above among nn.Sigmoid,
+            Hardsigmoid, Tanh, ReLU.
+        squeeze: "avg", "max" or "avgmax"; None follows add_maxpool.
+        post: "none", or "relu" after the addition of the residual.
+        backend: as in ``squeeze_excite``.
+
+    With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), the block runs in
+    eager, calling them.
+
+    Raises:
+        ValueError: an unknown variant, or a number of channels below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rd_ratio: float = 1.0 / 16,
+        rd_channels: int | None = None,
+        rd_divisor: int = 8,
+        add_maxpool: bool = False,
+        bias: bool = False,
+        act_layer=nn.ReLU,
+        norm_layer=None,
+        gate_layer="sigmoid",
+        *,
+        squeeze: str | None = None,
+        post: str = "none",
+        backend: str | None = None,
+    ):
+        super().__init__()
+        if squeeze is None:
+            squeeze = "avgmax" if add_maxpool else "avg"
+        elif squeeze not in SQUEEZES:
+            raise ValueError(f"squeeze: expected one of {', '.join(SQUEEZES)}; got {squeeze!r}")
+        elif add_maxpool and squeeze != "avgmax":
+            raise ValueError(f"squeeze: expected 'avgmax' with add_maxpool, got {squeeze!r}")
+        if post not in POSTS:
+            raise ValueError(f"post: expected one of {', '.join(POSTS)}; got {post!r}")
+        if channels < 1 or (rd_channels is not None and rd_channels < 1):
+            raise ValueError(
+                "channels, rd_channels: expected at least 1, "
+                f"got channels={channels}, rd_channels={rd_channels}"
+            )
+        if rd_channels is None:
+            rd_channels = reduced_channels(channels, rd_ratio, rd_divisor)
+        self.squeeze, self.post, self.backend = squeeze, post, backend
+        self.act, self.act_slope = _variant_of("act_layer", act_layer, _ACT_MODULES, ACTS)
+        self.gate, _ = _variant_of("gate_layer", gate_layer, _GATE_MODULES, GATES)
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
+        self.bn = norm_layer(rd_channels) if norm_layer else nn.Identity()
+        self._normed = not isinstance(self.bn, nn.Identity)
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) and residual, of x's shape and dtype or None, to y (N, C, H, W)."""
+        fc1, fc2 = self._modules["fc1"], self._modules["fc2"]  # faster than nn.Module.__getattr__
+        if self._normed or not (_is_plain(fc1) and _is_plain(fc2)):
+            return self._forward_unfused(x, residual)
+        w1, b1 = _weights(fc1)
+        w2, b2 = _weights(fc2)
+        return squeeze_excite(
+            x,
+            w1,
+            w2,
+            b1,
+            b2,
+            squeeze=self.squeeze,
+            act=self.act,
+            act_slope=self.act_slope,
+            gate=self.gate,
+            residual=residual,
+            post=self.post,
+            backend=self.backend,
+        )
+
+    def _forward_unfused(self, x, residual):
+        z = reference.squeeze(x, self.squeeze)[:, :, None, None]
+        h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)
+        s = reference.open_gate(self.fc2(h), self.gate).flatten(1)
+        return reference.scale(x, s, residual, self.post)
+
+    def extra_repr(self) -> str:
+        parts = [f"squeeze={self.squeeze!r}, act={self.act!r}, gate={self.gate!r}"]
+        if self.post != "none":
+            parts.append(f"post={self.post!r}")
+        if self.backend is not None:
+            parts.append(f"backend={self.backend!r}")
+        return ", ".join(parts)
+
+
+def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
+    """R: the multiple of rd_divisor nearest to channels * rd_ratio, and at least rd_divisor."""
+    return max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
+
+
+def _weights(fc: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    if type(fc) is nn.Conv2d:
+        parameters = fc._parameters  # faster than nn.Module.__getattr__
+        return parameters["weight"], parameters["bias"]
+    return fc.weight, fc.bias  # computed, where the class is parametrised
+
+
+def _is_plain(fc: nn.Module) -> bool:
+    # one that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
+    return type(fc).forward is nn.Conv2d.forward and not (
+        fc._forward_hooks or fc._forward_pre_hooks or fc._backward_hooks or fc._backward_pre_hooks
+    )
+
+
+def _variant_of(argument, layer, modules, names) -> tuple[str, float]:
+    """The variant that a layer argument names, and its negative slope where it has one."""
+    if isinstance(layer, str):
+        name = _TIMM_NAMES.get(layer, layer)
+        if name in names:
+            return name, 0.01
+    elif isinstance(layer, (type, partial)) and getattr(layer, "func", layer) in modules:
+        layer = layer()
+    if type(layer) in modules:
+        name = modules[type(layer)]
+        if isinstance(layer, nn.GELU) and layer.approximate == "tanh":
+            name = "gelu_tanh"
+        return name, getattr(layer, "negative_slope", 0.01)
+    classes = ", ".join(f"nn.{cls.__name__}" for cls in modules)
+    raise ValueError(f"{argument}: expected one of {', '.join(names)}, or {classes}; got {layer!r}")

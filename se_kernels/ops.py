@@ -1,0 +1,75 @@
+"""The registered ops, private: schema, fakes, and the way to the chosen backend.
+
+They have no autograd of their own; ``se_kernels.autograd`` is their only caller beside inference.
+"""
+
+import torch
+
+from se_kernels import dispatch
+from se_kernels.layout import empty_gradients, empty_output
+from se_kernels.reference import compute_dtype
+
+_VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
+_INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual"
+
+_library = torch.library.Library("se_kernels", "DEF")
+
+
+def _register(schema, implementation, fake):
+    name = _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"se_kernels::{name}", fake, lib=_library)
+    return getattr(torch.ops.se_kernels, name).default
+
+
+def _inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
+    return dispatch.get(backend).inference(
+        x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post
+    )
+
+
+def _inference_fake(x, w1, w2, b1, b2, residual, *_):
+    return empty_output(x)
+
+
+def _forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
+    return dispatch.get(backend).forward(
+        x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post
+    )
+
+
+def _forward_fake(x, w1, w2, b1, b2, residual, *_):
+    images, channels = x.shape[:2]
+    small = dict(dtype=compute_dtype(x, w1), device=x.device)
+    z = torch.empty((images, channels), **small)
+    a = torch.empty((images, w1.shape[0]), **small)
+    return empty_output(x), z, a, torch.empty((images, channels), **small)
+
+
+def _backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs, backend):
+    return dispatch.get(backend).backward(
+        dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs
+    )
+
+
+def _backward_fake(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs, backend):
+    return empty_gradients(x, w1, w2, needs)
+
+
+# y (N,C,H,W)
+inference = _register(
+    f"inference({_INPUTS}, {_VARIANT}, str backend) -> Tensor", _inference, _inference_fake
+)
+# y (N,C,H,W), z (N,C), a (N,R), s (N,C)
+forward = _register(
+    f"forward({_INPUTS}, {_VARIANT}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+# dx, dr (N,C,H,W), dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which, the others are empty
+backward = _register(
+    "backward(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor? y, Tensor z, Tensor a, Tensor s, "
+    f"{_VARIANT}, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
