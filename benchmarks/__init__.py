@@ -1,0 +1,1 @@
+"""Benchmarks of se_kernels: ``python -m benchmarks layer | network | photos | quick``."""

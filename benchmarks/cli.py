@@ -1,0 +1,349 @@
+"""The command line: ``python -m benchmarks layer | network | photos | quick``."""
+
+import functools
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+import torch
+
+import se_kernels
+from se_kernels import dispatch
+
+from . import contenders, environment, layer, network, photos, records, report
+from .inputs import DTYPES, MEMORY_FORMATS
+from .progress import progress
+from .timing import Budget
+from .verify import VerificationError
+
+COMMAND = "benchmarks.command"
+MIN_ROUNDS = {"layer": 10, "network": 5}
+
+
+class Main(click.Group):
+    """Keeps the command line for the records."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[COMMAND] = shlex.join(["python", "-m", "benchmarks", *args])
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=Main, context_settings={"show_default": True, "max_content_width": 100})
+def main() -> None:
+    """Measure se_kernels against eager PyTorch and torch.compile, contenders taken in turn.
+
+    Every contender is verified against the definition in float64 before it is timed; a wrong one
+    ends the run with an error, and nothing is reported.
+    """
+
+
+def _device(ctx, param, value: str) -> torch.device:
+    if value == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = "torch finds no GPU" if built else "this torch was built without CUDA"
+        raise click.BadParameter(f"cuda cannot be used here: {reason}")
+    return torch.device(value)
+
+
+def _shapes(ctx, param, values: Sequence[str]) -> list[layer.Shape]:
+    try:
+        return [layer.Shape.parse(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _png(ctx, param, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() != ".png":
+        raise click.BadParameter(f"expected a path that ends in .png, got {value}")
+    return value
+
+
+FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+POSITIVE = click.IntRange(min=1)
+BACKENDS = click.Choice(list(se_kernels.available_backends()))
+
+
+def several(name: str, kind, default: Sequence, help: str, *names: str, **options):
+    """An option that may be given more than once."""
+    options.update(type=kind, default=default, multiple=True, help=f"{help} Repeatable.")
+    return click.option(*names, name, **options)
+
+
+def shared(kind: str, seconds: float) -> Callable:
+    """The options of both benchmarks."""
+    options = [
+        click.option(
+            "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", callback=_device
+        ),
+        several("dtypes", click.Choice(list(DTYPES)), ["float32"], "Of x.", "--dtype"),
+        several(
+            "layouts", click.Choice(list(MEMORY_FORMATS)), ["nchw"], "Of x in memory.", "--layout"
+        ),
+        several(
+            "modes",
+            click.Choice(layer.MODES),
+            layer.MODES,
+            "train: forward + backward." if kind == "layer" else "train: a whole step with SGD.",
+            "--mode",
+        ),
+        click.option("--rounds", type=POSITIVE, help="Exactly so many rounds per point."),
+        click.option(
+            "--seconds",
+            "--time",
+            type=click.FloatRange(min=0),
+            default=seconds,
+            help=f"Per point, without --rounds; at least {MIN_ROUNDS[kind]} rounds.",
+        ),
+        *machine_options(),
+        *output_options(),
+    ]
+    return lambda command: functools.reduce(lambda f, option: option(f), options[::-1], command)
+
+
+def machine_options() -> list[Callable]:
+    return [
+        click.option("--threads", type=POSITIVE, help="Of torch on the CPU.  [default: torch's]"),
+        click.option("--seed", type=int, default=0, help="Of inputs and weights."),
+    ]
+
+
+def output_options() -> list[Callable]:
+    return [
+        click.option("--json", "json_path", type=FILE, help="Append one JSON line per point."),
+        click.option("--save", is_flag=True, help="Append them in benchmarks/results/."),
+        click.option("--plot", type=FILE, callback=_png, help="Draw a chart, PATH.png."),
+    ]
+
+
+@main.command("layer")
+@several(
+    "shapes",
+    str,
+    list(layer.STAGES),
+    "A stage of SE-ResNet-50, or CxHxW[:R]; R is C/16 where not given.",
+    "--shape",
+    "--shapes",
+    callback=_shapes,
+    metavar="SHAPE",
+)
+@several("batches", POSITIVE, [1, 32], "Images.", "--batch")
+@several(
+    "kinds",
+    click.Choice(contenders.KINDS),
+    contenders.KINDS,
+    "fused is each backend; copy is the floor.",
+    "--contender",
+    "--contenders",
+)
+@several(
+    "backends",
+    BACKENDS,
+    [],
+    "Of the fused contenders.  [default: every one that serves the device here]",
+    "--backend",
+    "--backends",
+)
+@shared("layer", seconds=3.0)
+@click.pass_context
+def layer_command(ctx, shapes, batches, kinds, backends, device, dtypes, layouts, modes, **options):
+    """One SE block: eager, torch.compile, each backend, and the floor, a copy of x."""
+    if "fused" in kinds:
+        backends = pick_backends(device, backends)
+    points = layer.points(shapes, batches, dtypes, layouts, modes)
+    settings = layer.Settings(device, kinds, backends, budget("layer", options), options["seed"])
+    run_layer(ctx, points, settings, options)
+
+
+@main.command("network")
+@several("batches", POSITIVE, [1], "Images.", "--batch")
+@several("image_sizes", click.IntRange(min=32), [224], "Height and width.", "--image-size")
+@click.option("--backend", type=BACKENDS, help="Of the fused blocks.  [default: the device's own]")
+@click.option("--compile", "compiled", is_flag=True, help="Also torch.compile each network.")
+@click.option(
+    "--stride-in-3x3", is_flag=True, help="As torchvision has it; the paper has it in the 1x1."
+)
+@click.option("--photos", "with_photos", is_flag=True, help="Also run `photos`, first.")
+@shared("network", seconds=20.0)
+@click.pass_context
+def network_command(
+    ctx, batches, image_sizes, backend, compiled, stride_in_3x3, with_photos, device, **options
+):
+    """ResNet-50 beside SE-ResNet-50, eager and fused; the paper's ratios stand beside."""
+    check_training(batches, image_sizes, options)
+    (backend,) = pick_backends(device, [backend] if backend else [])[:1]
+    settings = network.Settings(
+        device, backend, compiled, not stride_in_3x3, budget("network", options), options["seed"]
+    )
+    points = network.points(
+        batches, image_sizes, options["dtypes"], options["layouts"], options["modes"]
+    )
+    if with_photos:
+        for dtype in options["dtypes"]:
+            for layout in options["layouts"]:
+                run_photos(ctx, settings, dtype, layout, options)
+    run_network(ctx, points, settings, options)
+
+
+@main.command("photos")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", callback=_device)
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32")
+@click.option("--layout", type=click.Choice(list(MEMORY_FORMATS)), default="nchw")
+@click.option("--backend", type=BACKENDS, help="Of the fused blocks.  [default: the device's own]")
+@click.option("--threads", type=POSITIVE, help="Of torch on the CPU.  [default: torch's]")
+@click.option("--seed", type=int, default=0, help="Of the weights.")
+@click.option("--json", "json_path", type=FILE, help="Append one JSON line.")
+@click.option("--save", is_flag=True, help="Append it in benchmarks/results/.")
+@click.pass_context
+def photos_command(ctx, device, dtype, layout, backend, **options):
+    """scikit-learn's two photographs through SE-ResNet-50: fused and eager logits are equal."""
+    (backend,) = pick_backends(device, [backend] if backend else [])[:1]
+    settings = network.Settings(device, backend, compiled=False, seed=options["seed"])
+    run_photos(ctx, settings, dtype, layout, options)
+
+
+@main.command("quick")
+@click.option("--backend", type=BACKENDS, help="Of the fused contenders.  [default: the CPU's own]")
+@click.option("--threads", type=POSITIVE, help="Of torch on the CPU.  [default: torch's]")
+@click.option("--seed", type=int, default=0, help="Of inputs and weights.")
+@click.option("--json", "json_path", type=FILE, help="Append one JSON line per point.")
+@click.option("--save", is_flag=True, help="Append them in benchmarks/results/.")
+@click.option(
+    "--plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for layer.png and network.png.",
+)
+@click.pass_context
+def quick_command(ctx, backend, plots, **options):
+    """A few points of each in some minutes on two cores: layer, network, photos. `make bench`."""
+    device = torch.device("cpu")
+    backends = pick_backends(device, [backend] if backend else [])
+    seed = options["seed"]
+    run_layer(
+        ctx,
+        layer.points(
+            [layer.Shape.parse(name) for name in ("conv2", "conv4")],
+            [1, 16],
+            ["float32"],
+            ["nchw"],
+            layer.MODES,
+        ),
+        layer.Settings(device, contenders.KINDS, backends, Budget(seconds=2, min_rounds=7), seed),
+        {**options, "plot": plots / "layer.png" if plots else None},
+    )
+    settings = network.Settings(
+        device, backends[0], compiled=False, budget=Budget(rounds=7, warmup=1), seed=seed
+    )
+    points = [
+        *network.points([1], [224], ["float32"], ["nchw"], ["inference"]),
+        *network.points([4], [224], ["float32"], ["nchw", "channels_last"], ["train"]),
+    ]
+    run_network(
+        ctx, points, settings, {**options, "plot": plots / "network.png" if plots else None}
+    )
+    run_photos(ctx, settings, "float32", "nchw", options)
+
+
+def pick_backends(device: torch.device, named: Sequence[str]) -> list[str]:
+    """The named backends, or all usable ones; an error in one line where there is none."""
+    for name in named:
+        reason = contenders.why_not(name, device)
+        if reason is not None:
+            raise click.UsageError(f"--backend {name}: {reason}")
+    picked = list(dict.fromkeys(named)) or contenders.usable_backends(device)
+    if not picked:
+        reasons = "; ".join(
+            f"{name}: {contenders.why_not(name, device)}"
+            for name in se_kernels.available_backends()
+            if name != dispatch.REFERENCE
+        )
+        raise click.UsageError(
+            f"no backend serves {device.type} tensors here ({reasons});"
+            " --backend reference measures the definition"
+        )
+    return picked
+
+
+def check_training(batches, image_sizes, options) -> None:
+    """What a training step cannot do, said before anything is built."""
+    if "train" not in options["modes"]:
+        return
+    if "float16" in options["dtypes"]:
+        raise click.UsageError("float16 trains only with loss scaling; use --dtype bfloat16")
+    numbers = network.normed(min(batches), min(image_sizes))
+    if numbers < network.MIN_NORMED:
+        raise click.UsageError(
+            f"training leaves the last batch norms {numbers} numbers per channel, expected at least"
+            f" {network.MIN_NORMED}: use a larger --batch or --image-size"
+        )
+
+
+def budget(kind: str, options: dict) -> Budget:
+    return Budget(
+        rounds=options["rounds"],
+        seconds=options["seconds"],
+        min_rounds=MIN_ROUNDS[kind],
+        warmup=2 if kind == "layer" else 1,
+    )
+
+
+def run_layer(ctx, points, settings, options) -> None:
+    found = measure_all(ctx, points, settings, layer.measure, options)
+    finish(found, report.layer_tables, options)
+    if options.get("plot"):
+        from . import plot
+
+        plot.layer(found, options["plot"])
+
+
+def run_network(ctx, points, settings, options) -> None:
+    found = measure_all(ctx, points, settings, network.measure, options)
+    finish(found, report.network_tables, options)
+    if options.get("plot"):
+        from . import plot
+
+        plot.network(found, options["plot"])
+
+
+def run_photos(ctx, settings, dtype: str, layout: str, options) -> None:
+    def measure(point, settings, here, on_step):
+        return photos.compare(settings, dtype, layout, here)
+
+    found = measure_all(ctx, [f"two photographs {layout} {dtype}"], settings, measure, options)
+    finish(found, lambda records: [report.photos_table(r) for r in records], options)
+
+
+def measure_all(ctx, points, settings, measure, options) -> list[dict]:
+    """The records of all points, or, after Ctrl-C, of those that are done."""
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    command = ctx.find_root().meta[COMMAND]
+    found: list[dict] = []
+    point = None
+    try:
+        with progress(points) as start:
+            for point in points:
+                here = environment.gather(settings.device, command)
+                found.append(measure(point, settings, here, start(point)))
+    except VerificationError as error:
+        raise click.ClickException(f"{point}: {error}; nothing is reported") from error
+    except torch.OutOfMemoryError as error:
+        raise click.ClickException(f"{point}: out of memory; take a smaller --batch") from error
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        click.echo(f"interrupted: {len(found)} of {len(points)} points", err=True)
+    return found
+
+
+def finish(found: list[dict], tables: Callable, options: dict) -> None:
+    """Show the tables and append the lines."""
+    if options["json_path"]:
+        records.append(options["json_path"], found)
+    if options["save"]:
+        path = records.default_path(found[0]["kind"], found[0]["device"])
+        records.append(path, found)
+        click.echo(f"appended to {path}", err=True)
+    console = report.console()
+    for table in tables(found):
+        console.print(table)

@@ -1,0 +1,201 @@
+"""Tables of records, for people."""
+
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .contenders import COPIES
+from .timing import geometric_mean
+
+NARROWEST = 118  # columns, where the output is no terminal
+
+
+def console() -> Console:
+    """On standard output; wide enough for the tables where that is a file or a pipe."""
+    found = Console()
+    return found if found.is_terminal else Console(width=max(NARROWEST, found.width))
+
+
+def layer_tables(records: Sequence[dict]) -> list[Table]:
+    """One table of times per dtype, layout and mode, then the summary."""
+    tables = [
+        _layer_table(group, key) for key, group in _groups(records, "dtype", "layout", "mode")
+    ]
+    return [*tables, _layer_summary(records)]
+
+
+def _layer_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
+    dtype, layout, mode = key
+    title = f"SE block, {mode_in_words(mode)}, {dtype}, {layout}; {_machine(records[0])}"
+    table = _table(title, "shape", "N", "contender")
+    for heading in ("p20 µs", "p50 µs", "p80 µs", "copies", "GB/s", "eager/x", "compile/x"):
+        table.add_column(heading, justify="right")
+    for record in records:
+        floor = record["floor"]
+        shape = record["shape"]
+        size = "{channels}x{height}x{width} R{reduced}".format(**shape)
+        label = size if shape["name"] in size else f"{shape['name']} {size}"
+        first = [label, str(record["batch"])]
+        for name, row in record["contenders"].items():
+            table.add_row(
+                *first,
+                name,
+                *(f"{row[p]:,.1f}" for p in ("p20_us", "p50_us", "p80_us")),
+                _number(row.get("copies"), ".2f"),
+                f"{row['gb_per_s']:.1f}",
+                _number(record["ratios"].get("eager", {}).get(name), ".2f"),
+                _number(record["ratios"].get("compile", {}).get(name), ".2f"),
+            )
+            first = ["", ""]
+        table.add_row(
+            *first, "floor", "", _number(floor.get("us"), ",.1f"), "", f"{floor['copies']:.2f}"
+        )
+        table.add_section()
+    return table
+
+
+def layer_summary(records: Sequence[dict]) -> list[dict]:
+    """Per dtype and mode, for each contender: geometric means of the paired ratios over all points,
+    and at how many points it is slower than each baseline."""
+    rows = []
+    for (dtype, mode), group in _groups(records, "dtype", "mode"):
+        names = dict.fromkeys(n for r in group for n in r["contenders"] if n not in COPIES)
+        for name in names:
+            row = {"dtype": dtype, "mode": mode, "contender": name, "points": len(group)}
+            for base in ("eager", "compile"):
+                ratios = [
+                    r["ratios"][base][name] for r in group if name in r["ratios"].get(base, {})
+                ]
+                row[f"{base}_over"] = geometric_mean(ratios) if ratios else None
+                row[f"slower_than_{base}"] = sum(r < 1 for r in ratios) if ratios else None
+            rows.append(row)
+    return rows
+
+
+def _layer_summary(records: Sequence[dict]) -> Table:
+    table = _table("Geometric means of paired ratios over all points", "mode", "dtype", "contender")
+    for heading in ("points", "eager/x", "compile/x", "slower than eager", "slower than compile"):
+        table.add_column(heading, justify="right")
+    for row in layer_summary(records):
+        table.add_row(
+            mode_in_words(row["mode"]),
+            row["dtype"],
+            row["contender"],
+            str(row["points"]),
+            _number(row["eager_over"], ".2f"),
+            _number(row["compile_over"], ".2f"),
+            _number(row["slower_than_eager"], "d"),
+            _number(row["slower_than_compile"], "d"),
+        )
+    return table
+
+
+def network_tables(records: Sequence[dict]) -> list[Table]:
+    """The times, then the ratios SE-ResNet-50 / ResNet-50 beside the paper's."""
+    return [_network_times(records), _network_ratios(records)]
+
+
+def _network_times(records: Sequence[dict]) -> Table:
+    table = _table(f"Networks; {_machine(records[0])}", "point", "network")
+    for heading in ("p20 ms", "p50 ms", "p80 ms", "images/s"):
+        table.add_column(heading, justify="right")
+    for record in records:
+        first = network_point(record)
+        for name, row in record["contenders"].items():
+            table.add_row(
+                first,
+                name.replace("_", " "),
+                *(f"{row[p] / 1e3:,.1f}" for p in ("p20_us", "p50_us", "p80_us")),
+                f"{record['batch'] / row['p50_us'] * 1e6:,.1f}",
+            )
+            first = ""
+        table.add_section()
+    return table
+
+
+def _network_ratios(records: Sequence[dict]) -> Table:
+    table = _table("SE-ResNet-50 over ResNet-50: medians of paired ratios", "point", "SE block")
+    for heading in ("ResNet-50 ms", "SE-ResNet-50 ms", "ratio"):
+        table.add_column(heading, justify="right")
+    for record in records:
+        first = network_point(record)
+        for pair, ratio in record["ratios"].items():
+            over, under = pair.split("/")
+            if not under.startswith("resnet50"):
+                continue
+            times = (record["contenders"][name]["p50_us"] / 1e3 for name in (under, over))
+            kind = over.removeprefix("se_").replace("_", ", ")
+            if "fused" in kind:
+                kind += f" ({record['backend']})"
+            table.add_row(first, kind, *(f"{t:,.1f}" for t in times), f"{ratio:.3f}")
+            first = ""
+        table.add_section()
+    for row in records[0]["paper"]:
+        table.add_row(
+            f"paper: {row['what']}",
+            "eager",
+            f"{row['resnet50_ms']:.0f}",
+            f"{row['se_resnet50_ms']:.0f}",
+            f"{row['ratio']:.3f}",
+        )
+    return table
+
+
+def photos_table(record: dict) -> Table:
+    """Eager and fused logits of the photographs, compared."""
+    how = f"{record['dtype']}, {record['layout']}; {_machine(record)}"
+    title = f"Two photographs through SE-ResNet-50, {how}"
+    table = _table(title, "what", "number")
+    for what, field in (
+        ("largest difference of eager and fused logits", "largest_difference"),
+        ("tolerance", "tolerance"),
+        ("largest logit", "largest_logit"),
+        ("largest difference between the photographs", "between_photos"),
+    ):
+        table.add_row(what, f"{record[field]:.3g}")
+    return table
+
+
+def network_point(record: dict) -> str:
+    size = record["image_size"]
+    what = mode_in_words(record["mode"], "training step")
+    images = "1 image" if record["batch"] == 1 else f"{record['batch']} images"
+    return f"{what}, {images} {size}x{size}, {record['dtype']}, {record['layout']}"
+
+
+def mode_in_words(mode: str, train: str = "forward+backward") -> str:
+    return train if mode == "train" else mode
+
+
+def _machine(record: dict) -> str:
+    if record["device_type"] == "cuda":
+        return record["device"]
+    threads = record["threads"]
+    return f"{record['device']}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        min_width=min(len(title), NARROWEST),
+    )
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading != "point")
+    return table
+
+
+def _number(value, spec: str) -> str:
+    return "" if value is None else format(value, spec)
+
+
+def _groups(records: Iterable[dict], *fields: str) -> list[tuple[tuple, list[dict]]]:
+    """Records with equal fields together, in the order of their first."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in records:
+        groups.setdefault(tuple(record[f] for f in fields), []).append(record)
+    return list(groups.items())
