@@ -1,0 +1,73 @@
+"""Fixtures of the operator tests."""
+
+import contextlib
+import os
+
+import pytest
+
+# Before torch loads OpenMP: waiting threads of one worker must not spin on the cores of another.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+import se_kernels
+
+# Every backend but the definition itself: one registered in se_kernels joins the whole suite.
+KERNELS = [name for name in se_kernels.available_backends() if name != "reference"]
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: torch finds none")
+
+
+@pytest.fixture(scope="session", params=KERNELS)
+def backend(request) -> str:
+    """The name of a backend with kernels; skips, with the reason, where it cannot be used."""
+    reason = se_kernels.available_backends()[request.param]
+    if reason is not None:
+        pytest.skip(f"backend {request.param}: {reason}")
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def device(backend) -> str:
+    """The device whose tensors ``backend`` takes in these tests."""
+    return "cuda" if backend == "cuda" else "cpu"
+
+
+@pytest.fixture(scope="session")
+def kernel(backend):
+    """``se_kernels.squeeze_excite`` on ``backend``."""
+
+    def squeeze_excite(*args, **options):
+        return se_kernels.squeeze_excite(*args, **options, backend=backend)
+
+    return squeeze_excite
+
+
+@pytest.fixture(scope="module")
+def poisoned_outputs():
+    """torch.empty gives NaN, so that an element which no kernel writes is noticed."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def threads():
+    """``with threads(n):`` runs with n threads."""
+
+    @contextlib.contextmanager
+    def running(count):
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    return running

@@ -1,0 +1,277 @@
+"""One case of the block for the operator tests: its inputs, the runs to compare, and the judge.
+
+The judge is ``reference.squeeze_excite`` in float64 on the very inputs, with its gradients.
+
+Kinks. ReLU, leaky ReLU, hardswish, hard sigmoid and the final ReLU have gradients that jump, so a
+rounding that crosses a jump would be judged an error of size one. ``make`` draws inputs that stay
+clear of every jump by more than any rounding: x is kept away from 0, a and e from the jumps of act
+and gate and s from 0 (drawn again otherwise), the residual from -s * x. Ties of a maximum need no
+such care: x is the same numbers in both runs, so whatever ties in one ties in the other.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from se_kernels import reference
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+NAMES = ("x", "w1", "w2", "b1", "b2", "residual")
+
+_CLEARANCE = 1e-3  # between a or e and a jump; float32 roundings of them are below 1e-4
+_X_CLEARANCE = 1 / 64  # with the next: no s * x that the final ReLU lets pass is 0 in float16
+_S_CLEARANCE = 1e-5
+_Y_CLEARANCE = 1 / 16  # of s * x + residual from the final ReLU's jump: four bfloat16 roundings
+
+_JUMPS = {
+    "relu": (0.0,),
+    "leaky_relu": (0.0,),
+    "hardswish": (-3.0, 3.0),
+    "hardsigmoid": (-3.0, 3.0),
+}
+
+# The largest |f'| and |f''| of each act and gate f, between its jumps.
+_ACT_BENDS = {
+    "relu": (1, 0),
+    "silu": (1.1, 0.5),
+    "gelu": (1.13, 0.8),
+    "gelu_tanh": (1.13, 0.8),
+    "hardswish": (1.5, 0.34),
+    "leaky_relu": (1, 0),
+    "identity": (1, 0),
+}
+_GATE_BENDS = {"sigmoid": (0.25, 0.1), "hardsigmoid": (0.17, 0), "tanh": (1, 0.8), "relu": (1, 0)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Shapes, dtypes, variant and layout; the same case always makes the same inputs."""
+
+    shape: tuple[int, int, int, int] = (2, 5, 3, 4)  # N, C, H, W
+    reduced: int = 3  # R
+    dtype: torch.dtype = torch.float32
+    weight_dtype: torch.dtype | None = None  # None: dtype
+    squeeze: str = "avg"
+    act: str = "relu"
+    act_slope: float = 0.2
+    gate: str = "sigmoid"
+    post: str = "none"
+    biases: tuple[str, ...] = ("b1", "b2")
+    residual: bool = False
+    layout: str = "nchw"  # of x, residual and dy
+    expanded: tuple[int, ...] = ()  # dimensions of x that have stride 0
+    seed: int = 0
+
+    @property
+    def variant(self) -> dict:
+        return {key: getattr(self, key) for key in ("squeeze", "act", "act_slope", "gate", "post")}
+
+
+def make(case: Case, device="cpu") -> tuple[dict[str, Tensor | None], Tensor]:
+    """The arguments of the block by name (None where absent), and dy (N, C, H, W)."""
+    generator = torch.Generator().manual_seed(case.seed)
+    for _ in range(500):
+        inputs = _draw(case, generator)
+        if _clear_of_jumps(case, inputs):
+            break
+    else:
+        raise AssertionError(f"no draw stayed clear of the jumps: {case}")
+    if case.residual:
+        inputs["residual"] = _draw_residual(case, generator, inputs)
+    dy = torch.randn(case.shape, generator=generator).to(case.dtype)
+    memory_format = LAYOUTS[case.layout]
+    inputs = {name: None if t is None else t.to(device) for name, t in inputs.items()}
+    if not case.expanded:
+        inputs["x"] = inputs["x"].contiguous(memory_format=memory_format)
+    if case.residual:
+        inputs["residual"] = inputs["residual"].contiguous(memory_format=memory_format)
+    return inputs, dy.to(device).contiguous(memory_format=memory_format)
+
+
+def _draw(case, generator):
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    channels, reduced = case.shape[1], case.reduced
+    sizes = [1 if i in case.expanded else size for i, size in enumerate(case.shape)]
+    x = normal(*sizes) + normal(*sizes[:2], 1, 1)  # z and e then reach past every jump
+    x = torch.where(x.abs() < _X_CLEARANCE, _X_CLEARANCE, x)
+    weight_dtype = case.weight_dtype or case.dtype
+    inputs = {
+        "x": x.to(case.dtype).expand(case.shape),
+        "w1": (1.5 * normal(reduced, channels) / math.sqrt(max(channels, 1))).to(weight_dtype),
+        "w2": (3 * normal(channels, reduced) / math.sqrt(max(reduced, 1))).to(weight_dtype),
+        "b1": (0.5 * normal(reduced)).to(weight_dtype) if "b1" in case.biases else None,
+        "b2": (0.5 * normal(channels)).to(weight_dtype) if "b2" in case.biases else None,
+        "residual": None,
+    }
+    return inputs
+
+
+def _draw_residual(case, generator, inputs):
+    residual = torch.randn(case.shape, generator=generator).to(case.dtype)
+    scaled = reference.squeeze_excite(**_doubles(inputs), **{**case.variant, "post": "none"})
+    close = (scaled + residual.double()).abs() < _Y_CLEARANCE
+    return torch.where(close, residual + 4 * _Y_CLEARANCE, residual)
+
+
+def _clear_of_jumps(case, inputs) -> bool:
+    _, w1, w2, b1, b2, _ = _doubles(inputs).values()
+    z = reference.squeeze(inputs["x"].double(), case.squeeze)
+    a = F.linear(z, w1, b1)
+    e = F.linear(reference.activate(a, case.act, case.act_slope), w2, b2)
+    gate_jumps = _JUMPS.get(case.gate, ())
+    if case.gate == "tanh" and case.post == "relu" and not case.residual:
+        gate_jumps = (0.0,)  # where s, and so y, changes sign
+    checks = [(a, jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
+    checks += [(e, jump, _CLEARANCE) for jump in gate_jumps]
+    if case.post == "relu" and not case.residual:
+        checks.append((reference.open_gate(e, case.gate), 0.0, _S_CLEARANCE))
+    # exactly on the jump is well defined: it comes from exact zeros, in any precision
+    return not any(
+        bool(((v != jump) & ((v - jump).abs() < clearance)).any()) for v, jump, clearance in checks
+    )
+
+
+def _doubles(inputs):
+    return {name: None if t is None else t.detach().double().cpu() for name, t in inputs.items()}
+
+
+def run(function, inputs, dy, need=None, **options) -> dict[str, Tensor]:
+    """``function``'s y and, as "dx", "dw1" and so on, the gradients of the inputs in ``need``.
+
+    ``need`` defaults to every input that is there. Inputs keep their memory and strides.
+    """
+    need = [name for name in NAMES if inputs.get(name) is not None] if need is None else need
+    leaves = {name: None if t is None else t.detach() for name, t in inputs.items()}
+    wanted = [leaves[name].requires_grad_() for name in need]
+    y = function(**leaves, **options)
+    grads = torch.autograd.grad(y, wanted, dy) if wanted else ()
+    return {"y": y.detach(), **{f"d{n}": grad for n, grad in zip(need, grads, strict=True)}}
+
+
+def run_judge(case: Case, inputs, dy, need=None) -> dict[str, Tensor]:
+    """What ``run`` would give without a rounding: the definition in float64."""
+    return run(reference.squeeze_excite, _doubles(inputs), dy.double().cpu(), need, **case.variant)
+
+
+def rounding_scales(case: Case, inputs, dy) -> dict[str, Tensor]:
+    """What the rounding error of each output is proportional to.
+
+    The block with every term taken by its absolute value, so that nothing cancels, and with the
+    error of a and e carried on through the slopes of act and gate.
+    """
+    x, w1, w2, b1, b2, residual = (
+        0 if t is None else t.abs().flatten(1) if name in ("w1", "w2") else t.abs()
+        for name, t in _doubles(inputs).items()
+    )
+    dy = dy.double().cpu().abs()
+    act_slope, act_bend = _ACT_BENDS[case.act]
+    act_slope = max(act_slope, abs(case.act_slope))
+    gate_slope, gate_bend = _GATE_BENDS[case.gate]
+    z = x.mean((2, 3)) if case.squeeze == "avg" else x.amax((2, 3))
+    a = z @ w1.T + b1
+    h = act_slope * a
+    e = h @ w2.T + b2
+    s = (1 + gate_slope * e)[:, :, None, None]
+    de = (dy * x).sum((2, 3)) * (gate_slope + gate_bend * e)
+    da = (de @ w2) * (act_slope + act_bend * a)
+    dz = (da @ w1)[:, :, None, None]
+    if case.squeeze == "avg":
+        dz = dz / (x.shape[2] * x.shape[3])
+    scales = {"y": s * x + residual, "dx": dy * s + dz, "dresidual": dy}
+    scales |= {"dw1": da.T @ z, "dw2": de.T @ h, "db1": da.sum(0), "db2": de.sum(0)}
+    return scales
+
+
+def check(case: Case, inputs, dy, results) -> None:
+    """Asserts that ``results`` of ``run`` are the judge's, but for roundings, element by element.
+
+    Allowed: one rounding to the output's own dtype (0.51 of its spacing: float64 sums pass through
+    float32 on their way to 16 bits), and 8 roundings of the dtype of the sums, float32 or float64,
+    relative to what is summed. The sums here have so few terms that 8 is ample; one intermediate
+    held in 16 bits would be 2^13 of them.
+    """
+    need = [name[1:] for name in results if name != "y"]
+    exact, scales = run_judge(case, inputs, dy, need), rounding_scales(case, inputs, dy)
+    sums = torch.finfo(reference.compute_dtype(inputs["x"], inputs["w1"]))
+    for name, result in results.items():
+        origin = inputs["x" if name == "y" else name[1:]]
+        assert result.shape == origin.shape, f"{name}: {result.shape} in {case}"
+        assert result.dtype == origin.dtype, f"{name}: {result.dtype} in {case}"
+        assert result.device == origin.device, f"{name}: {result.device} in {case}"
+        stored = torch.finfo(result.dtype)
+        smallest = stored.smallest_normal * stored.eps
+        exact_value = exact[name]
+        allowed = 0.51 * (stored.eps * exact_value.abs() + smallest)
+        allowed = allowed + 8 * sums.eps * scales[name].view(exact_value.shape)
+        error = (result.double().cpu() - exact_value).abs()
+        wrong = ~(error <= allowed)  # so that NaN is wrong
+        if wrong.any():
+            at = tuple(wrong.nonzero()[0].tolist())
+            raise AssertionError(
+                f"{name}: {int(wrong.sum())} of {wrong.numel()} elements wrong, the first at {at}: "
+                f"{result[at].item()!r}, exact {exact_value[at].item()!r}, allowed error "
+                f"{allowed[at].item():.3g}; {case}"
+            )
+
+
+def check_against_eager(case: Case, inputs, dy, results) -> None:
+    """Asserts that ``results`` are no further from the judge than twice what eager is.
+
+    In maximum norms, an output at a time, for sums too long for ``check``. Eager in the same dtype
+    rounds every intermediate; 4 spacings at the largest value cover an eager run that is exact.
+    """
+    exact = run_judge(case, inputs, dy)
+    rounded = run(eager, inputs, dy, **case.variant)
+    for name, result in results.items():
+        expected = exact[name].view(result.shape)
+        error, baseline = (
+            (t.double().cpu() - expected).abs().max() for t in (result, rounded[name])
+        )
+        floor = 4 * torch.finfo(result.dtype).eps * expected.abs().max()
+        assert error <= 2 * baseline + floor, (
+            f"{name}: error {error:.3g}, eager's {baseline:.3g}, floor {floor:.3g}; {case}"
+        )
+
+
+def eager(x, w1, w2, b1=None, b2=None, *, squeeze, act, act_slope, gate, residual=None, post):
+    """The block as timm's SEModule computes it, every step in x's dtype."""
+    pooled = x.mean((2, 3), keepdim=True) if squeeze != "max" else x.amax((2, 3), keepdim=True)
+    if squeeze == "avgmax":
+        pooled = 0.5 * pooled + 0.5 * x.amax((2, 3), keepdim=True)
+    activate, open_gate = act_module(act, act_slope), gate_module(gate)
+    h = activate(F.conv2d(pooled, w1.view(*w1.shape[:2], 1, 1), b1))
+    y = x * open_gate(F.conv2d(h, w2.view(*w2.shape[:2], 1, 1), b2))
+    y = y if residual is None else y + residual
+    return F.relu(y) if post == "relu" else y
+
+
+def act_module(act: str, act_slope: float = 0.01) -> nn.Module:
+    return {
+        "relu": nn.ReLU(),
+        "silu": nn.SiLU(),
+        "gelu": nn.GELU(),
+        "gelu_tanh": nn.GELU(approximate="tanh"),
+        "hardswish": nn.Hardswish(),
+        "leaky_relu": nn.LeakyReLU(act_slope),
+        "identity": nn.Identity(),
+    }[act]
+
+
+def gate_module(gate: str) -> nn.Module:
+    return {
+        "sigmoid": nn.Sigmoid(),
+        "hardsigmoid": nn.Hardsigmoid(),
+        "tanh": nn.Tanh(),
+        "relu": nn.ReLU(),
+    }[gate]
+
+
+def storage_bytes(t: Tensor) -> Tensor:
+    """A copy of the whole storage behind t, what lies between its elements included."""
+    return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage()).clone()

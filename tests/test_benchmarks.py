@@ -1,0 +1,489 @@
+"""The benchmarks' commands at small sizes, their arithmetic, and that wrong results are refused."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from benchmarks import (
+    contenders,
+    environment,
+    inputs,
+    layer,
+    network,
+    network_verify,
+    photos,
+    records,
+    report,
+    timing,
+    verify,
+)
+from benchmarks.cli import main
+
+CPU = torch.device("cpu")
+ENVIRONMENT_FIELDS = {
+    "device",
+    "device_type",
+    "threads",
+    "load",
+    "variables",
+    "python",
+    "torch",
+    "triton",
+    "se_kernels",
+    "commit",
+    "dirty",
+    "time",
+    "command",
+}
+TINY = ["--shape", "24x5x7:3", "--batch", "2", "--rounds", "3", "--backend", "reference"]
+NO_COMPILE = [arg for kind in ("eager", "fused", "copy", "clone") for arg in ("--contender", kind)]
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def succeed(*args):
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def assert_png(path):
+    data = path.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 10_000
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def test_percentiles_are_in_microseconds():
+    assert timing.percentiles([1e-6 * n for n in range(11)]) == pytest.approx(
+        {"p20_us": 2, "p50_us": 5, "p80_us": 8}
+    )
+
+
+def test_paired_ratio_is_the_median_within_rounds_not_a_ratio_of_medians():
+    above, below = [2.0, 20.0, 9.0], [1.0, 10.0, 100.0]
+    assert timing.paired_ratio(above, below) == 2.0
+    assert np.median(above) / np.median(below) == 0.9
+
+
+@pytest.mark.parametrize("below", [[1.0], []])
+def test_paired_ratio_wants_pairs(below):
+    with pytest.raises(ValueError, match="rounds"):
+        timing.paired_ratio([1.0, 2.0] if below else [], below)
+
+
+def test_geometric_mean():
+    assert timing.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+    assert math.isnan(timing.geometric_mean([]))
+
+
+class Recorder:
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def prepare(self, k):
+        self.log.append(("prepare", self.name, k))
+
+    def call(self, k):
+        self.log.append(("call", self.name, k))
+
+
+def test_contenders_take_turns_on_rotating_sets():
+    log = []
+    names = ("a", "b", "c")
+    seconds = timing.in_turn(
+        {name: Recorder(name, log) for name in names},
+        timing.CpuClock(),
+        timing.Budget(rounds=4, warmup=1),
+        sets=2,
+    )
+    calls = [entry[1:] for entry in log if entry[0] == "call"]
+    assert [name for name, _ in calls] == list(names) * 5
+    assert [k for _, k in calls] == [0, 1] * 7 + [0]
+    assert log[::2] == [("prepare", *call) for call in calls]
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(names, 4)
+
+
+def test_budget_has_bounds():
+    budget = timing.Budget(seconds=1.0, min_rounds=3, max_rounds=5)
+    assert budget.goes_on(2, elapsed=9.0)
+    assert not budget.goes_on(3, elapsed=9.0)
+    assert budget.goes_on(4, elapsed=0.5)
+    assert not budget.goes_on(5, elapsed=0.5)
+
+
+def test_input_sets_exceed_the_cache():
+    assert inputs.how_many(10, 100) == 11
+    assert inputs.how_many(1000, 100) == 2
+    assert inputs.how_many(1, 10**9) == inputs.MAX_SETS
+    assert environment.last_level_cache_bytes(CPU) >= 2**20
+
+
+def test_summary_counts_the_points_that_are_slower():
+    point = layer.Point(layer.Shape.parse("8x2x2:2"), 1, "float32", "nchw", "train")
+    found = []
+    for eager in (2e-6, 8e-6, 0.5e-6):
+        seconds = {"eager": [eager] * 3, "cpu": [1e-6] * 3, "copy": [0.25e-6] * 3}
+        fields = layer.statistics(point, {k: np.array(v) for k, v in seconds.items()})
+        found.append({"dtype": "float32", "mode": "train", **fields})
+    assert found[0]["contenders"]["cpu"]["copies"] == pytest.approx(4)
+    assert found[0]["floor"]["us"] == pytest.approx(2.5 * 0.25)
+    # x, y, then x, dy, dx: 5 passes; both weights read twice and their gradients written: 3
+    assert found[0]["floor"]["counted_bytes"] == 4 * (5 * 8 * 4 + 3 * 2 * 8 * 2)
+    (row,) = [row for row in report.layer_summary(found) if row["contender"] == "cpu"]
+    assert row["eager_over"] == pytest.approx(2.0)
+    assert row["slower_than_eager"] == 1
+    assert row["slower_than_compile"] is None
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def test_shapes():
+    conv3 = layer.Shape("conv3", 512, 28, 28, 32)
+    assert layer.Shape.parse("conv3") == layer.Shape.parse("512x28x28") == conv3
+    assert layer.Shape.parse("512x28x28:8") == layer.Shape("512x28x28", 512, 28, 28, 8)
+    assert layer.Shape.parse("8x3x4").reduced == 1
+    for wrong in ("conv6", "8x3", "8x3x0", "8x3x4:0", "-8x3x4"):
+        with pytest.raises(ValueError, match="CxHxW"):
+            layer.Shape.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        (["layer", "--dtype", "int8"], "'int8' is not one of"),
+        (["layer", "--backend", "tpu"], "'tpu' is not one of"),
+        (["layer", "--shape", "8x3"], "CxHxW"),
+        (["layer", "--batch", "0"], "x>=1"),
+        (["layer", "--plot", "chart.txt"], ".png"),
+        (["network", "--dtype", "float16"], "loss scaling"),
+        (["network", "--image-size", "32", "--batch", "4"], "4 numbers"),
+    ],
+)
+def test_wrong_arguments_are_refused(args, says):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can be used here")
+def test_a_missing_device_is_refused():
+    result = run("layer", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "cuda cannot be used here" in result.output
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_missing_backend_is_refused_with_its_reason(monkeypatch, named):
+    from se_kernels.backends import cpu
+
+    monkeypatch.setattr(cpu, "_reason", "no compiler was found")
+    result = run("layer", *(["--backend", "cpu"] if named else []))
+    assert result.exit_code == 2
+    assert "no compiler was found" in result.output
+    assert "Traceback" not in result.output
+
+
+# --- layer ----------------------------------------------------------------------------------------
+
+
+def test_layer_with_every_contender(tmp_path):
+    lines, chart = tmp_path / "new" / "layer.jsonl", tmp_path / "layer.png"
+    output = succeed("layer", *TINY, "--threads", 1, "--json", lines, "--plot", chart)
+    found = records.read(lines)
+    assert [r["mode"] for r in found] == ["inference", "train"]
+    for record in found:
+        assert record.keys() >= ENVIRONMENT_FIELDS
+        assert record["kind"] == "layer"
+        assert record["threads"] == 1
+        assert record["command"].startswith("python -m benchmarks layer --shape 24x5x7:3")
+        assert record["shape"] == dict(name="24x5x7", channels=24, height=5, width=7, reduced=3)
+        assert (record["batch"], record["dtype"], record["layout"]) == (2, "float32", "nchw")
+        assert record["rounds"] == 3
+        assert record["input_sets"] >= 2
+        assert list(record["contenders"]) == ["eager", "compile", "reference", "copy", "clone"]
+        for row in record["contenders"].values():
+            assert 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
+            assert row["copies"] > 0
+        assert record["ratios"]["eager"].keys() == {"compile", "reference"}
+        assert record["ratios"]["compile"].keys() == {"eager", "reference"}
+        assert record["floor"]["copies"] == {"inference": 1.0, "train": 2.5}[record["mode"]]
+        quantities = {"inference": {"y"}, "train": {"y", "dx", "dw1", "dw2"}}[record["mode"]]
+        assert {c["quantity"] for c in record["verification"]} == quantities
+        assert {c["contender"] for c in record["verification"]} == {"eager", "compile", "reference"}
+    assert_png(chart)
+    assert "Geometric means" in output
+    assert "slower than eager" in output
+
+    succeed("layer", *TINY, *NO_COMPILE, "--mode", "train", "--json", lines)
+    assert len(records.read(lines)) == 3  # appended
+
+
+@pytest.mark.native
+@pytest.mark.skipif("cpu" not in contenders.usable_backends(CPU), reason="no native core")
+def test_layer_native_in_both_layouts_and_reduced_precision(tmp_path):
+    lines = tmp_path / "layer.jsonl"
+    small = [arg for arg in TINY if arg not in ("--backend", "reference")]
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    succeed(
+        *("layer", *small, *NO_COMPILE, "--json", lines),
+        *("--layout", "nchw", "--layout", "channels_last"),
+        *(arg for dtype in dtypes for arg in ("--dtype", dtype)),
+    )
+    found = records.read(lines)
+    assert len(found) == 2 * 2 * len(dtypes)
+    assert all("cpu" in record["contenders"] for record in found)
+
+
+def test_copies_are_left_out_where_no_copy_was_timed(tmp_path):
+    lines, chart = tmp_path / "layer.jsonl", tmp_path / "layer.png"
+    kinds = ["--contender", "eager", "--contender", "fused"]
+    succeed("layer", *TINY, *kinds, "--mode", "inference", "--json", lines, "--plot", chart)
+    (record,) = records.read(lines)
+    assert list(record["contenders"]) == ["eager", "reference"]
+    assert "copies" not in record["contenders"]["eager"]
+    assert "us" not in record["floor"]
+    assert_png(chart)
+
+
+class Wrong(torch.nn.Module):
+    """Right, but for the step given; ``fc1`` and ``fc2`` are where gradients are looked up."""
+
+    def __init__(self, module, spoil):
+        super().__init__()
+        self.fc1, self.fc2 = module.fc1, module.fc2
+        self.module, self.spoil = [module], spoil
+
+    def forward(self, x):
+        return self.spoil(self.module[0](x), x)
+
+
+WRONG = {
+    "y": lambda y, x: y * 1.01,
+    "nan": lambda y, x: torch.where(y == y.max(), torch.nan, y),
+    "dx": lambda y, x: y.detach() + (y - y.detach()) * 1.01,
+    "shape": lambda y, x: y[:1],
+    "dtype": lambda y, x: y.double(),
+    "layout": lambda y, x: y.contiguous(memory_format=torch.channels_last),
+    "gradient": lambda y, x: y.detach() + x - x.detach(),
+}
+
+
+@pytest.mark.parametrize("spoilt", WRONG)
+def test_a_wrong_contender_is_refused_and_nothing_reported(monkeypatch, tmp_path, spoilt):
+    right = contenders.fused_se
+    monkeypatch.setattr(contenders, "fused_se", lambda *args: Wrong(right(*args), WRONG[spoilt]))
+    lines, chart = tmp_path / "layer.jsonl", tmp_path / "layer.png"
+    result = run("layer", *TINY, *NO_COMPILE, "--json", lines, "--plot", chart)
+    assert result.exit_code == 1
+    assert "Error: 24x5x7 R3 N=2" in result.output
+    assert "reference: " in result.output
+    assert "nothing is reported" in result.output
+    assert "µs" not in result.output
+    assert not lines.exists()
+    assert not chart.exists()
+
+
+def test_one_per_cent_is_refused_in_bfloat16(monkeypatch):
+    right = contenders.fused_se
+    monkeypatch.setattr(contenders, "fused_se", lambda *args: Wrong(right(*args), WRONG["y"]))
+    args = ("--shape", "64x14x14", "--batch", 2, "--backend", "reference", "--rounds", 1)
+    result = run("layer", *args, *NO_COMPILE, "--dtype", "bfloat16")
+    assert result.exit_code == 1
+    assert re.search("reference: rms error of y .* expected at most", result.output)
+
+
+def test_a_contender_that_cannot_run_is_an_error_in_one_line(monkeypatch):
+    def fail(y, x):
+        raise RuntimeError("no such kernel\nand more")
+
+    right = contenders.fused_se
+    monkeypatch.setattr(contenders, "fused_se", lambda *args: Wrong(right(*args), fail))
+    result = run("layer", *TINY, *NO_COMPILE)
+    assert result.exit_code == 1
+    assert "reference cannot run: RuntimeError: no such kernel; nothing is reported" in (
+        " ".join(result.output.split())
+    )
+
+
+def test_the_judge_is_the_same_in_chunks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    w1, w2 = inputs.make_weights(12, 3, CPU, generator)
+    options = dict(dtype=torch.float32, layout="nchw", backward=True, device=CPU)
+    (s,) = inputs.make_sets((5, 12, 3, 4), 1, generator=generator, **options)
+    whole = verify.judge_layer(s, w1, w2)
+    monkeypatch.setattr(verify, "CHUNK_BYTES", 2 * 12 * 12 * 8)  # two images
+    chunked = verify.judge_layer(s, w1, w2)
+    for name, result in whole.results.items():
+        torch.testing.assert_close(chunked.results[name], result, rtol=1e-12, atol=1e-12)
+        assert chunked.sizes[name] == pytest.approx(whole.sizes[name])
+
+
+def test_fresh_gradients_before_each_call():
+    generator = torch.Generator().manual_seed(0)
+    w1, w2 = inputs.make_weights(8, 2, CPU, generator)
+    options = dict(dtype=torch.float32, layout="nchw", backward=True, device=CPU)
+    sets = inputs.make_sets((1, 8, 3, 3), 1, generator=generator, **options)
+    (eager,) = contenders.build(["eager"], [], w1, w2, dtype=torch.float32, layout="nchw")
+    timed = contenders.Layer(eager, sets)
+    gradients = []
+    for _ in range(2):
+        timed.prepare(0)
+        timed.call(0)
+        gradients.append((sets[0].x.grad.clone(), eager.module.fc1.weight.grad.clone()))
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)  # the same, not the sum
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+def test_network(tmp_path):
+    lines, chart = tmp_path / "network.jsonl", tmp_path / "network.png"
+    small = ["--image-size", 32, "--batch", 8, "--rounds", 2, "--backend", "reference"]
+    output = succeed("network", *small, "--json", lines, "--plot", chart)
+    found = records.read(lines)
+    assert [r["mode"] for r in found] == ["inference", "train"]
+    for record in found:
+        assert record.keys() >= ENVIRONMENT_FIELDS
+        assert list(record["contenders"]) == ["resnet50", "se_eager", "se_fused"]
+        assert record["ratios"].keys() == {
+            "se_eager/resnet50",
+            "se_fused/resnet50",
+            "se_eager/se_fused",
+        }
+        assert record["backend"] == "reference"
+        assert {c["contender"] for c in record["verification"]} == {"se_fused"}
+        assert [row["ratio"] for row in record["paper"]] == pytest.approx([1.10, 1.018], abs=5e-4)
+    quantities = {c["quantity"] for c in found[1]["verification"]}
+    assert {
+        "logits",
+        "gradient of conv1.weight",
+        "gradient of layer4.2.se.fc2.weight",
+    } <= quantities
+    assert_png(chart)
+    for number in ("190", "209", "1.100", "164", "167", "1.018"):
+        assert number in output
+
+
+def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
+    right = network.se_resnet50
+
+    def wrong(fused, **options):
+        model = right(fused=fused, **options)
+        if fused:
+            model.layer3[2].se.register_forward_hook(lambda module, args, y: y * 1.01)
+        return model
+
+    monkeypatch.setattr(network, "se_resnet50", wrong)
+    lines = tmp_path / "network.jsonl"
+    small = ["--image-size", 32, "--batch", 2, "--rounds", 1, "--backend", "reference"]
+    result = run("network", *small, "--mode", "inference", "--json", lines)
+    assert result.exit_code == 1
+    assert "se_fused: max error of logits" in result.output
+    assert not lines.exists()
+
+
+def test_a_wrong_gradient_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    judge = {
+        name: torch.randn(5, 4, generator=generator, dtype=torch.float64)
+        for name in ("logits", "a", "b")
+    }
+    eager = {name: (t * (1 + 1e-3)).float() for name, t in judge.items()}
+    network_verify.check_outputs("right", eager, eager, judge, torch.float32)
+    for name, spoil in (("a", 1.01), ("b", 0.0), ("b", math.nan)):
+        with pytest.raises(
+            verify.VerificationError, match=f"wrong: rms error of gradient of {name}"
+        ):
+            network_verify.check_outputs(
+                "wrong", {**eager, name: eager[name] * spoil}, eager, judge, torch.float32
+            )
+    half = {name: (t * 1.5).to(torch.bfloat16) for name, t in judge.items()}
+    missing = {**half, "a": torch.zeros(5, 4)}
+    with pytest.raises(verify.VerificationError, match="gradient of a"):
+        network_verify.check_outputs("wrong", missing, half, judge, torch.bfloat16)
+
+
+def test_photos(tmp_path):
+    lines = tmp_path / "photos.jsonl"
+    output = succeed("photos", "--backend", "reference", "--json", lines)
+    (record,) = records.read(lines)
+    assert record["kind"] == "photos"
+    assert record["batch"] == 2
+    assert record["largest_difference"] <= record["tolerance"] < record["between_photos"] / 10
+    assert "tolerance" in output
+
+
+def test_photos_are_refused_where_the_fused_network_differs(monkeypatch):
+    right = network.se_resnet50
+
+    def wrong(fused, **options):
+        model = right(fused=fused, **options)
+        if fused:
+            model.fc.register_forward_hook(lambda module, args, y: y + 1e-4)
+        return model
+
+    monkeypatch.setattr(network, "se_resnet50", wrong)
+    result = run("photos", "--backend", "reference")
+    assert result.exit_code == 1
+    assert "se_fused on photographs" in result.output
+
+
+def test_photographs_are_normalised_and_cropped():
+    grey = np.full((30, 40, 3), 255, dtype=np.uint8)
+    x = photos.prepare(grey)
+    assert x.shape == (1, 3, 224, 224)
+    expected = (1 - torch.tensor(photos.MEAN)) / torch.tensor(photos.STD)
+    torch.testing.assert_close(x[0, :, 100, 100], expected, rtol=0, atol=1e-5)
+    assert x.std(dim=(2, 3)).max() < 1e-5
+
+
+# --- quick, records -------------------------------------------------------------------------------
+
+
+def test_quick_is_layer_then_network_then_photos(monkeypatch):
+    ran = []
+    for name in ("run_layer", "run_network"):
+        monkeypatch.setattr(
+            f"benchmarks.cli.{name}",
+            lambda ctx, points, settings, options, name=name: ran.append((name, len(points))),
+        )
+    monkeypatch.setattr("benchmarks.cli.run_photos", lambda *args: ran.append(("run_photos", 1)))
+    succeed("quick", "--backend", "reference")
+    assert ran == [("run_layer", 8), ("run_network", 3), ("run_photos", 1)]
+
+
+def test_records_refuse_what_json_has_no_word_for(tmp_path):
+    path = tmp_path / "r.jsonl"
+    with pytest.raises(ValueError, match="JSON"):
+        records.append(path, [{"fine": 1}, {"p50_us": math.nan}])
+    assert not path.exists()
+    records.append(path, [{"a": 1}, {"a": 2}])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"a": 2}]
+
+
+def test_default_path_is_named_after_the_device():
+    path = records.default_path("layer", "AMD EPYC 7763 64-Core Processor")
+    assert path.parts[-3:] == (
+        "benchmarks",
+        "results",
+        "layer-amd-epyc-7763-64-core-processor.jsonl",
+    )

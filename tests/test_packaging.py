@@ -1,0 +1,238 @@
+"""How the library is built, installed and loaded: no stray runtime, no silent failure."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import se_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+SANITIZED = os.environ.get("SE_KERNELS_SANITIZED")  # the folder of the sanitized installation
+
+build_info = pytest.importorskip("se_kernels._build_info", reason="the package was never built")
+needs_core = pytest.mark.skipif(not build_info.CPU_BUILT, reason=f"{build_info.CPU_ERROR}")
+needs_maps = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+
+
+def native_core() -> Path:
+    from se_kernels import _C
+
+    return Path(_C.__file__)
+
+
+def mapped_files() -> set[str]:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
+
+
+def run(command, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def call_native():
+    x, w1, w2 = torch.randn(2, 8, 4, 4), torch.randn(2, 8), torch.randn(8, 2)
+    se_kernels.squeeze_excite(x, w1, w2, backend="cpu")
+
+
+# --- the native core ----------------------------------------------------------------------------
+
+
+@needs_core
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_native_core_links_neither_openmp_nor_torch():
+    dynamic = run(["readelf", "--dynamic", "--wide", str(native_core())]).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+?)\]", dynamic)
+    assert needed, dynamic
+    forbidden = ("omp", "torch", "c10", "python", "cuda")
+    assert [name for name in needed if any(word in name for word in forbidden)] == []
+
+
+@needs_core
+@needs_maps
+def test_one_openmp_runtime_after_a_call():
+    # in a process of its own: sklearn, where another test imports it, brings a runtime too
+    script = (
+        "import re, torch, se_kernels\n"
+        "x, w1, w2 = torch.randn(64, 8, 64, 64), torch.randn(2, 8), torch.randn(8, 2)\n"
+        "se_kernels.squeeze_excite(x, w1, w2, backend='cpu')\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "print(*set(re.findall(r'/\\S*lib(?:gomp|omp|iomp)\\S*', maps)), sep='\\n')\n"
+    )
+    result = run([sys.executable, "-c", script], OMP_NUM_THREADS="2")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) == 1, result.stdout
+
+
+def test_native_core_is_free_of_torch():
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    assert sources
+    foreign = re.compile(r"#\s*include\s*[<\"](torch|ATen|c10|caffe2)/")
+    assert [path.name for path in sources if foreign.search(path.read_text())] == []
+
+
+@pytest.mark.native
+@pytest.mark.skipif(SANITIZED is None, reason="only for `make sanitize`")
+def test_sanitized_build_is_the_one_under_test():
+    assert build_info.SANITIZED
+    assert native_core().is_relative_to(SANITIZED)
+    call_native()
+    mapped = " ".join(mapped_files())
+    assert str(native_core()) in mapped
+    assert "libasan" in mapped
+    assert "libubsan" in mapped
+
+
+# --- build information --------------------------------------------------------------------------
+
+
+def test_build_info_is_consistent():
+    reason = se_kernels.available_backends()["cpu"]
+    if not build_info.CPU_BUILT:
+        assert build_info.CPU_ERROR
+        assert build_info.CPU_ERROR in reason
+        return
+    assert build_info.CPU_ERROR is None
+    assert reason is None
+    assert build_info.ISAS[0] == "baseline"
+    assert set(build_info.ISAS) <= {"baseline", "avx2", "avx512"}
+    assert re.match(r"\w+ \d+", build_info.COMPILER)
+    assert "-std=c++17" in build_info.FLAGS
+    assert "-march=native" not in build_info.FLAGS
+    assert "-ffast-math" not in build_info.FLAGS
+
+
+def test_version_has_one_source():
+    assert se_kernels.__version__ == importlib.metadata.version("se_kernels")
+
+
+def test_main_names_every_backend():
+    result = run([sys.executable, "-m", "se_kernels"])
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for name, reason in se_kernels.available_backends().items():
+        line = next(line for line in result.stdout.splitlines() if line.startswith(name))
+        assert ("available" in line) == (reason is None)
+
+
+def test_setup_never_imports_torch():
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+        )
+    }
+    assert imported <= {*sys.stdlib_module_names, "setuptools", "pybind11"}
+
+
+def test_linters_are_pinned_once():
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements-dev.txt").read_text(), re.M))
+    hooks = re.findall(r'"([\w-]+)==([^"]+)"', (ROOT / ".pre-commit-config.yaml").read_text())
+    assert hooks
+    assert all(pins[name] == version for name, version in hooks)
+
+
+# --- builds that fail ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the sources, never built."""
+    copy = tmp_path / "checkout"
+    copy.mkdir()
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    (copy / "README.md").touch()
+    shutil.copytree(ROOT / "csrc", copy / "csrc")
+    built = shutil.ignore_patterns("_C*", "_build_info.py", "__pycache__")
+    shutil.copytree(ROOT / "se_kernels", copy / "se_kernels", ignore=built)
+    return copy
+
+
+@pytest.fixture
+def install(checkout, tmp_path):
+    """Installs the checkout into a folder with the given environment."""
+    pytest.importorskip("setuptools", "77", reason="needs the build requirements")
+    pytest.importorskip("pybind11", reason="needs the build requirements")
+    if not all(shutil.which(name) for name in ("cmake", "ninja")):
+        pytest.skip("needs cmake and ninja on PATH")
+    target = tmp_path / "target"
+
+    def build(**environment):
+        pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+        return target, run([*pip, "--target", str(target), str(checkout)], **environment)
+
+    return build
+
+
+ISOLATED = (  # an editable installation would lend its _C to the folder's package
+    "import runpy, sys\n"
+    "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
+    "sys.path.insert(0, sys.argv[1])\n"
+)
+
+
+def run_installed(target, script):
+    return run([sys.executable, "-c", ISOLATED + script, str(target)])
+
+
+@pytest.mark.parametrize(
+    "environment, reason",
+    [
+        ({"CXX": "/bin/false", "SE_KERNELS_CPU": "AUTO"}, "/bin/false"),
+        ({"SE_KERNELS_CPU": "OFF"}, "switched off with SE_KERNELS_CPU=OFF"),
+    ],
+    ids=["no compiler", "switched off"],
+)
+def test_install_without_native_core_keeps_the_reason(install, tmp_path, environment, reason):
+    target, result = install(**environment)
+    assert result.returncode == 0, result.stderr
+    assert list((target / "se_kernels").glob("_C*")) == []
+    called = run_installed(
+        target,
+        "import torch, se_kernels\n"
+        "x, w1, w2 = torch.ones(1, 4, 2, 2), torch.ones(2, 4), torch.ones(4, 2)\n"
+        "se_kernels.squeeze_excite(x, w1, w2)\n"
+        "print('automatic choice works in', se_kernels.__file__)\n"
+        "se_kernels.squeeze_excite(x, w1, w2, backend='cpu')\n",
+    )
+    assert f"automatic choice works in {target}" in called.stdout, called.stderr
+    assert called.returncode != 0
+    assert "RuntimeError: backend 'cpu' is not available" in called.stderr
+    assert reason in called.stderr
+    shown = run_installed(target, "runpy.run_module('se_kernels', run_name='__main__')\n")
+    assert shown.returncode == 0, shown.stderr
+    assert reason in shown.stdout
+
+
+def test_required_build_fails_loudly(install):
+    target, result = install(CXX="/bin/false", SE_KERNELS_CPU="ON")
+    assert result.returncode != 0
+    assert "SE_KERNELS_CPU=ON" in result.stderr + result.stdout
+    assert not target.exists()
+
+
+def test_unknown_switch_is_refused(install):
+    _, result = install(SE_KERNELS_CPU="YES")
+    assert result.returncode != 0
+    assert "SE_KERNELS_CPU: expected AUTO, ON or OFF, got 'YES'" in result.stderr + result.stdout
+
+
+def test_wheel_holds_the_library_only(install):
+    target, result = install(SE_KERNELS_CPU="OFF")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} == {"se_kernels"}
+    assert (target / "se_kernels" / "py.typed").exists()

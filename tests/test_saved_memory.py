@@ -1,0 +1,64 @@
+"""What is kept for backward: at most N (2 C + 2 R) numbers beside the op's inputs and output."""
+
+import pytest
+import torch
+from operator_cases import LAYOUTS, Case, make
+
+from se_kernels.variants import POSTS, SQUEEZES
+
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
+
+
+def run_and_collect(kernel, leaves, variant):
+    """y, and every tensor saved for backward."""
+    saved = []
+
+    def pack(t):
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = kernel(**leaves, **variant)
+    return y, saved
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("post", POSTS)
+@pytest.mark.parametrize("squeeze", SQUEEZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_saved_for_backward(kernel, device, squeeze, post, layout, dtype):
+    case = Case(
+        shape=(3, 20, 6, 7),
+        reduced=5,
+        dtype=dtype,
+        squeeze=squeeze,
+        post=post,
+        residual=True,
+        layout=layout,
+    )
+    inputs, _ = make(case, device)
+    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+    y, saved = run_and_collect(kernel, leaves, case.variant)
+    held = {t.data_ptr() for t in (*leaves.values(), y)}
+    extra = [t for t in saved if t.data_ptr() not in held]
+    images, channels = case.shape[:2]
+    assert 0 < sum(t.numel() for t in extra) <= images * (2 * channels + 2 * case.reduced)
+    # y only serves the ReLU's mask, the residual nothing
+    kept = {t.data_ptr() for t in saved}
+    assert (y.data_ptr() in kept) == (post == "relu")
+    assert leaves["residual"].data_ptr() not in kept
+
+
+@pytest.mark.parametrize("post", POSTS)
+def test_inference_saves_nothing(kernel, device, post):
+    case = Case(residual=True, post=post)
+    inputs, _ = make(case, device)
+    y, saved = run_and_collect(kernel, inputs, case.variant)
+    assert not saved
+    assert y.grad_fn is None
+    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            y, saved = run_and_collect(kernel, leaves, case.variant)
+        assert not saved
+        assert not y.requires_grad
