@@ -65,26 +65,36 @@ struct Strided {
   std::int64_t rows, columns;
 };
 
-// out[k][i] = Σ_m in(k, m) w[m][i], for Rows rows k and Vectors vectors of i (0: one column).
+// out[k][i] = Σ_m in(k, m) w[m][i], for Rows rows k and Vectors vectors of i (0: one column). Sums
+// of 256 products, then their sum.
 template <int Rows, int Vectors, class A, class W, class Out>
 void product_tile(const W* w, std::int64_t w_stride, std::int64_t depth, Strided<A> in, Out* out,
                   std::int64_t out_stride) {
   using Tag = std::conditional_t<Vectors == 0, One<A>, Many<A>>;
+  using V = typename Tag::type;
   constexpr int count = Vectors == 0 ? 1 : Vectors;
-  typename Tag::type sums[Rows][count] = {};
-  for (std::int64_t m = 0; m < depth; ++m) {
-    typename Tag::type v[count];
+  constexpr std::int64_t block = 256;
+  V totals[Rows][count] = {};
+  for (std::int64_t begin = 0; begin < depth; begin += block) {
+    const std::int64_t end = begin + block < depth ? begin + block : depth;
+    V sums[Rows][count] = {};
+    for (std::int64_t m = begin; m < end; ++m) {
+      V v[count];
 #pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) v[i] = load(Tag{}, w + m * w_stride + i * kLanes<A>);
+      for (int i = 0; i < count; ++i) v[i] = load(Tag{}, w + m * w_stride + i * kLanes<A>);
 #pragma GCC unroll 8
-    for (int k = 0; k < Rows; ++k) {
-      const A factor = in.data[k * in.rows + m * in.columns];
+      for (int k = 0; k < Rows; ++k) {
+        const A factor = in.data[k * in.rows + m * in.columns];
 #pragma GCC unroll 8
-      for (int i = 0; i < count; ++i) sums[k][i] += v[i] * factor;
+        for (int i = 0; i < count; ++i) sums[k][i] += v[i] * factor;
+      }
     }
+    for (int k = 0; k < Rows; ++k)
+      for (int i = 0; i < count; ++i) totals[k][i] += sums[k][i];
   }
   for (int k = 0; k < Rows; ++k)
-    for (int i = 0; i < count; ++i) store(Tag{}, out + k * out_stride + i * kLanes<A>, sums[k][i]);
+    for (int i = 0; i < count; ++i)
+      store(Tag{}, out + k * out_stride + i * kLanes<A>, totals[k][i]);
 }
 
 // out[k][i] = Σ_m in(k, m) w[m][i] for k in rows, i in columns and m below depth.
