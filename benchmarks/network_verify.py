@@ -12,23 +12,20 @@ bfloat16 autocast eager's own gradients are off by half, and only gross errors a
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .network_calls import Network
 from .verify import EAGER_FACTOR, Check, VerificationError, floors, norms, refuse
-
-if TYPE_CHECKING:
-    from .network import Network
 
 GRADIENT_FACTOR = 3.0
 MISSING = 0.9  # an error as large as the gradient itself is no rounding
 GRADIENT_FLOOR_EPS = 4.0
 
 
-def outputs(network: "Network", images: Tensor, labels: Tensor, train: bool) -> dict[str, Tensor]:
+def outputs(network: Network, images: Tensor, labels: Tensor, train: bool) -> dict[str, Tensor]:
     """``logits`` (N, classes) and, when training, each parameter's gradient, by its name."""
     model = network.model
     if not train:
