@@ -20,7 +20,6 @@ STEERING = (
     "MKL_",
     "ONEDNN_",
     "MALLOC_",
-    "TORCHINDUCTOR_",
     "CUDA_",
     "SE_KERNELS_",
 )
