@@ -71,6 +71,10 @@ class Case:
         return {key: getattr(self, key) for key in ("squeeze", "act", "act_slope", "gate", "post")}
 
 
+class NoInputs(AssertionError):
+    """A case for which no draw stays clear of every jump: it can be judged by nobody."""
+
+
 def make(case: Case, device="cpu") -> tuple[dict[str, Tensor | None], Tensor]:
     """The arguments of the block by name (None where absent), and dy (N, C, H, W)."""
     generator = torch.Generator().manual_seed(case.seed)
@@ -79,7 +83,7 @@ def make(case: Case, device="cpu") -> tuple[dict[str, Tensor | None], Tensor]:
         if _clear_of_jumps(case, inputs):
             break
     else:
-        raise AssertionError(f"no draw stayed clear of the jumps: {case}")
+        raise NoInputs(f"no draw stayed clear of the jumps: {case}")
     if case.residual:
         inputs["residual"] = _draw_residual(case, generator, inputs)
     dy = torch.randn(case.shape, generator=generator).to(case.dtype)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
-from operator_cases import DTYPES, NAMES, Case, check, make, storage_bytes
+from operator_cases import DTYPES, NAMES, Case, NoInputs, check, make, storage_bytes
 from placements import IMAGES, MATRICES, VECTORS
 
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
@@ -90,7 +90,10 @@ def check_strides(x, out, name):
 
 
 def check_placed(kernel, device, placed):
-    inputs, dy = place(placed, *make(placed.case, device))
+    try:
+        inputs, dy = place(placed, *make(placed.case, device))
+    except NoInputs:  # about one case in 40,000
+        reject()
     held = {**inputs, "dy": dy}
     before = {name: storage_bytes(t) for name, t in held.items() if t is not None}
 
