@@ -127,18 +127,27 @@ def _clear_of_jumps(case, inputs) -> bool:
     _, w1, w2, b1, b2, _ = _doubles(inputs).values()
     z = reference.squeeze(inputs["x"].double(), case.squeeze)
     a = F.linear(z, w1, b1)
-    e = F.linear(reference.activate(a, case.act, case.act_slope), w2, b2)
+    h = reference.activate(a, case.act, case.act_slope)
+    e = F.linear(h, w2, b2)
+    s = reference.open_gate(e, case.gate)
     gate_jumps = _JUMPS.get(case.gate, ())
     if case.gate == "tanh" and case.post == "relu" and not case.residual:
         gate_jumps = (0.0,)  # where s, and so y, changes sign
-    checks = [(a, jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
-    checks += [(e, jump, _CLEARANCE) for jump in gate_jumps]
+    checks = [(a, _size_of(z, w1, b1), jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
+    checks += [(e, _size_of(h, w2, b2), jump, _CLEARANCE) for jump in gate_jumps]
     if case.post == "relu" and not case.residual:
-        checks.append((reference.open_gate(e, case.gate), 0.0, _S_CLEARANCE))
-    # exactly on the jump is well defined: it comes from exact zeros, in any precision
+        checks.append((s, s.abs(), 0.0, _S_CLEARANCE))
+    # exactly on the jump is well defined where it comes from exact zeros, in any precision; terms
+    # that cancel to it do so before rounding only
     return not any(
-        bool(((v != jump) & ((v - jump).abs() < clearance)).any()) for v, jump, clearance in checks
+        bool((((v != jump) | (size > 0)) & ((v - jump).abs() < clearance)).any())
+        for v, size, jump, clearance in checks
     )
+
+
+def _size_of(v, w, b):
+    """Σ |terms| of the linear map: 0 where all of them are."""
+    return F.linear(v.abs(), w.abs(), None if b is None else b.abs())
 
 
 def _doubles(inputs):
