@@ -111,7 +111,7 @@ void forward_group(const Problem& p, const Forward& f, const Plan& plan, const S
     const auto run = [&](auto residual, auto relu) {
       scale<A, residual.value, relu.value>(p.layout, image<X>(f.x, n), image<X>(f.residual, n),
                                            share.region, s + n * C, image<X>(f.y, n),
-                                           image<X>(f.x, share.next(n)), plan.streaming);
+                                           plan.streaming);
     };
     const auto with_post = [&](auto residual) {
       p.post == Post::relu ? run(residual, Flag<true>{}) : run(residual, Flag<false>{});
@@ -237,15 +237,13 @@ void backward_group(const Problem& p, const Backward& b, const Plan& plan, const
   if (!rows) share.wait();
   for (std::int64_t n = first; n < share.images.end; ++n) {
     const Image<X> dr = image<X>(b.dr, n);
-    const std::int64_t after = share.next(n);
-    const Next<X> next{image<X>(b.dy, after), image<X>(b.y, after), image<X>(b.x, after)};
     const bool written = masked && dr;  // then dr is g
     const Image<const X> g =
         written ? Image<const X>{dr.data, dr.channel_stride, dr.pixel_stride} : image<X>(b.dy, n);
     const auto run = [&](auto relu, auto take) {
       squeeze_backward<A, relu.value, take.value>(
           p.layout, g, image<X>(b.y, n), image<X>(b.x, n), share.region, d.s + n * C,
-          SqueezeGradient<A>{d.dz + n * C, d.peak + n * C, d.ties + n * C}, image<X>(b.dx, n), next,
+          SqueezeGradient<A>{d.dz + n * C, d.peak + n * C, d.ties + n * C}, image<X>(b.dx, n),
           plan.streaming);
     };
     const auto with_peaks = [&](auto relu) {

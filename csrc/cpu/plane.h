@@ -38,12 +38,6 @@ Image<X> image(const Output& t, std::int64_t n) {
   return {data ? data + n * t.image_stride : nullptr, t.channel_stride, t.pixel_stride};
 }
 
-// Asks for the line at p, to be read soon.
-template <class X>
-SE_INLINE void prefetch(const X* p) {
-  __builtin_prefetch(p, 0, 2);
-}
-
 // out[i] = f(tag, i) for i in [0, n). An element may be computed twice, with the same result.
 template <class A, class X, class F>
 SE_INLINE void map_row(X* out, std::int64_t n, bool streaming, F f) {

@@ -14,18 +14,15 @@ SE_INLINE auto y_at(Tag tag, const X* x, const X* residual, S s) {
   return y;
 }
 
-// y of the region. The image squeezed next is asked for meanwhile, so that its reads overlap with
-// these writes.
+// y of the region.
 template <class A, bool Residual, bool Relu, class X>
 void scale(Layout layout, Image<const X> x, Image<const X> residual, Region region, const A* s,
-           Image<X> y, Image<const X> next, bool streaming) {
+           Image<X> y, bool streaming) {
   if (layout == Layout::nchw) {
     for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
       const X *x_row = x.channel(c), *residual_row = Residual ? residual.channel(c) : x_row;
-      const X* next_row = next.channel(c);
       const A s_c = s[c];
       map_row<A>(y.channel(c), region.pixels.size(), streaming, [=](auto tag, std::int64_t i) {
-        prefetch(next_row + i);
         return y_at<Residual, Relu>(tag, x_row + i, residual_row + i, s_c);
       });
     }
@@ -33,9 +30,7 @@ void scale(Layout layout, Image<const X> x, Image<const X> residual, Region regi
   }
   for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
     const X *x_row = x.pixel(p), *residual_row = Residual ? residual.pixel(p) : x_row;
-    const X* next_row = next.pixel(p);
     map_row<A>(y.pixel(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
-      prefetch(next_row + c);
       return y_at<Residual, Relu>(tag, x_row + c, residual_row + c, load(tag, s + c));
     });
   }

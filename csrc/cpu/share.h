@@ -17,13 +17,8 @@ struct Share {
   Range images;
   Region region;                      // its part of each image, where x lies
   Range channels, reduced;            // its part of the numbers per channel, and of the bottleneck
-  std::int64_t last;                  // the end of the images that this thread goes on to
   int thread, first_thread, threads;  // the team that works on the group
 
-  // the image that takes n's place in the next group; n itself in the last one
-  std::int64_t next(std::int64_t n) const {
-    return n + images.size() < last ? n + images.size() : n;
-  }
   void wait() const {
     if (threads > 1) {
 #pragma omp barrier
@@ -46,7 +41,6 @@ void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
                  {{0, p.channels}, {0, p.pixels}},
                  {0, p.channels},
                  {0, p.reduced},
-                 own.end,
                  thread,
                  thread,
                  1});
@@ -57,7 +51,7 @@ void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
                         rows ? Range{0, p.pixels} : part(p.pixels, thread, count)};
     for (std::int64_t n = plan.solo; n < p.images; n += plan.group) {
       const std::int64_t end = n + plan.group < p.images ? n + plan.group : p.images;
-      work(Share{{n, end}, region, channels, reduced, p.images, thread, 0, count});
+      work(Share{{n, end}, region, channels, reduced, thread, 0, count});
     }
 #pragma omp barrier
     finish(channels, reduced);

@@ -110,25 +110,11 @@ SE_INLINE auto dx_at(Tag tag, const X* dy, const X* y, const X* x, S s, S mean, 
   return dx;
 }
 
-// What scale_backward reads of the image that comes next; y only where it is masked.
-template <class X>
-struct Next {
-  Image<const X> dy, y, x;
-  SE_INLINE void prefetch_channel(std::int64_t c, std::int64_t i) const {
-    prefetch(dy.channel(c) + i), prefetch(x.channel(c) + i);
-    if (y) prefetch(y.channel(c) + i);
-  }
-  SE_INLINE void prefetch_pixel(std::int64_t p, std::int64_t c) const {
-    prefetch(dy.pixel(p) + c), prefetch(x.pixel(p) + c);
-    if (y) prefetch(y.pixel(p) + c);
-  }
-};
-
 // dx of the region; x is read only where Peaks, y only where Relu.
 template <class A, bool Relu, bool Peaks, class X>
 void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<const X> x,
                       Region region, const A* s, SqueezeGradient<A> d, Image<X> dx,
-                      const Next<X>& next, bool streaming) {
+                      bool streaming) {
   if (layout == Layout::nchw) {
     for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
       const X *dy_row = dy.channel(c), *y_row = Relu ? y.channel(c) : dy_row,
@@ -136,7 +122,6 @@ void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<
       const A scale = s[c], mean = d.mean[c], peak = Peaks ? d.peak[c] : A(0),
               share = Peaks ? d.share[c] : A(0);
       map_row<A>(dx.channel(c), region.pixels.size(), streaming, [=](auto tag, std::int64_t i) {
-        next.prefetch_channel(c, i);
         return dx_at<Relu, Peaks>(tag, dy_row + i, y_row + i, x_row + i, scale, mean, peak, share);
       });
     }
@@ -146,7 +131,6 @@ void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<
     const X *dy_row = dy.pixel(p), *y_row = Relu ? y.pixel(p) : dy_row,
             *x_row = Peaks ? x.pixel(p) : dy_row;
     map_row<A>(dx.pixel(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
-      next.prefetch_pixel(p, c);
       const auto scale = load(tag, s + c), mean = load(tag, d.mean + c);
       const auto peak = Peaks ? load(tag, d.peak + c) : mean;
       const auto share = Peaks ? load(tag, d.share + c) : mean;
