@@ -56,10 +56,40 @@ struct Backward {
   void *dw1, *dw2, *db1, *db2;
 };
 
+// One phase at a time, for an excitation that the caller computes. Problem::reduced is 0 and
+// Problem::w_type is double where s is double, else float.
+struct SqueezeForward {
+  Input x;
+  void* z;
+};
+
+struct ScaleForward {
+  Input x, residual;
+  const void* s;
+  Output y;
+};
+
+struct ScaleBackward {
+  Input x, dy, y;  // y only for Post::relu
+  const void* s;
+  Output dx, dr;  // dx = g s; each of these may be null
+  void* ds;       // may be null
+};
+
+struct SqueezeBackward {
+  Input x, g;          // x only for a maximum; g may be null
+  const void *s, *dz;  // s only with g
+  Output dx;           // g s + what dz gives
+};
+
 enum class Status { ok, out_of_memory };
 
 Status forward(const Problem&, const Forward&);
 Status backward(const Problem&, const Backward&);
+Status squeeze(const Problem&, const SqueezeForward&);
+Status scale(const Problem&, const ScaleForward&);
+Status scale_backward(const Problem&, const ScaleBackward&);
+Status squeeze_backward(const Problem&, const SqueezeBackward&);
 
 // "avx512", "avx2" or "baseline": chosen once, from the processor and the build. The environment
 // variable SE_KERNELS_CPU_ISA names a lower one.

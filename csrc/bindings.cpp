@@ -50,6 +50,13 @@ Problem problem(Size images, Size channels, Size reduced, Size pixels, int x_typ
           threads};
 }
 
+// No FCs: compute_type is the type of s, z and their gradients.
+Problem problem(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
+                Name squeeze, Name post, int threads) {
+  return problem(images, channels, 0, pixels, x_type, compute_type, nhwc, squeeze, "identity", 0,
+                 "sigmoid", post, threads);
+}
+
 Input input(Pointer data, Size image, Size channel, Size pixel) {
   return {reinterpret_cast<const void*>(data), image, channel, pixel};
 }
@@ -112,6 +119,58 @@ void run_backward(Size images, Size channels, Size reduced, Size pixels, int x_t
   raise(backward(p, b));
 }
 
+void run_squeeze(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
+                 Name squeeze_kind, Name post, int threads, Pointer x, Size x_i, Size x_c, Size x_p,
+                 Pointer z) {
+  const Problem p =
+      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
+  const SqueezeForward f{input(x, x_i, x_c, x_p), out(z)};
+  const py::gil_scoped_release release;
+  raise(squeeze(p, f));
+}
+
+void run_scale(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
+               Name squeeze_kind, Name post, int threads, Pointer x, Size x_i, Size x_c, Size x_p,
+               Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y, Size y_i, Size y_c,
+               Size y_p, Pointer s) {
+  const Problem p =
+      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
+  const ScaleForward f{input(x, x_i, x_c, x_p), input(residual, r_i, r_c, r_p), in(s),
+                       output(y, y_i, y_c, y_p)};
+  const py::gil_scoped_release release;
+  raise(scale(p, f));
+}
+
+void run_scale_backward(Size images, Size channels, Size pixels, int x_type, int compute_type,
+                        bool nhwc, Name squeeze_kind, Name post, int threads, Pointer x, Size x_i,
+                        Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer y,
+                        Size y_i, Size y_c, Size y_p, Pointer dx, Size dx_i, Size dx_c, Size dx_p,
+                        Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer s, Pointer ds) {
+  const Problem p =
+      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
+  const ScaleBackward b{input(x, x_i, x_c, x_p),
+                        input(dy, dy_i, dy_c, dy_p),
+                        input(y, y_i, y_c, y_p),
+                        in(s),
+                        output(dx, dx_i, dx_c, dx_p),
+                        output(dr, dr_i, dr_c, dr_p),
+                        out(ds)};
+  const py::gil_scoped_release release;
+  raise(scale_backward(p, b));
+}
+
+void run_squeeze_backward(Size images, Size channels, Size pixels, int x_type, int compute_type,
+                          bool nhwc, Name squeeze_kind, Name post, int threads, Pointer x, Size x_i,
+                          Size x_c, Size x_p, Pointer g, Size g_i, Size g_c, Size g_p, Pointer dx,
+                          Size dx_i, Size dx_c, Size dx_p, Pointer s, Pointer dz) {
+  const Problem p =
+      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
+  const SqueezeBackward b{input(x, x_i, x_c, x_p), input(g, g_i, g_c, g_p), in(s), in(dz),
+                          output(dx, dx_i, dx_c, dx_p)};
+  const py::gil_scoped_release release;
+  raise(squeeze_backward(p, b));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -122,5 +181,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("float16") = int(DType::float16);
   m.def("forward", run_forward);
   m.def("backward", run_backward);
+  m.def("squeeze", run_squeeze);
+  m.def("scale", run_scale);
+  m.def("scale_backward", run_scale_backward);
+  m.def("squeeze_backward", run_squeeze_backward);
   m.def("instruction_set", instruction_set);
 }

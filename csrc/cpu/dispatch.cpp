@@ -17,8 +17,7 @@ constexpr std::int64_t kAlwaysMapped = std::int64_t{32} << 20;
 struct Build {
   const char* name;
   bool (*runs_here)();
-  decltype(&baseline::forward) forward;
-  decltype(&baseline::backward) backward;
+  const Kernels& kernels;
 };
 
 // widest first
@@ -30,7 +29,7 @@ constexpr Build kBuilds[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
      },
-     avx512::forward, avx512::backward},
+     avx512::kernels},
 #endif
 #ifdef SE_HAVE_AVX2
     {"avx2",
@@ -38,9 +37,9 @@ constexpr Build kBuilds[] = {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     avx2::forward, avx2::backward},
+     avx2::kernels},
 #endif
-    {"baseline", [] { return true; }, baseline::forward, baseline::backward},
+    {"baseline", [] { return true; }, baseline::kernels},
 };
 
 const Build& build() {
@@ -119,27 +118,44 @@ void expect_huge_pages(const Problem& p, const Output& t) {
 #endif
 }
 
+// tensors: as for make_plan.
+template <class Arguments, class Kernel, class... Outputs>
+Status run(const Problem& p, const Arguments& arguments, Kernel kernel, int tensors,
+           const Outputs&... outputs) {
+  const Plan plan = make_plan(p, tensors, size_of(p.x_type));
+  const Arena arena(p, plan);
+  if (!arena) return Status::out_of_memory;
+  (expect_huge_pages(p, outputs), ...);
+  kernel(p, arguments, plan, arena.scratch());
+  return Status::ok;
+}
+
 }  // namespace
 
 const char* instruction_set() { return build().name; }
 
 Status forward(const Problem& p, const Forward& f) {
-  const Plan plan = make_plan(p, f.residual.data ? 2 : 1, size_of(p.x_type));
-  const Arena arena(p, plan);
-  if (!arena) return Status::out_of_memory;
-  expect_huge_pages(p, f.y);
-  build().forward(p, f, plan, arena.scratch());
-  return Status::ok;
+  return run(p, f, build().kernels.forward, f.residual.data ? 2 : 1, f.y);
 }
 
 Status backward(const Problem& p, const Backward& b) {
-  const Plan plan = make_plan(p, b.y.data ? 3 : 2, size_of(p.x_type));
-  const Arena arena(p, plan);
-  if (!arena) return Status::out_of_memory;
-  expect_huge_pages(p, b.dx);
-  expect_huge_pages(p, b.dr);
-  build().backward(p, b, plan, arena.scratch());
-  return Status::ok;
+  return run(p, b, build().kernels.backward, b.y.data ? 3 : 2, b.dx, b.dr);
+}
+
+Status squeeze(const Problem& p, const SqueezeForward& f) {
+  return run(p, f, build().kernels.squeeze, 1);
+}
+
+Status scale(const Problem& p, const ScaleForward& f) {
+  return run(p, f, build().kernels.scale, 1, f.y);
+}
+
+Status scale_backward(const Problem& p, const ScaleBackward& b) {
+  return run(p, b, build().kernels.scale_backward, b.y.data ? 3 : 2, b.dx, b.dr);
+}
+
+Status squeeze_backward(const Problem& p, const SqueezeBackward& b) {
+  return run(p, b, build().kernels.squeeze_backward, 2, b.dx);
 }
 
 }  // namespace se_kernels

@@ -2,9 +2,7 @@
 #include "kernels.h"
 
 #include "excite.h"
-#include "scale.h"
-#include "share.h"
-#include "squeeze.h"
+#include "groups.h"
 
 namespace se_kernels::SE_ISA {
 namespace {
@@ -45,21 +43,6 @@ void with_types(const Problem& p, F f) {
   }
 }
 
-// The parts of the k-th image of the group that share's team works on.
-template <class A>
-Part<A> part_of(const Scratch& scratch, const Plan& plan, const Problem& p, const Share& share,
-                std::int64_t k) {
-  const std::int64_t stride = plan.group * p.channels,
-                     at = share.first_thread * stride + k * p.channels;
-  return {static_cast<double*>(scratch.totals) + at, static_cast<A*>(scratch.peaks) + at,
-          static_cast<A*>(scratch.ties) + at, stride};
-}
-
-template <class A>
-A* sums_of(const Scratch& scratch, const Problem& p, const Share& share) {
-  return static_cast<A*>(scratch.sums) + share.thread * p.channels;
-}
-
 // s (N,C) and a (N,R) of a group from z (N,C): h (N,R) is scratch.
 template <class A>
 void excite(const Problem& p, const Forward& f, const Share& share, const A* z, A* a, A* h, A* s) {
@@ -89,35 +72,11 @@ void forward_group(const Problem& p, const Forward& f, const Plan& plan, const S
   A* h = static_cast<A*>(scratch.by_reduced[1]);
   const std::int64_t first = share.images.begin, C = p.channels, R = p.reduced;
 
-  const bool rows = p.layout == Layout::nchw;
-  for (std::int64_t n = first; n < share.images.end; ++n) {
-    const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
-    if (rows)
-      squeeze_rows(image<X>(f.x, n), share.region, p.squeeze, z + n * C);
-    else
-      squeeze_columns(image<X>(f.x, n), share.region, p.squeeze, sums_of<A>(scratch, p, share),
-                      part.of(share.thread - share.first_thread));
-  }
+  squeeze_group<A, X>(p, plan, scratch, share, f.x, z);
   share.wait();
-  if (!rows) {
-    for (std::int64_t n = first; n < share.images.end; ++n)
-      gather_squeeze(part_of<A>(scratch, plan, p, share, n - first), share.threads, share.channels,
-                     p.pixels, p.squeeze, z + n * C);
-    share.wait();
-  }
   excite(p, f, share, z + first * C, a + first * R, h + first * R, s + first * C);
-  if (!rows) share.wait();
-  for (std::int64_t n = first; n < share.images.end; ++n) {
-    const auto run = [&](auto residual, auto relu) {
-      scale<A, residual.value, relu.value>(p.layout, image<X>(f.x, n), image<X>(f.residual, n),
-                                           share.region, s + n * C, image<X>(f.y, n),
-                                           plan.streaming);
-    };
-    const auto with_post = [&](auto residual) {
-      p.post == Post::relu ? run(residual, Flag<true>{}) : run(residual, Flag<false>{});
-    };
-    f.residual.data ? with_post(Flag<true>{}) : with_post(Flag<false>{});
-  }
+  if (p.layout != Layout::nchw) share.wait();
+  scale_group<A, X>(p, plan, share, f.x, f.residual, s, f.y);
 }
 
 // What one call of backward works on, whole batch.
@@ -182,90 +141,28 @@ void weight_gradients(const Problem& p, const Backward& b, Range channels, Range
   });
 }
 
-// In place: dz (C) becomes mean, ties (C) becomes share.
-template <class A>
-void spread_gradient(const Problem& p, Range channels, A* dz, const A* peak, A* ties) {
-  for (std::int64_t c = channels.begin; c < channels.end; ++c) {
-    const A whole = p.squeeze == Squeeze::avgmax ? A(0.5) * dz[c] : dz[c];
-    dz[c] = p.squeeze == Squeeze::max ? A(0) : whole / A(p.pixels);
-    if (p.squeeze != Squeeze::avg)
-      ties[c] = whole / (peak[c] == peak[c] ? ties[c] : A(0));  // nothing equals a NaN
-  }
-}
-
 template <class A, class X>
 void backward_group(const Problem& p, const Backward& b, const Plan& plan, const Scratch& scratch,
                     const Share& share) {
-  const std::int64_t first = share.images.begin, C = p.channels;
   const Gradients<A> d = gradients<A>(b, scratch);
-  const bool masked = p.post == Post::relu, peaks = p.squeeze != Squeeze::avg,
-             rows = p.layout == Layout::nchw;
-
-  for (std::int64_t n = first; n < share.images.end; ++n) {
-    const Image<const X> dy = image<X>(b.dy, n), y = image<X>(b.y, n), x = image<X>(b.x, n);
-    const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
-    const auto run = [&](auto relu, auto write, auto track) {
-      if (rows)
-        scale_backward_rows<A, relu.value, write.value, track.value>(
-            dy, y, x, share.region, image<X>(b.dr, n), d.de + n * C, d.peak + n * C,
-            d.ties + n * C);
-      else
-        scale_backward_columns<A, relu.value, write.value, track.value>(
-            dy, y, x, share.region, image<X>(b.dr, n), sums_of<A>(scratch, p, share),
-            part.of(share.thread - share.first_thread));
-    };
-    const auto with_peaks = [&](auto relu, auto write) {
-      peaks ? run(relu, write, Flag<true>{}) : run(relu, write, Flag<false>{});
-    };
-    if (!masked)
-      with_peaks(Flag<false>{}, Flag<false>{});
-    else if (b.dr.data)
-      with_peaks(Flag<true>{}, Flag<true>{});
-    else
-      with_peaks(Flag<true>{}, Flag<false>{});
-  }
-  if (!rows) {
-    share.wait();
-    for (std::int64_t n = first; n < share.images.end; ++n)
-      gather_scale_backward(part_of<A>(scratch, plan, p, share, n - first), share.threads,
-                            share.channels, peaks, d.de + n * C, d.peak + n * C, d.ties + n * C);
-  }
+  scale_backward_group<A, X>(p, plan, scratch, share, b.x, b.dy, b.y, b.dr, {d.de, d.peak, d.ties});
   excite_backward(p, b, share, d);
   if (!b.dx.data) return;
-  for (std::int64_t n = first; n < share.images.end; ++n)
-    spread_gradient(p, share.channels, d.dz + n * C, d.peak + n * C, d.ties + n * C);
-  if (!rows) share.wait();
-  for (std::int64_t n = first; n < share.images.end; ++n) {
-    const Image<X> dr = image<X>(b.dr, n);
-    const bool written = masked && dr;  // then dr is g
-    const Image<const X> g =
-        written ? Image<const X>{dr.data, dr.channel_stride, dr.pixel_stride} : image<X>(b.dy, n);
-    const auto run = [&](auto relu, auto take) {
-      squeeze_backward<A, relu.value, take.value>(
-          p.layout, g, image<X>(b.y, n), image<X>(b.x, n), share.region, d.s + n * C,
-          SqueezeGradient<A>{d.dz + n * C, d.peak + n * C, d.ties + n * C}, image<X>(b.dx, n),
-          plan.streaming);
-    };
-    const auto with_peaks = [&](auto relu) {
-      peaks ? run(relu, Flag<true>{}) : run(relu, Flag<false>{});
-    };
-    masked && !written ? with_peaks(Flag<true>{}) : with_peaks(Flag<false>{});
-  }
+  const bool written = p.post == Post::relu && b.dr.data;  // then dr is g
+  squeeze_backward_group<A, X>(p, plan, share, b.x, written ? as_input(b.dr) : b.dy,
+                               written ? Input{} : b.y, d.s, d.dz, d.peak, d.ties, b.dx);
 }
 
-}  // namespace
-
-void forward(const Problem& p, const Forward& f, const Plan& plan, const Scratch& scratch) {
+void run_forward(const Problem& p, const Forward& f, const Plan& plan, const Scratch& scratch) {
   with_types(p, [&](auto x, auto compute) {
     using X = typename decltype(x)::type;
     using A = typename decltype(compute)::type;
-    share_out(
-        p, plan, [&](const Share& share) { forward_group<A, X>(p, f, plan, scratch, share); },
-        [](Range, Range) {});
+    share_out(p, plan,
+              [&](const Share& share) { forward_group<A, X>(p, f, plan, scratch, share); });
   });
 }
 
-void backward(const Problem& p, const Backward& b, const Plan& plan, const Scratch& scratch) {
+void run_backward(const Problem& p, const Backward& b, const Plan& plan, const Scratch& scratch) {
   with_types(p, [&](auto x, auto compute) {
     using X = typename decltype(x)::type;
     using A = typename decltype(compute)::type;
@@ -276,5 +173,77 @@ void backward(const Problem& p, const Backward& b, const Plan& plan, const Scrat
         });
   });
 }
+
+void run_squeeze(const Problem& p, const SqueezeForward& f, const Plan& plan,
+                 const Scratch& scratch) {
+  with_types(p, [&](auto x, auto compute) {
+    using X = typename decltype(x)::type;
+    using A = typename decltype(compute)::type;
+    share_out(p, plan, [&](const Share& share) {
+      squeeze_group<A, X>(p, plan, scratch, share, f.x, static_cast<A*>(f.z));
+      share.wait();
+    });
+  });
+}
+
+void run_scale(const Problem& p, const ScaleForward& f, const Plan& plan, const Scratch&) {
+  with_types(p, [&](auto x, auto compute) {
+    using X = typename decltype(x)::type;
+    using A = typename decltype(compute)::type;
+    share_out(p, plan, [&](const Share& share) {
+      scale_group<A, X>(p, plan, share, f.x, f.residual, static_cast<const A*>(f.s), f.y);
+    });
+  });
+}
+
+void run_scale_backward(const Problem& p, const ScaleBackward& b, const Plan& plan,
+                        const Scratch& scratch) {
+  with_types(p, [&](auto x, auto compute) {
+    using X = typename decltype(x)::type;
+    using A = typename decltype(compute)::type;
+    A *zero = static_cast<A*>(scratch.by_channel[0]),
+      *none = static_cast<A*>(scratch.by_channel[1]);
+    A* ds = static_cast<A*>(b.ds ? b.ds : scratch.by_channel[2]);
+    const bool masked = p.post == Post::relu, written = masked && b.dr.data;
+    share_out(p, plan, [&](const Share& share) {
+      if (b.ds || written)
+        scale_backward_group<A, X>(p, plan, scratch, share, b.x, b.dy, b.y, b.dr, {ds, none, none});
+      if (b.dx.data) {
+        for (std::int64_t n = share.images.begin; n < share.images.end; ++n)
+          for (std::int64_t c = share.channels.begin; c < share.channels.end; ++c)
+            zero[n * p.channels + c] = 0;
+        squeeze_backward_group<A, X>(p, plan, share, b.x, written ? as_input(b.dr) : b.dy,
+                                     written ? Input{} : b.y, static_cast<const A*>(b.s), zero,
+                                     none, none, b.dx);
+      }
+      share.wait();
+    });
+  });
+}
+
+void run_squeeze_backward(const Problem& p, const SqueezeBackward& b, const Plan& plan,
+                          const Scratch& scratch) {
+  with_types(p, [&](auto x, auto compute) {
+    using X = typename decltype(x)::type;
+    using A = typename decltype(compute)::type;
+    const auto at = [](void* t) { return static_cast<A*>(t); };
+    A *dz = at(scratch.by_channel[0]), *peak = at(scratch.by_channel[1]),
+      *ties = at(scratch.by_channel[2]);
+    const A *s = static_cast<const A*>(b.s ? b.s : b.dz), *given = static_cast<const A*>(b.dz);
+    share_out(p, plan, [&](const Share& share) {
+      if (p.squeeze != Squeeze::avg) peak_group<A, X>(p, plan, scratch, share, b.x, peak, ties);
+      for (std::int64_t n = share.images.begin; n < share.images.end; ++n)
+        for (std::int64_t c = share.channels.begin; c < share.channels.end; ++c)
+          dz[n * p.channels + c] = given[n * p.channels + c];
+      squeeze_backward_group<A, X>(p, plan, share, b.x, b.g, Input{}, s, dz, peak, ties, b.dx);
+      share.wait();
+    });
+  });
+}
+
+}  // namespace
+
+extern const Kernels kernels{run_forward, run_backward,       run_squeeze,
+                             run_scale,   run_scale_backward, run_squeeze_backward};
 
 }  // namespace se_kernels::SE_ISA

@@ -36,55 +36,6 @@ void scale(Layout layout, Image<const X> x, Image<const X> residual, Region regi
   }
 }
 
-// The largest elements so far and how many they are, at one place or in each lane.
-template <class Tag, class V>
-SE_INLINE void track_peak(Tag, V x, V& peak, V& ties) {
-  const auto higher = (x > peak) | (x != x);
-  const V one = V{} + typename Tag::A(1);
-  ties = select(higher, one, ties + select(x == peak, one, V{}));
-  peak = select(higher, x, peak);
-}
-
-// The larger of two peaks, with the ties of both where they are equal.
-template <class A>
-void merge_peak(A other_peak, A other_ties, A& peak, A& ties) {
-  ties = other_peak == peak ? ties + other_ties
-                            : (other_peak > peak || other_peak != other_peak ? other_ties : ties);
-  peak = maximum(peak, other_peak);
-}
-
-template <class A, class X>
-void peak_of_row(const X* x, std::int64_t n, A& peak, A& ties) {
-  constexpr std::int64_t lanes = kLanes<A>;
-  peak = -__builtin_inf(), ties = 0;
-  std::int64_t i = 0;
-  if (n >= lanes) {
-    Vec<A> peaks = Vec<A>{} + peak, counts{};
-    for (; i + lanes <= n; i += lanes) track_peak(Many<A>{}, load(Many<A>{}, x + i), peaks, counts);
-    for (int lane = 0; lane < lanes; ++lane)
-      merge_peak(A(peaks[lane]), A(counts[lane]), peak, ties);
-  }
-  for (; i < n; ++i) track_peak(One<A>{}, load(One<A>{}, x + i), peak, ties);
-}
-
-template <class A, class X>
-void peak_of_columns(Image<const X> x, Region region, Part<A> part) {
-  const Range channels = region.channels;
-  for (std::int64_t c = 0; c < channels.end; ++c)
-    part.peaks[c] = -__builtin_inf(), part.ties[c] = 0;
-  for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
-    const auto track = [&](auto tag, std::int64_t c) __attribute__((always_inline)) {
-      auto peaks = load(tag, part.peaks + c), ties = load(tag, part.ties + c);
-      track_peak(tag, load(tag, x.pixel(p) + c), peaks, ties);
-      store(tag, part.peaks + c, peaks);
-      store(tag, part.ties + c, ties);
-    };
-    std::int64_t c = 0;
-    for (; c + kLanes<A> <= channels.end; c += kLanes<A>) track(Many<A>{}, c);
-    for (; c < channels.end; ++c) track(One<A>{}, c);
-  }
-}
-
 // nchw: ds of the region's channels, dr where Write; with Peaks, peak and ties of x as well.
 template <class A, bool Relu, bool Write, bool Peaks, class X>
 void scale_backward_rows(Image<const X> dy, Image<const X> y, Image<const X> x, Region region,
@@ -118,18 +69,13 @@ void scale_backward_columns(Image<const X> dy, Image<const X> y, Image<const X> 
   if constexpr (Peaks) peak_of_columns(x, region, part);
 }
 
-// nhwc: ds, peak and ties of some channels from the parts of every thread.
+// nhwc: ds of some channels from the parts of every thread.
 template <class A>
-void gather_scale_backward(Part<A> part, int threads, Range channels, bool peaks, A* ds, A* peak,
-                           A* ties) {
+void gather_scale_backward(Part<A> part, int threads, Range channels, A* ds) {
   for (std::int64_t c = channels.begin; c < channels.end; ++c) {
     double total = 0;
     for (int t = 0; t < threads; ++t) total += part.of(t).totals[c];
     ds[c] = A(total);
-    if (!peaks) continue;
-    peak[c] = -__builtin_inf(), ties[c] = 0;
-    for (int t = 0; t < threads; ++t)
-      merge_peak(part.of(t).peaks[c], part.of(t).ties[c], peak[c], ties[c]);
   }
 }
 

@@ -59,4 +59,9 @@ void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
   }
 }
 
+template <class Work>
+void share_out(const Problem& p, const Plan& plan, Work work) {
+  share_out(p, plan, work, [](Range, Range) {});
+}
+
 }  // namespace se_kernels::SE_ISA

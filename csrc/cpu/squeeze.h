@@ -87,10 +87,69 @@ void gather_squeeze(Part<A> part, int threads, Range channels, std::int64_t pixe
   }
 }
 
+// The largest elements so far and how many they are, at one place or in each lane.
+template <class Tag, class V>
+SE_INLINE void track_peak(Tag, V x, V& peak, V& ties) {
+  const auto higher = (x > peak) | (x != x);
+  const V one = V{} + typename Tag::A(1);
+  ties = select(higher, one, ties + select(x == peak, one, V{}));
+  peak = select(higher, x, peak);
+}
+
+// The larger of two peaks, with the ties of both where they are equal.
+template <class A>
+void merge_peak(A other_peak, A other_ties, A& peak, A& ties) {
+  ties = other_peak == peak ? ties + other_ties
+                            : (other_peak > peak || other_peak != other_peak ? other_ties : ties);
+  peak = maximum(peak, other_peak);
+}
+
+template <class A, class X>
+void peak_of_row(const X* x, std::int64_t n, A& peak, A& ties) {
+  constexpr std::int64_t lanes = kLanes<A>;
+  peak = -__builtin_inf(), ties = 0;
+  std::int64_t i = 0;
+  if (n >= lanes) {
+    Vec<A> peaks = Vec<A>{} + peak, counts{};
+    for (; i + lanes <= n; i += lanes) track_peak(Many<A>{}, load(Many<A>{}, x + i), peaks, counts);
+    for (int lane = 0; lane < lanes; ++lane)
+      merge_peak(A(peaks[lane]), A(counts[lane]), peak, ties);
+  }
+  for (; i < n; ++i) track_peak(One<A>{}, load(One<A>{}, x + i), peak, ties);
+}
+
+template <class A, class X>
+void peak_of_columns(Image<const X> x, Region region, Part<A> part) {
+  const Range channels = region.channels;
+  for (std::int64_t c = 0; c < channels.end; ++c)
+    part.peaks[c] = -__builtin_inf(), part.ties[c] = 0;
+  for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
+    const auto track = [&](auto tag, std::int64_t c) __attribute__((always_inline)) {
+      auto peaks = load(tag, part.peaks + c), ties = load(tag, part.ties + c);
+      track_peak(tag, load(tag, x.pixel(p) + c), peaks, ties);
+      store(tag, part.peaks + c, peaks);
+      store(tag, part.ties + c, ties);
+    };
+    std::int64_t c = 0;
+    for (; c + kLanes<A> <= channels.end; c += kLanes<A>) track(Many<A>{}, c);
+    for (; c < channels.end; ++c) track(One<A>{}, c);
+  }
+}
+
+// nhwc: peak and ties of some channels from the parts of every thread.
+template <class A>
+void gather_peaks(Part<A> part, int threads, Range channels, A* peak, A* ties) {
+  for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+    peak[c] = -__builtin_inf(), ties[c] = 0;
+    for (int t = 0; t < threads; ++t)
+      merge_peak(part.of(t).peaks[c], part.of(t).ties[c], peak[c], ties[c]);
+  }
+}
+
 // Per channel, what the gradient of the squeeze adds: dx = g s + mean + (x == peak ? share : 0).
 template <class A>
 struct SqueezeGradient {
-  A *mean, *peak, *share;  // (C); peak and share count only where the squeeze takes a maximum
+  const A *mean, *peak, *share;  // (C); peak and share count only where the squeeze takes a maximum
 };
 
 // g = dy post'(y)
@@ -101,17 +160,18 @@ SE_INLINE auto post_backward(Tag tag, const X* dy, const X* y) {
   return g;
 }
 
-template <bool Relu, bool Peaks, class Tag, class X, class S>
+template <bool Scaled, bool Relu, bool Peaks, class Tag, class X, class S>
 SE_INLINE auto dx_at(Tag tag, const X* dy, const X* y, const X* x, S s, S mean, S peak, S share) {
   using V = typename Tag::type;
-  V dx = post_backward<Relu>(tag, dy, y) * s + mean;
+  V dx = V{} + mean;
+  if constexpr (Scaled) dx = post_backward<Relu>(tag, dy, y) * s + mean;
   // a product, as in eager: an infinite share makes NaN of the elements that have none
   if constexpr (Peaks) dx += select(load(tag, x) == peak, V{} + typename Tag::A(1), V{}) * share;
   return dx;
 }
 
-// dx of the region; x is read only where Peaks, y only where Relu.
-template <class A, bool Relu, bool Peaks, class X>
+// dx of the region; dy and s are read only where Scaled, y only where Relu, x only where Peaks.
+template <class A, bool Scaled, bool Relu, bool Peaks, class X>
 void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<const X> x,
                       Region region, const A* s, SqueezeGradient<A> d, Image<X> dx,
                       bool streaming) {
@@ -119,10 +179,11 @@ void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<
     for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
       const X *dy_row = dy.channel(c), *y_row = Relu ? y.channel(c) : dy_row,
               *x_row = Peaks ? x.channel(c) : dy_row;
-      const A scale = s[c], mean = d.mean[c], peak = Peaks ? d.peak[c] : A(0),
+      const A scale = Scaled ? s[c] : A(0), mean = d.mean[c], peak = Peaks ? d.peak[c] : A(0),
               share = Peaks ? d.share[c] : A(0);
       map_row<A>(dx.channel(c), region.pixels.size(), streaming, [=](auto tag, std::int64_t i) {
-        return dx_at<Relu, Peaks>(tag, dy_row + i, y_row + i, x_row + i, scale, mean, peak, share);
+        return dx_at<Scaled, Relu, Peaks>(tag, dy_row + i, y_row + i, x_row + i, scale, mean, peak,
+                                          share);
       });
     }
     return;
@@ -131,10 +192,11 @@ void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<
     const X *dy_row = dy.pixel(p), *y_row = Relu ? y.pixel(p) : dy_row,
             *x_row = Peaks ? x.pixel(p) : dy_row;
     map_row<A>(dx.pixel(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
-      const auto scale = load(tag, s + c), mean = load(tag, d.mean + c);
+      const auto mean = load(tag, d.mean + c), scale = Scaled ? load(tag, s + c) : mean;
       const auto peak = Peaks ? load(tag, d.peak + c) : mean;
       const auto share = Peaks ? load(tag, d.share + c) : mean;
-      return dx_at<Relu, Peaks>(tag, dy_row + c, y_row + c, x_row + c, scale, mean, peak, share);
+      return dx_at<Scaled, Relu, Peaks>(tag, dy_row + c, y_row + c, x_row + c, scale, mean, peak,
+                                        share);
     });
   }
 }

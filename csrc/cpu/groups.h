@@ -1,0 +1,176 @@
+// The passes over x of one group of images, by the team that shares it: squeeze and scale, forward
+// and backward, in either layout.
+#pragma once
+
+#include "scale.h"
+#include "share.h"
+
+namespace se_kernels::SE_ISA {
+
+// The parts of the k-th image of the group that share's team works on.
+template <class A>
+Part<A> part_of(const Scratch& scratch, const Plan& plan, const Problem& p, const Share& share,
+                std::int64_t k) {
+  const std::int64_t stride = plan.group * p.channels,
+                     at = share.first_thread * stride + k * p.channels;
+  return {static_cast<double*>(scratch.totals) + at, static_cast<A*>(scratch.peaks) + at,
+          static_cast<A*>(scratch.ties) + at, stride};
+}
+
+template <class A>
+A* sums_of(const Scratch& scratch, const Problem& p, const Share& share) {
+  return static_cast<A*>(scratch.sums) + share.thread * p.channels;
+}
+
+// z (N,C) of the group.
+template <class A, class X>
+void squeeze_group(const Problem& p, const Plan& plan, const Scratch& scratch, const Share& share,
+                   const Input& x, A* z) {
+  const std::int64_t first = share.images.begin, C = p.channels;
+  const bool rows = p.layout == Layout::nchw;
+  for (std::int64_t n = first; n < share.images.end; ++n) {
+    const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
+    if (rows)
+      squeeze_rows(image<X>(x, n), share.region, p.squeeze, z + n * C);
+    else
+      squeeze_columns(image<X>(x, n), share.region, p.squeeze, sums_of<A>(scratch, p, share),
+                      part.of(share.thread - share.first_thread));
+  }
+  if (rows) return;
+  share.wait();
+  for (std::int64_t n = first; n < share.images.end; ++n)
+    gather_squeeze(part_of<A>(scratch, plan, p, share, n - first), share.threads, share.channels,
+                   p.pixels, p.squeeze, z + n * C);
+}
+
+// y of the group from s (N,C).
+template <class A, class X>
+void scale_group(const Problem& p, const Plan& plan, const Share& share, const Input& x,
+                 const Input& residual, const A* s, const Output& y) {
+  for (std::int64_t n = share.images.begin; n < share.images.end; ++n) {
+    const auto run = [&](auto add, auto relu) {
+      scale<A, add.value, relu.value>(p.layout, image<X>(x, n), image<X>(residual, n), share.region,
+                                      s + n * p.channels, image<X>(y, n), plan.streaming);
+    };
+    const auto with_post = [&](auto add) {
+      p.post == Post::relu ? run(add, Flag<true>{}) : run(add, Flag<false>{});
+    };
+    residual.data ? with_post(Flag<true>{}) : with_post(Flag<false>{});
+  }
+}
+
+// What the first pass of backward leaves for each channel, (N,C): ds, and the largest elements of x
+// with their number, where the squeeze takes a maximum.
+template <class A>
+struct Reduced {
+  A *ds, *peak, *ties;
+};
+
+// ds of the group, with peak and ties for a maximum; dr = g where dr is wanted.
+template <class A, class X>
+void scale_backward_group(const Problem& p, const Plan& plan, const Scratch& scratch,
+                          const Share& share, const Input& x, const Input& dy, const Input& y,
+                          const Output& dr, Reduced<A> to) {
+  const std::int64_t first = share.images.begin, C = p.channels;
+  const bool masked = p.post == Post::relu, peaks = p.squeeze != Squeeze::avg,
+             rows = p.layout == Layout::nchw;
+  for (std::int64_t n = first; n < share.images.end; ++n) {
+    const Image<const X> dy_n = image<X>(dy, n), y_n = image<X>(y, n), x_n = image<X>(x, n);
+    const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
+    const auto run = [&](auto relu, auto write, auto track) {
+      if (rows)
+        scale_backward_rows<A, relu.value, write.value, track.value>(
+            dy_n, y_n, x_n, share.region, image<X>(dr, n), to.ds + n * C, to.peak + n * C,
+            to.ties + n * C);
+      else
+        scale_backward_columns<A, relu.value, write.value, track.value>(
+            dy_n, y_n, x_n, share.region, image<X>(dr, n), sums_of<A>(scratch, p, share),
+            part.of(share.thread - share.first_thread));
+    };
+    const auto with_peaks = [&](auto relu, auto write) {
+      peaks ? run(relu, write, Flag<true>{}) : run(relu, write, Flag<false>{});
+    };
+    if (!masked)
+      with_peaks(Flag<false>{}, Flag<false>{});
+    else if (dr.data)
+      with_peaks(Flag<true>{}, Flag<true>{});
+    else
+      with_peaks(Flag<true>{}, Flag<false>{});
+  }
+  if (rows) return;
+  share.wait();
+  for (std::int64_t n = first; n < share.images.end; ++n) {
+    const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
+    gather_scale_backward(part, share.threads, share.channels, to.ds + n * C);
+    if (peaks) gather_peaks(part, share.threads, share.channels, to.peak + n * C, to.ties + n * C);
+  }
+}
+
+// peak and ties of the group, (N,C).
+template <class A, class X>
+void peak_group(const Problem& p, const Plan& plan, const Scratch& scratch, const Share& share,
+                const Input& x, A* peak, A* ties) {
+  const std::int64_t first = share.images.begin, C = p.channels;
+  const bool rows = p.layout == Layout::nchw;
+  for (std::int64_t n = first; n < share.images.end; ++n) {
+    const Image<const X> x_n = image<X>(x, n);
+    if (!rows)
+      peak_of_columns(
+          x_n, share.region,
+          part_of<A>(scratch, plan, p, share, n - first).of(share.thread - share.first_thread));
+    else
+      for (std::int64_t c = share.channels.begin; c < share.channels.end; ++c)
+        peak_of_row(x_n.channel(c), p.pixels, peak[n * C + c], ties[n * C + c]);
+  }
+  if (rows) return;
+  share.wait();
+  for (std::int64_t n = first; n < share.images.end; ++n)
+    gather_peaks(part_of<A>(scratch, plan, p, share, n - first), share.threads, share.channels,
+                 peak + n * C, ties + n * C);
+}
+
+// In place: dz (C) becomes mean, ties (C) becomes share.
+template <class A>
+void spread_gradient(const Problem& p, Range channels, A* dz, const A* peak, A* ties) {
+  for (std::int64_t c = channels.begin; c < channels.end; ++c) {
+    const A whole = p.squeeze == Squeeze::avgmax ? A(0.5) * dz[c] : dz[c];
+    dz[c] = p.squeeze == Squeeze::max ? A(0) : whole / A(p.pixels);
+    if (p.squeeze != Squeeze::avg)
+      ties[c] = whole / (peak[c] == peak[c] ? ties[c] : A(0));  // nothing equals a NaN
+  }
+}
+
+// dx of the group, g s + what dz (N,C) gives; dz and ties are used up. g = dy post'(y), or absent.
+template <class A, class X>
+void squeeze_backward_group(const Problem& p, const Plan& plan, const Share& share, const Input& x,
+                            const Input& dy, const Input& y, const A* s, A* dz, const A* peak,
+                            A* ties, const Output& dx) {
+  const std::int64_t first = share.images.begin, C = p.channels;
+  for (std::int64_t n = first; n < share.images.end; ++n)
+    spread_gradient(p, share.channels, dz + n * C, peak + n * C, ties + n * C);
+  if (p.layout != Layout::nchw) share.wait();
+  for (std::int64_t n = first; n < share.images.end; ++n) {
+    const auto run = [&](auto scaled, auto relu, auto take) {
+      squeeze_backward<A, scaled.value, relu.value, take.value>(
+          p.layout, image<X>(dy, n), image<X>(y, n), image<X>(x, n), share.region, s + n * C,
+          SqueezeGradient<A>{dz + n * C, peak + n * C, ties + n * C}, image<X>(dx, n),
+          plan.streaming);
+    };
+    const auto with_peaks = [&](auto scaled, auto relu) {
+      p.squeeze == Squeeze::avg ? run(scaled, relu, Flag<false>{})
+                                : run(scaled, relu, Flag<true>{});
+    };
+    if (!dy.data)
+      with_peaks(Flag<false>{}, Flag<false>{});
+    else if (y.data)
+      with_peaks(Flag<true>{}, Flag<true>{});
+    else
+      with_peaks(Flag<true>{}, Flag<false>{});
+  }
+}
+
+inline Input as_input(const Output& t) {
+  return {t.data, t.image_stride, t.channel_stride, t.pixel_stride};
+}
+
+}  // namespace se_kernels::SE_ISA
