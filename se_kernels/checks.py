@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES, Variant
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DTYPE_NAMES = "float32, float64, bfloat16 or float16"
@@ -14,26 +14,14 @@ def check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, 
 
     Shapes, dtypes and devices only: no element is read.
     """
-    if squeeze not in SQUEEZES:
-        _raise_unknown("squeeze", squeeze, SQUEEZES)
     if act not in ACTS:
         _raise_unknown("act", act, ACTS)
     if gate not in GATES:
         _raise_unknown("gate", gate, GATES)
-    if post not in POSTS:
-        _raise_unknown("post", post, POSTS)
     if not isinstance(act_slope, (int, float)):
         raise TypeError(f"act_slope: expected a number, got {act_slope!r}")
-    _check_tensor("x", x)
-    shape = x.shape
-    if len(shape) != 4:
-        raise ValueError(f"x: expected a tensor of shape (N, C, H, W), got {tuple(shape)}")
-    channels = shape[1]
-    if squeeze != "avg" and (shape[2] == 0 or shape[3] == 0):
-        raise ValueError(
-            f"x: expected H and W of at least 1 for squeeze={squeeze!r}, got {tuple(shape)}"
-        )
-    device = x.device
+    check_squeeze(x, squeeze)
+    channels, device = x.shape[1], x.device
     reduced = _check_matrix("w1", w1, None, channels, device)
     _check_matrix("w2", w2, channels, reduced, device)
     if w2.dtype != w1.dtype:
@@ -42,15 +30,81 @@ def check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, 
         _check_bias("b1", b1, reduced, "R", w1, device)
     if b2 is not None:
         _check_bias("b2", b2, channels, "C", w1, device)
+    _check_tail(x, residual, post)
+
+
+def check_excitation(
+    x, excitation, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post
+) -> None:
+    """The same for a block whose excitation is a callable: the FCs and their names are its own."""
+    if not callable(excitation):
+        raise TypeError(f"excitation: expected a callable, got {excitation!r}")
+    for argument, value in (("w1", w1), ("w2", w2), ("b1", b1), ("b2", b2)):
+        if value is not None:
+            raise ValueError(
+                f"{argument}: expected None beside an excitation, got {type(value).__name__}"
+            )
+    plain = Variant()
+    for argument, value in (("act", act), ("act_slope", act_slope), ("gate", gate)):
+        expected = getattr(plain, argument)
+        if value != expected:
+            raise ValueError(
+                f"{argument}: expected the default, {expected!r}, beside an excitation, "
+                f"got {value!r}"
+            )
+    check_squeeze(x, squeeze)
+    _check_tail(x, residual, post)
+
+
+def check_squeeze(x, squeeze) -> None:
+    """The same for the squeeze on its own."""
+    if squeeze not in SQUEEZES:
+        _raise_unknown("squeeze", squeeze, SQUEEZES)
+    _check_images(x)
+    shape = x.shape
+    if squeeze != "avg" and (shape[2] == 0 or shape[3] == 0):
+        raise ValueError(
+            f"x: expected H and W of at least 1 for squeeze={squeeze!r}, got {tuple(shape)}"
+        )
+
+
+def check_scale(x, s, residual, post) -> None:
+    """The same for the scale on its own."""
+    _check_images(x)
+    check_gates("s", s, x)
+    _check_tail(x, residual, post)
+
+
+def check_gates(argument, s, x) -> None:
+    """The same for one number s for each image and channel of x."""
+    _check_tensor(argument, s)
+    images, channels = x.shape[:2]
+    if s.shape != (images, channels) and s.shape != (images, channels, 1, 1):
+        raise ValueError(
+            f"{argument}: expected shape (N, C) or (N, C, 1, 1) = ({images}, {channels}[, 1, 1]), "
+            f"got {tuple(s.shape)}"
+        )
+    _check_device(argument, s, x.device)
+
+
+def _check_images(x) -> None:
+    _check_tensor("x", x)
+    if x.dim() != 4:
+        raise ValueError(f"x: expected a tensor of shape (N, C, H, W), got {tuple(x.shape)}")
+
+
+def _check_tail(x, residual, post) -> None:
+    if post not in POSTS:
+        _raise_unknown("post", post, POSTS)
     if residual is not None:
         _check_tensor("residual", residual)
-        if residual.shape != shape:
+        if residual.shape != x.shape:
             raise ValueError(
-                f"residual: expected the shape of x, {tuple(shape)}, got {tuple(residual.shape)}"
+                f"residual: expected the shape of x, {tuple(x.shape)}, got {tuple(residual.shape)}"
             )
         if residual.dtype != x.dtype:
             _raise_dtype("residual", residual, "x", x)
-        _check_device("residual", residual, device)
+        _check_device("residual", residual, x.device)
 
 
 def _check_tensor(argument, value) -> None:

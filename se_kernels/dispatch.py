@@ -8,7 +8,7 @@ from torch import Tensor
 from se_kernels.backends import cpu
 
 REFERENCE = "reference"
-BACKENDS = {"cpu": cpu}  # native first; each has why_not() and why_not_for(x)
+BACKENDS = {"cpu": cpu}  # native first; each has why_not(), why_not_for(x) and the ops' functions
 NAMES = (*BACKENDS, REFERENCE)
 
 _log = logging.getLogger("se_kernels")
@@ -51,5 +51,5 @@ def choose(x: Tensor, backend: str | None = None) -> str:
 
 
 def get(name: str):
-    """The module of a backend chosen by ``choose``; it has inference, forward and backward."""
+    """The module of a backend chosen by ``choose``; it has a function for each op of ``ops``."""
     return BACKENDS[name]

@@ -69,5 +69,15 @@ def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tup
     )
 
 
+def empty_scale_gradients(x: Tensor, s: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+    """Uninitialised dx, dr (N, C, H, W) and ds (N, C); empty where ``needs`` does not want one."""
+    need_dx, need_dr, need_ds = needs
+    return (
+        empty_output(x) if need_dx else x.new_empty(0),
+        empty_output(x) if need_dr else x.new_empty(0),
+        s.new_empty(s.shape) if need_ds else s.new_empty(0),
+    )
+
+
 def _empty_row_major(w: Tensor) -> Tensor:
     return torch.empty_like(w) if w.is_contiguous() else w.new_empty(w.shape)

@@ -42,15 +42,15 @@ class SqueezeExcite(nn.Module):
         bias: biases in both FCs.
         act_layer: δ: a name of ``variants.ACTS`` (or timm's spelling of one), or a module class,
             partial or instance among nn.ReLU, SiLU, GELU, Hardswish, LeakyReLU, Identity.
-        norm_layer: a module made with R, between fc1 and δ (``bn``). The block then runs in eager.
+        norm_layer: a module made with R, between fc1 and δ (``bn``).
         gate_layer: σ: a name of ``variants.GATES``, or a module as above among nn.Sigmoid,
             Hardsigmoid, Tanh, ReLU.
         squeeze: "avg", "max" or "avgmax"; None follows add_maxpool.
         post: "none", or "relu" after the addition of the residual.
         backend: as in ``squeeze_excite``.
 
-    With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), the block runs in
-    eager, calling them.
+    With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), the excitation runs in
+    eager, calling them, between the fused squeeze and the fused scale.
 
     Raises:
         ValueError: an unknown variant, or a number of channels below 1.
@@ -100,7 +100,14 @@ class SqueezeExcite(nn.Module):
         """x (N, C, H, W) and residual, of x's shape and dtype or None, to y (N, C, H, W)."""
         fc1, fc2 = self._modules["fc1"], self._modules["fc2"]  # faster than nn.Module.__getattr__
         if self._normed or not (_is_plain(fc1) and _is_plain(fc2)):
-            return self._forward_unfused(x, residual)
+            return squeeze_excite(
+                x,
+                excitation=self._excite,
+                squeeze=self.squeeze,
+                residual=residual,
+                post=self.post,
+                backend=self.backend,
+            )
         w1, b1 = _weights(fc1)
         w2, b2 = _weights(fc2)
         return squeeze_excite(
@@ -118,11 +125,9 @@ class SqueezeExcite(nn.Module):
             backend=self.backend,
         )
 
-    def _forward_unfused(self, x, residual):
-        z = reference.squeeze(x, self.squeeze)[:, :, None, None]
+    def _excite(self, z):
         h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)
-        s = reference.open_gate(self.fc2(h), self.gate).flatten(1)
-        return reference.scale(x, s, residual, self.post)
+        return reference.open_gate(self.fc2(h), self.gate)
 
     def extra_repr(self) -> str:
         parts = [f"squeeze={self.squeeze!r}, act={self.act!r}, gate={self.gate!r}"]

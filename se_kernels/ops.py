@@ -6,7 +6,7 @@ They have no autograd of their own; ``se_kernels.autograd`` is their only caller
 import torch
 
 from se_kernels import dispatch
-from se_kernels.layout import empty_gradients, empty_output
+from se_kernels.layout import empty_gradients, empty_output, empty_scale_gradients
 from se_kernels.reference import compute_dtype
 
 _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
@@ -56,6 +56,38 @@ def _backward_fake(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, pos
     return empty_gradients(x, w1, w2, needs)
 
 
+def _squeeze(x, squeeze, backend):
+    return dispatch.get(backend).squeeze(x, squeeze)
+
+
+def _squeeze_fake(x, squeeze, backend):
+    return x.new_empty(x.shape[:2], dtype=compute_dtype(x, x))
+
+
+def _scale(x, s, residual, post, backend):
+    return dispatch.get(backend).scale(x, s, residual, post)
+
+
+def _scale_fake(x, s, residual, post, backend):
+    return empty_output(x)
+
+
+def _scale_backward(dy, x, y, s, post, needs, backend):
+    return dispatch.get(backend).scale_backward(dy, x, y, s, post, needs)
+
+
+def _scale_backward_fake(dy, x, y, s, post, needs, backend):
+    return empty_scale_gradients(x, s, needs)
+
+
+def _squeeze_backward(g, x, s, dz, squeeze, backend):
+    return dispatch.get(backend).squeeze_backward(g, x, s, dz, squeeze)
+
+
+def _squeeze_backward_fake(g, x, s, dz, squeeze, backend):
+    return empty_output(x)
+
+
 # y (N,C,H,W)
 inference = _register(
     f"inference({_INPUTS}, {_VARIANT}, str backend) -> Tensor", _inference, _inference_fake
@@ -72,4 +104,30 @@ backward = _register(
     f"{_VARIANT}, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+)
+
+# The phases on their own. s, z and their gradients are in the dtype of the sums.
+# z (N,C)
+squeeze = _register(
+    "squeeze(Tensor x, str squeeze, str backend) -> Tensor", _squeeze, _squeeze_fake
+)
+# y (N,C,H,W)
+scale = _register(
+    "scale(Tensor x, Tensor s, Tensor? residual, str post, str backend) -> Tensor",
+    _scale,
+    _scale_fake,
+)
+# dx = g s, dr = g (N,C,H,W), ds (N,C); needs says which, the others are empty
+scale_backward = _register(
+    "scale_backward(Tensor dy, Tensor x, Tensor? y, Tensor s, str post, bool[] needs, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    _scale_backward,
+    _scale_backward_fake,
+)
+# dx (N,C,H,W) = g s, where there is a g, + what dz (N,C) gives
+squeeze_backward = _register(
+    "squeeze_backward(Tensor? g, Tensor x, Tensor? s, Tensor dz, str squeeze, str backend)"
+    " -> Tensor",
+    _squeeze_backward,
+    _squeeze_backward_fake,
 )

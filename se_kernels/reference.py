@@ -5,10 +5,13 @@ to x's dtype. The three phases carry the paper's names (section 3): squeeze, exc
 """
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from se_kernels.checks import check_gates
 
 
 def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
@@ -84,11 +87,12 @@ def scale(v: Tensor, s: Tensor, residual: Tensor | None = None, post: str = "non
 
 def squeeze_excite(
     x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
+    w1: Tensor | None = None,
+    w2: Tensor | None = None,
     b1: Tensor | None = None,
     b2: Tensor | None = None,
     *,
+    excitation: Callable[[Tensor], Tensor] | None = None,
     squeeze: str = "avg",
     act: str = "relu",
     act_slope: float = 0.01,
@@ -98,8 +102,11 @@ def squeeze_excite(
 ) -> Tensor:
     """The whole block, equations 2 to 4; shapes and names as in ``se_kernels.squeeze_excite``.
 
-    Autocast does not reach inside: the definition is the same with and without it.
+    Autocast does not reach inside: the definition is the same with and without it. It does reach
+    an ``excitation``.
     """
+    if excitation is not None:
+        return _squeeze_excite_by(excitation, x, squeeze, residual, post)
     dtype = compute_dtype(x, w1)
     with outside_autocast(x.device.type):
         v = x.to(dtype)
@@ -116,6 +123,17 @@ def squeeze_excite(
         )
         y = scale(v, s, None if residual is None else residual.to(dtype), post)
         return y.to(x.dtype)
+
+
+def _squeeze_excite_by(excitation, x, squeeze, residual, post):
+    with outside_autocast(x.device.type):
+        z = _squeeze(x.to(compute_dtype(x, x)), squeeze).to(x.dtype)
+    s = excitation(z[:, :, None, None])
+    check_gates("excitation(z)", s, x)
+    dtype = compute_dtype(x, s)
+    with outside_autocast(x.device.type):
+        residual = None if residual is None else residual.to(dtype)
+        return scale(x.to(dtype), s.flatten(1).to(dtype), residual, post).to(x.dtype)
 
 
 def outside_autocast(device_type: str) -> contextlib.AbstractContextManager:

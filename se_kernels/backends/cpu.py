@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from se_kernels.layout import empty_gradients, empty_output, layout_of, memory_format_of, walk
+from se_kernels.layout import (
+    empty_gradients,
+    empty_output,
+    empty_scale_gradients,
+    layout_of,
+    memory_format_of,
+    walk,
+)
 from se_kernels.reference import compute_dtype
 
 
@@ -125,6 +132,80 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
         *map(_pointer, weight_gradients),
     )
     return gradients
+
+
+def squeeze(x, squeeze):
+    """z (N, C) in the dtype of the sums."""
+    z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x))
+    layout, x = _readable(x)
+    _C.squeeze(*_phase(x, z, layout, squeeze=squeeze), *_place(x), z.data_ptr())
+    return z
+
+
+def scale(x, s, residual, post):
+    """y (N, C, H, W)."""
+    y = empty_output(x)
+    layout, x = _readable(x)
+    residual = _like(residual, layout)
+    s = s.contiguous()
+    _C.scale(
+        *_phase(x, s, layout, post=post), *_place(x), *_place(residual), *_place(y), s.data_ptr()
+    )
+    return y
+
+
+def scale_backward(dy, x, y, s, post, needs):
+    """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
+    gradients = empty_scale_gradients(x, s, needs)
+    dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    layout, x = _readable(x)
+    dy = _like(dy, layout)
+    y = _like(y, layout)
+    s = s.contiguous()
+    _C.scale_backward(
+        *_phase(x, s, layout, post=post),
+        *_place(x),
+        *_place(dy),
+        *_place(y),
+        *_place(dx),
+        *_place(dr),
+        s.data_ptr(),
+        _pointer(ds),
+    )
+    return gradients
+
+
+def squeeze_backward(g, x, s, dz, squeeze):
+    """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
+    dx = empty_output(x)
+    layout, x = _readable(x)
+    g = _like(g, layout)
+    s, dz = _flat(s), dz.contiguous()
+    _C.squeeze_backward(
+        *_phase(x, dz, layout, squeeze=squeeze),
+        *_place(x),
+        *_place(g),
+        *_place(dx),
+        _pointer(s),
+        dz.data_ptr(),
+    )
+    return dx
+
+
+def _phase(x, s, layout, squeeze="avg", post="none"):
+    """What a phase on its own needs to know; s (N, C) is in the dtype of the sums."""
+    images, channels, height, width = x.shape
+    return (
+        images,
+        channels,
+        height * width,
+        _DTYPES[x.dtype],
+        _DTYPES[s.dtype],
+        layout == "nhwc",
+        squeeze,
+        post,
+        torch.get_num_threads(),
+    )
 
 
 def _problem(x, w1, layout, squeeze, act, act_slope, gate, post):
