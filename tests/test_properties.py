@@ -1,136 +1,20 @@
-"""Random cases: any shape, strides, dtypes, variant, and subset of gradients at once.
-
-500 cases a dtype of x. The same ones every time where the environment variable CI is set, others in
-every run elsewhere. SE_KERNELS_EXAMPLES asks for another number.
-"""
+"""The block on random cases, 500 a dtype of x; SE_KERNELS_EXAMPLES asks for another number."""
 
 import os
-from dataclasses import dataclass
 
 import pytest
-import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from operator_cases import DTYPES, NAMES, Case, NoInputs, check, make, storage_bytes
-from placements import IMAGES, MATRICES, VECTORS
-
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from operator_cases import DTYPES
+from random_cases import check_placed, placed_cases, random_cases
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 
 EXAMPLES = int(os.environ.get("SE_KERNELS_EXAMPLES", "500"))
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A case, how each of its tensors lies, and which of them require a gradient."""
-
-    case: Case
-    places: dict[str, str]
-    dy_place: str  # a name of IMAGES, or "expanded": dy of y.sum()
-    need: tuple[str, ...]
-
-
-_sides = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33]))
-_windows = st.one_of(
-    st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    st.sampled_from([(1, 1), (1, 16), (17, 1), (7, 7), (4, 8), (3, 11)]),
-)
-_expansions = st.sampled_from([(), (), (), (0,), (1,), (2,), (3,), (2, 3), (0, 1), (0, 1, 2, 3)])
-
-
-@st.composite
-def placed_cases(draw, dtype):
-    biases = draw(st.sampled_from([(), ("b1",), ("b2",), ("b1", "b2")]))
-    case = Case(
-        shape=(draw(st.integers(1, 5)), draw(_sides), *draw(_windows)),
-        reduced=draw(_sides),
-        dtype=dtype,
-        weight_dtype=draw(st.sampled_from([dtype, *DTYPES])),
-        squeeze=draw(st.sampled_from(SQUEEZES)),
-        act=draw(st.sampled_from(ACTS)),
-        act_slope=draw(st.sampled_from([0.01, 0.2, 1.0])),
-        gate=draw(st.sampled_from(GATES)),
-        post=draw(st.sampled_from(POSTS)),
-        biases=biases,
-        residual=draw(st.booleans()),
-        expanded=draw(_expansions),
-        seed=draw(st.integers(0, 2**20)),
-    )
-    present = ["x", "w1", "w2", *biases, *(["residual"] if case.residual else [])]
-    image_places = st.sampled_from(list(IMAGES))
-    places = {name: draw(image_places) for name in ("x", "residual") if name in present}
-    if case.expanded:
-        places["x"] = "expanded"
-    places |= {name: draw(st.sampled_from(list(MATRICES))) for name in ("w1", "w2")}
-    places |= {name: draw(st.sampled_from(list(VECTORS))) for name in biases}
-    dy_place = draw(st.one_of(st.just("expanded"), image_places))
-    need = tuple(name for name in present if draw(st.booleans()))
-    return Placed(case, places, dy_place, need)
-
-
-def place(placed, inputs, dy):
-    ways = {"x": IMAGES, "residual": IMAGES, "w1": MATRICES, "w2": MATRICES}
-    inputs = dict(inputs)
-    for name, way in placed.places.items():
-        if way != "expanded":
-            inputs[name] = ways.get(name, VECTORS)[way](inputs[name])
-    if placed.dy_place == "expanded":
-        return inputs, dy.new_ones(()).expand(dy.shape)
-    return inputs, IMAGES[placed.dy_place](dy)
-
-
-def check_strides(x, out, name):
-    """A dense x gives its own strides, any other a dense tensor in one of the two layouts."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        assert out.stride() == x.stride(), name
-    else:
-        contiguous = out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)
-        assert contiguous, name
-
-
-def check_placed(kernel, device, placed):
-    try:
-        inputs, dy = place(placed, *make(placed.case, device))
-    except NoInputs:  # about one case in 40,000
-        reject()
-    held = {**inputs, "dy": dy}
-    before = {name: storage_bytes(t) for name, t in held.items() if t is not None}
-
-    leaves = {
-        name: None if t is None else t.detach().requires_grad_(name in placed.need)
-        for name, t in inputs.items()
-    }
-    y = kernel(**leaves, **placed.case.variant)
-    assert y.requires_grad == bool(placed.need)
-    given = {}
-    if "x" in placed.need:  # .grad would be a copy with x's strides
-        leaves["x"].register_hook(lambda grad: given.update(dx=grad))
-    results = {"y": y.detach()}
-    if placed.need:
-        y.backward(dy)
-    for name in NAMES:
-        grad = None if leaves[name] is None else leaves[name].grad
-        assert (grad is not None) == (name in placed.need), f"d{name}"
-        if grad is not None:
-            results[f"d{name}"] = grad
-
-    check(placed.case, inputs, dy, results)
-    check_strides(inputs["x"], y, "y")
-    if "x" in placed.need:
-        check_strides(inputs["x"], given["dx"], "dx")
-    for name, memory in before.items():
-        assert torch.equal(storage_bytes(held[name]), memory), f"{name} was modified"
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="CI" in os.environ,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+@random_cases(EXAMPLES)
 @given(data=st.data())
 def test_random_cases(kernel, device, dtype, data):
     check_placed(kernel, device, data.draw(placed_cases(dtype)))
