@@ -49,8 +49,8 @@ class SqueezeExcite(nn.Module):
         post: "none", or "relu" after the addition of the residual.
         backend: as in ``squeeze_excite``.
 
-    With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), the excitation runs in
-    eager, calling them, between the fused squeeze and the fused scale.
+    With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), they are called: the
+    excitation runs in eager between the fused squeeze and the fused scale.
 
     Raises:
         ValueError: an unknown variant, or a number of channels below 1.

@@ -117,7 +117,7 @@ scale = _register(
     _scale,
     _scale_fake,
 )
-# dx = g s, dr = g (N,C,H,W), ds (N,C); needs says which, the others are empty
+# dx = g s, dr = g (N,C,H,W), ds (N,C); needs says which, the others are empty; dr only with y
 scale_backward = _register(
     "scale_backward(Tensor dy, Tensor x, Tensor? y, Tensor s, str post, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor)",

@@ -365,7 +365,7 @@ def test_state_dict_without_bias():
 @pytest.mark.parametrize("max_too", [False, True])
 @pytest.mark.parametrize("act, gate", [("silu", "sigmoid"), ("relu", "hardsigmoid")])
 def test_norm_layer(act, gate, max_too):
-    """With a norm between the FCs the block runs in eager, batch statistics and buffers included.
+    """With a norm between the FCs the excitation is eager's, batch statistics and buffers included.
 
     In float64: a batch norm cancels the bias before it, whose gradient is rounding alone.
     """
@@ -405,18 +405,21 @@ class Tail(nn.Module):
 @pytest.mark.parametrize("norm", [None, nn.BatchNorm2d])
 def test_residual_and_post(norm):
     torch.manual_seed(0)
-    theirs = TimmLayout(24, 6, norm=norm)
-    ours = SqueezeExcite(24, rd_channels=6, bias=True, norm_layer=norm, post="relu")
+    theirs = TimmLayout(24, 6, norm=norm).double()
+    ours = SqueezeExcite(24, rd_channels=6, bias=True, norm_layer=norm, post="relu").double()
     ours.load_state_dict(theirs.state_dict())
-    compare(ours, Tail(theirs), torch.randn(3, 24, 5, 4), torch.randn(3, 24, 5, 4))
+    x, residual = torch.randn(2, 3, 24, 5, 4, dtype=torch.float64)
+    compare(ours, Tail(theirs), x, residual)
 
 
 @pytest.mark.parametrize("norm", [None, nn.Identity, nn.BatchNorm2d])
-def test_only_a_real_norm_leaves_the_kernels(backend, norm):
-    se = SqueezeExcite(16, norm_layer=norm, backend=backend)
+def test_only_a_real_norm_parts_the_kernels(backend, device, norm):
+    se = SqueezeExcite(16, norm_layer=norm, backend=backend).to(device)
+    x = torch.randn(2, 16, 2, 2, device=device).requires_grad_()
     with OpsCalled() as called:
-        se(torch.randn(2, 16, 2, 2)).sum().backward()
-    assert called.names == ([] if norm is nn.BatchNorm2d else ["forward", "backward"])
+        se(x).sum().backward()
+    parted = ["squeeze", "scale", "scale_backward", "squeeze_backward"]
+    assert called.names == (parted if norm is nn.BatchNorm2d else ["forward", "backward"])
 
 
 # --- life as a module ----------------------------------------------------------------------------
