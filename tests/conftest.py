@@ -9,6 +9,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+import torchvision_stub  # noqa: F401
 
 import se_kernels
 

@@ -3,11 +3,9 @@
 import copy
 import functools
 import importlib
-import importlib.util
 import inspect
 import io
 import pickle
-import sys
 from fractions import Fraction
 from functools import partial
 
@@ -68,24 +66,11 @@ class TorchvisionLayout(nn.Module):
 def installed(path):
     """The class itself where it can be imported, else None."""
     module, name = path.rsplit(".", 1)
-    if importlib.util.find_spec(module.split(".")[0]) is None:
-        return None
     try:
         return getattr(importlib.import_module(module), name)
-    except ImportError:  # something that it needs is not there
+    except ImportError:
         return None
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-    # beside a CPU build of torch, torchvision's import misses two operators it does not need here
-    for failed in [loaded for loaded in sys.modules if loaded.split(".")[0] == "torchvision"]:
-        del sys.modules[failed]
-    for operator in ("nms", "qnms"):
-        TORCHVISION.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    return getattr(importlib.import_module(module), name)
 
-
-TORCHVISION = torch.library.Library("torchvision", "FRAGMENT")
 
 RELATIVES = {
     "timm's layout": lambda: partial(TimmLayout, bias=True),
