@@ -4,12 +4,16 @@
     python tools/dev_env.py --build    and se_kernels, editable, where its build is out of date
 
 The repository's own .venv gets every version as pinned. Any other environment keeps what it has,
-its torch above all, and gets only what it lacks.
+its torch above all, and gets only what it lacks. torchvision fits one torch: another torch than the
+pinned one gets its own or, where there is none, does without it and timm, and the tests that need
+them are skipped. A triton that torch requires is torch's to choose.
 """
 
 import argparse
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 OLDEST_MAJOR = {"setuptools": 77, "pybind11": 3}  # pyproject.toml, build-system
+FIT_TORCH = ("torchvision", "timm")  # timm needs torchvision, and that one version of torch
+OLDEST_TORCHVISION = "0.26"  # older ones name no torch that they fit, or torch before 2.11
 PROGRAMS = ("cmake", "ninja")  # any copy on PATH will do
 BUILT_FROM = ("CMakeLists.txt", "pyproject.toml", "setup.py", "se_kernels/_version.py")
 
@@ -52,24 +58,63 @@ def is_own_environment() -> bool:
 def is_missing(name: str, pinned: str, exact: bool) -> bool:
     have = installed(name)
     if exact:
-        return have is None or have.partition("+")[0] != pinned
+        return have is None or public(have) != pinned
     if name in PROGRAMS and shutil.which(name):
         return False
     return have is None or int(have.partition(".")[0]) < OLDEST_MAJOR.get(name, 0)
 
 
+def public(version: str) -> str:
+    """2.13.0 of 2.13.0+cpu."""
+    return version.partition("+")[0]
+
+
+def torch_requires(name: str) -> bool:
+    requirements_of_torch = metadata.requires("torch") or []
+    return any(re.match(rf"{name}\b", requirement) for requirement in requirements_of_torch)
+
+
 def install_requirements() -> None:
     exact = is_own_environment()
-    wanted = [f"{name}=={pin}" for name, pin in requirements() if is_missing(name, pin, exact)]
+    pins = dict(requirements())
+    fit_torch = {name: pins.pop(name) for name in FIT_TORCH}
+    triton = {"triton": pins.pop("triton")}
+    install([f"{name}=={pin}" for name, pin in pins.items() if is_missing(name, pin, exact)], exact)
+
+    # torch is there now
+    if sys.platform == "linux" and not torch_requires("triton"):
+        install_where_possible(triton, exact)
+    if public(installed("torch")) != pins["torch"]:
+        fit_torch["torchvision"] = None
+    install_where_possible(fit_torch, exact)
+
+
+def install_where_possible(pins: dict[str, str | None], exact: bool) -> None:
+    wanted = []
+    for name, pin in pins.items():
+        if is_missing(name, pin, exact):
+            wanted.append(f"{name}=={pin}" if pin else f"{name}>={OLDEST_TORCHVISION}")
+    try:
+        install(wanted)
+    except SystemExit:
+        if exact:
+            raise
+        names = ", ".join(name for name, pin in pins.items() if is_missing(name, pin, exact))
+        print(f"left out: {names}; the tests that need one are skipped", flush=True)
+
+
+def install(wanted: list[str], torch_too: bool = False) -> None:
+    """Installs what is wanted, and with it no other torch than the one that is there."""
     if not wanted:
         return
     print(f"installing into {sys.prefix}: {' '.join(wanted)}", flush=True)
-    torch = None if exact else installed("torch")
+    torch = None if torch_too else installed("torch")
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         if torch is not None:
             constraints.write(f"torch=={torch}\n")
             constraints.flush()
         pip("install", "--quiet", "--constraint", constraints.name, *wanted)
+    importlib.invalidate_caches()  # for metadata.version
 
 
 def build_is_current() -> bool:
