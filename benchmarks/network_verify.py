@@ -1,26 +1,34 @@
 """Logits and gradients of whole networks against the eager network in float64.
 
 Rounding grows through fifty layers, and the sign at a ReLU may flip on it, so the measure is again
-what the eager network's own rounding does in the same dtype (see ``verify.py``): logits within
-twice its error plus a floor of a few eps. A gradient is judged for each parameter by its relative
-root mean square error, against three times the worst of eager's: which signs flip, and so which
-parameter is hit, is chance.
+what the eager network's own rounding does in the same dtype (see ``verify.py``).
+
+Logits may be off by four times eager's error plus a floor of a few eps. Four and not two: rounding
+in early layers moves all logits of an image together, so that a network's error is a few draws
+where a layer's is many. Twice eager's was exceeded by chance once in 120 draws.
+
+A gradient is judged for each parameter by its relative root mean square error, against three times
+the worst of eager's: which signs flip, and so which parameter is hit, is chance. Some gradients are
+zero (of a shift that the next norm takes away) and what is computed is rounding alone: their errors
+are relative to the median gradient.
 
 In float32 that is sharp: eager's logits are off by 1e-6 and its gradients by up to 1 %. Under
 bfloat16 autocast eager's own gradients are off by half, and only gross errors are found (beyond
 0.9; a missing gradient is off by 1); the layer benchmark judges the gradients of bfloat16.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .network_calls import Network
-from .verify import EAGER_FACTOR, Check, VerificationError, floors, norms, refuse
+from .verify import Check, VerificationError, floors, norms, refuse
 
+LOGITS_FACTOR = 4.0
 GRADIENT_FACTOR = 3.0
+ZERO = 1e-9  # of the median gradient: float64's own rounding of sums that cancel stays below it
 MISSING = 0.9  # an error as large as the gradient itself is no rounding
 GRADIENT_FLOOR_EPS = 4.0
 
@@ -57,7 +65,7 @@ def check_outputs(
     expected = judge["logits"]
     floor = floors(norms(expected), dtype)
     checks = [
-        Check(contender, "logits", norm, error, EAGER_FACTOR * eager_error + floor[norm])
+        Check(contender, "logits", norm, error, LOGITS_FACTOR * eager_error + floor[norm])
         for (norm, error), eager_error in zip(
             norms(got["logits"].double() - expected).items(),
             norms(eager["logits"].double() - expected).values(),
@@ -66,8 +74,9 @@ def check_outputs(
     ]
     names = [name for name in judge if name != "logits"]
     if names:
+        sizes = gradient_sizes([judge[n] for n in names])
         errors, eager_errors = (
-            np.array([relative_error(result[n], judge[n]) for n in names])
+            np.array([norms(result[n].double() - judge[n])["rms"] for n in names]) / sizes
             for result in (got, eager)
         )
         eps = torch.finfo(dtype).eps * (64 if dtype == torch.float64 else 1)
@@ -82,7 +91,10 @@ def check_outputs(
     return checks
 
 
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Of the root mean squares; 0/0 is 0."""
-    error, size = norms(got.double() - expected)["rms"], norms(expected)["rms"]
-    return error / size if size > 0 else error
+def gradient_sizes(gradients: Sequence[Tensor]) -> np.ndarray:
+    """What each one's error is relative to: its root mean square, or the median of those where it
+    is zero but for rounding; 1 where all are."""
+    sizes = np.array([norms(gradient)["rms"] for gradient in gradients])
+    median = np.median(sizes)
+    sizes = np.where(sizes > ZERO * median, sizes, median)
+    return np.where(sizes > 0, sizes, 1.0)

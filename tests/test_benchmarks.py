@@ -422,6 +422,22 @@ def test_a_wrong_gradient_is_refused():
         network_verify.check_outputs("wrong", missing, half, judge, torch.bfloat16)
 
 
+def test_a_gradient_that_is_zero_but_for_rounding_hides_no_other():
+    generator = torch.Generator().manual_seed(0)
+    judge = {
+        name: torch.randn(5, 4, generator=generator, dtype=torch.float64)
+        for name in ("logits", "a", "b", "shift")
+    }
+    judge["shift"] *= 1e-17
+    eager = {name: (t * (1 + 1e-5)).float() for name, t in judge.items()}
+    eager["shift"] = torch.full((5, 4), 1e-7)  # 1e10 times the gradient itself
+    network_verify.check_outputs("right", eager, eager, judge, torch.float32)
+    for name, spoilt in (("a", eager["a"] * 1.01), ("shift", torch.full((5, 4), 1e-2))):
+        got = {**eager, name: spoilt}
+        with pytest.raises(verify.VerificationError, match=f"gradient of {name}"):
+            network_verify.check_outputs("wrong", got, eager, judge, torch.float32)
+
+
 def test_photos(tmp_path):
     lines = tmp_path / "photos.jsonl"
     output = succeed("photos", "--backend", "reference", "--json", lines)
