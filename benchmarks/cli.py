@@ -13,6 +13,7 @@ from se_kernels import dispatch
 
 from . import contenders, environment, layer, network, photos, records, report
 from .inputs import DTYPES, MEMORY_FORMATS
+from .pair import Pair
 from .progress import progress
 from .timing import Budget
 from .verify import VerificationError
@@ -172,8 +173,9 @@ def network_command(
     """ResNet-50 beside SE-ResNet-50, eager and fused; the paper's ratios stand beside."""
     check_training(batches, image_sizes, options)
     (backend,) = pick_backends(device, [backend] if backend else [])[:1]
+    pair = Pair(not stride_in_3x3)
     settings = network.Settings(
-        device, backend, compiled, not stride_in_3x3, budget("network", options), options["seed"]
+        device, backend, compiled, budget("network", options), options["seed"]
     )
     points = network.points(
         batches, image_sizes, options["dtypes"], options["layouts"], options["modes"]
@@ -181,8 +183,8 @@ def network_command(
     if with_photos:
         for dtype in options["dtypes"]:
             for layout in options["layouts"]:
-                run_photos(ctx, settings, dtype, layout, options)
-    run_network(ctx, points, settings, options)
+                run_photos(ctx, pair, settings, dtype, layout, options)
+    run_network(ctx, pair, points, settings, options)
 
 
 @main.command("photos")
@@ -199,7 +201,7 @@ def photos_command(ctx, device, dtype, layout, backend, **options):
     """scikit-learn's two photographs through SE-ResNet-50: fused and eager logits are equal."""
     (backend,) = pick_backends(device, [backend] if backend else [])[:1]
     settings = network.Settings(device, backend, compiled=False, seed=options["seed"])
-    run_photos(ctx, settings, dtype, layout, options)
+    run_photos(ctx, Pair(), settings, dtype, layout, options)
 
 
 @main.command("quick")
@@ -239,9 +241,9 @@ def quick_command(ctx, backend, plots, **options):
         *network.points([4], [224], ["float32"], ["nchw", "channels_last"], ["train"]),
     ]
     run_network(
-        ctx, points, settings, {**options, "plot": plots / "network.png" if plots else None}
+        ctx, Pair(), points, settings, {**options, "plot": plots / "network.png" if plots else None}
     )
-    run_photos(ctx, settings, "float32", "nchw", options)
+    run_photos(ctx, Pair(), settings, "float32", "nchw", options)
 
 
 def pick_backends(device: torch.device, named: Sequence[str]) -> list[str]:
@@ -296,8 +298,9 @@ def run_layer(ctx, points, settings, options) -> None:
         plot.layer(found, options["plot"])
 
 
-def run_network(ctx, points, settings, options) -> None:
-    found = measure_all(ctx, points, settings, network.measure, options)
+def run_network(ctx, pair: Pair, points, settings, options) -> None:
+    measure = functools.partial(network.measure, pair)
+    found = measure_all(ctx, points, settings, measure, options)
     finish(found, report.network_tables, options)
     if options.get("plot"):
         from . import plot
@@ -305,9 +308,9 @@ def run_network(ctx, points, settings, options) -> None:
         plot.network(found, options["plot"])
 
 
-def run_photos(ctx, settings, dtype: str, layout: str, options) -> None:
+def run_photos(ctx, pair: Pair, settings, dtype: str, layout: str, options) -> None:
     def measure(point, settings, here, on_step):
-        return photos.compare(settings, dtype, layout, here)
+        return photos.compare(pair, settings, dtype, layout, here)
 
     found = measure_all(ctx, [f"two photographs {layout} {dtype}"], settings, measure, options)
     finish(found, lambda records: [report.photos_table(r) for r in records], options)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .environment import Environment
 from .inputs import DTYPES, MEMORY_FORMATS
-from .network import Point as NetworkPoint
-from .network import Settings, build_models, contenders, judged
+from .network import Point, Settings, contenders, judged
+from .pair import Pair
 from .records import SCHEMA
 from .verify import EAGER_FACTOR, Check, floors, norms, refuse
 
@@ -36,7 +36,9 @@ def prepare(image: np.ndarray) -> Tensor:
     return (x - mean) / std
 
 
-def compare(settings: Settings, dtype: str, layout: str, environment: Environment) -> dict:
+def compare(
+    pair: Pair, settings: Settings, dtype: str, layout: str, environment: Environment
+) -> dict:
     """Eager and fused logits of one state dict; returns the record of one JSON line.
 
     The two may differ by eager's own rounding and the fused one's, which is held to twice eager's
@@ -46,9 +48,8 @@ def compare(settings: Settings, dtype: str, layout: str, environment: Environmen
         VerificationError: they differ by more, or the photographs are told apart by less.
     """
     photos = load().contiguous(memory_format=MEMORY_FORMATS[layout]).to(settings.device)
-    point = NetworkPoint(photos.shape[0], CROPPED, dtype, layout, "inference")
-    models = build_models(settings, photos, layout, plain=False)
-    networks = contenders(models, point, compiled=False)
+    point = Point(photos.shape[0], CROPPED, dtype, layout, "inference")
+    networks = contenders(pair.se_resnets(settings, photos, layout), point, compiled=False)
     photos = photos.to(DTYPES[dtype])
     with torch.no_grad():
         exact = judged(networks["se_eager"]).logits(photos.double())

@@ -14,8 +14,8 @@ from benchmarks import (
     environment,
     inputs,
     layer,
-    network,
     network_verify,
+    pair,
     photos,
     records,
     report,
@@ -384,7 +384,7 @@ def test_network(tmp_path):
 
 
 def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
-    right = network.se_resnet50
+    right = pair.se_resnet50
 
     def wrong(fused, **options):
         model = right(fused=fused, **options)
@@ -392,7 +392,7 @@ def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
             model.layer3[2].se.register_forward_hook(lambda module, args, y: y * 1.01)
         return model
 
-    monkeypatch.setattr(network, "se_resnet50", wrong)
+    monkeypatch.setattr(pair, "se_resnet50", wrong)
     lines = tmp_path / "network.jsonl"
     small = ["--image-size", 32, "--batch", 2, "--rounds", 1, "--backend", "reference"]
     result = run("network", *small, "--mode", "inference", "--json", lines)
@@ -449,7 +449,7 @@ def test_photos(tmp_path):
 
 
 def test_photos_are_refused_where_the_fused_network_differs(monkeypatch):
-    right = network.se_resnet50
+    right = pair.se_resnet50
 
     def wrong(fused, **options):
         model = right(fused=fused, **options)
@@ -457,7 +457,7 @@ def test_photos_are_refused_where_the_fused_network_differs(monkeypatch):
             model.fc.register_forward_hook(lambda module, args, y: y + 1e-4)
         return model
 
-    monkeypatch.setattr(network, "se_resnet50", wrong)
+    monkeypatch.setattr(pair, "se_resnet50", wrong)
     result = run("photos", "--backend", "reference")
     assert result.exit_code == 1
     assert "se_fused on photographs" in result.output
@@ -480,7 +480,7 @@ def test_quick_is_layer_then_network_then_photos(monkeypatch):
     for name in ("run_layer", "run_network"):
         monkeypatch.setattr(
             f"benchmarks.cli.{name}",
-            lambda ctx, points, settings, options, name=name: ran.append((name, len(points))),
+            lambda *args, name=name: ran.append((name, len(args[-3]))),
         )
     monkeypatch.setattr("benchmarks.cli.run_photos", lambda *args: ran.append(("run_photos", 1)))
     succeed("quick", "--backend", "reference")
