@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from benchmark_commands import ENVIRONMENT_FIELDS, assert_png, run, succeed
 
 from benchmarks import (
     contenders,
@@ -22,24 +22,8 @@ from benchmarks import (
     timing,
     verify,
 )
-from benchmarks.cli import main
 
 CPU = torch.device("cpu")
-ENVIRONMENT_FIELDS = {
-    "device",
-    "device_type",
-    "threads",
-    "load",
-    "variables",
-    "python",
-    "torch",
-    "triton",
-    "se_kernels",
-    "commit",
-    "dirty",
-    "time",
-    "command",
-}
 TINY = ["--shape", "24x5x7:3", "--batch", "2", "--rounds", "3", "--backend", "reference"]
 NO_COMPILE = [arg for kind in ("eager", "fused", "copy", "clone") for arg in ("--contender", kind)]
 
@@ -49,22 +33,6 @@ def same_number_of_threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def run(*args):
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def succeed(*args):
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def assert_png(path):
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG")
-    assert len(data) > 10_000
 
 
 # --- statistics -----------------------------------------------------------------------------------
