@@ -149,10 +149,15 @@ def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     Raises:
         ValueError: different numbers of rounds, or none.
     """
+    return float(np.median(paired_ratios(above, below)))
+
+
+def paired_ratios(above: Sequence[float], below: Sequence[float]) -> np.ndarray:
+    """above/below of each round; raises as ``paired_ratio``."""
     above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
     if above.shape != below.shape or above.size == 0:
         raise ValueError(f"expected as many rounds of each, got {above.size} and {below.size}")
-    return float(np.median(above / below))
+    return above / below
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:
