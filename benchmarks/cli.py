@@ -11,7 +11,8 @@ import torch
 import se_kernels
 from se_kernels import dispatch
 
-from . import contenders, environment, layer, network, photos, records, report
+from . import contenders, environment, layer, models, network, photos, records, report
+from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
 from .pair import Pair
 from .progress import progress
@@ -19,6 +20,7 @@ from .timing import Budget
 from .verify import VerificationError
 
 COMMAND = "benchmarks.command"
+QUICK_MODEL = "timm/efficientnet_b0"
 MIN_ROUNDS = {"layer": 10, "network": 5}
 
 
@@ -52,6 +54,14 @@ def _shapes(ctx, param, values: Sequence[str]) -> list[layer.Shape]:
         return [layer.Shape.parse(value) for value in values]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _models(ctx, param, names: Sequence[str]) -> list[str]:
+    for name in names:
+        reason = models.why_not(name)
+        if reason is not None:
+            raise click.BadParameter(reason)
+    return list(dict.fromkeys(names))
 
 
 def _png(ctx, param, value: Path | None) -> Path | None:
@@ -157,34 +167,93 @@ def layer_command(ctx, shapes, batches, kinds, backends, device, dtypes, layouts
 
 
 @main.command("network")
+@several(
+    "names",
+    str,
+    [],
+    "timm/NAME or torchvision/NAME, random weights.  [default: the paper's pair]",
+    "--model",
+    callback=_models,
+    metavar="MODEL",
+)
+@click.option("--fuse", is_flag=True, help="Also each --model fused by se_kernels.fuse.")
 @several("batches", POSITIVE, [1], "Images.", "--batch")
-@several("image_sizes", click.IntRange(min=32), [224], "Height and width.", "--image-size")
-@click.option("--backend", type=BACKENDS, help="Of the fused blocks.  [default: the device's own]")
+@several(
+    "image_sizes",
+    click.IntRange(min=32),
+    [],
+    "Height and width.  [default: the model's own; 224 for the pair]",
+    "--image-size",
+)
+@click.option(
+    "--backend", type=BACKENDS, help="Of the pair's fused blocks.  [default: the device's own]"
+)
 @click.option("--compile", "compiled", is_flag=True, help="Also torch.compile each network.")
 @click.option(
-    "--stride-in-3x3", is_flag=True, help="As torchvision has it; the paper has it in the 1x1."
+    "--stride-in-3x3",
+    is_flag=True,
+    help="The pair as torchvision has it; the paper has it in the 1x1.",
 )
 @click.option("--photos", "with_photos", is_flag=True, help="Also run `photos`, first.")
 @shared("network", seconds=20.0)
 @click.pass_context
-def network_command(
-    ctx, batches, image_sizes, backend, compiled, stride_in_3x3, with_photos, device, **options
-):
-    """ResNet-50 beside SE-ResNet-50, eager and fused; the paper's ratios stand beside."""
-    check_training(batches, image_sizes, options)
-    (backend,) = pick_backends(device, [backend] if backend else [])[:1]
-    pair = Pair(not stride_in_3x3)
-    settings = network.Settings(
-        device, backend, compiled, budget("network", options), options["seed"]
-    )
-    points = network.points(
-        batches, image_sizes, options["dtypes"], options["layouts"], options["modes"]
-    )
+def network_command(ctx, names, fuse, backend, stride_in_3x3, with_photos, **options):
+    """Whole networks: ResNet-50 beside SE-ResNet-50, or each --model with its SE modules as they
+    are, fused, and replaced by identity."""
+    if names:
+        refuse_with_model(backend=backend, stride_in_3x3=stride_in_3x3, photos=with_photos)
+        points = []
+        for name in names:
+            sizes = options["image_sizes"] or [models.image_size(name)]
+            check_training(sizes, options)
+            points += network_points(sizes, options, name)
+        settings = network_settings(chosen_backend(options["device"]), options)
+        run_models(ctx, DropIn(fuse), points, settings, options)
+        return
+    if fuse:
+        raise click.UsageError("--fuse needs a --model; the pair is always eager and fused")
+    run_pair(ctx, backend, stride_in_3x3, with_photos, options)
+
+
+def refuse_with_model(**given) -> None:
+    """An error where an option that only the pair has is given."""
+    for name, value in given.items():
+        if value:
+            hint = "; set SE_KERNELS_BACKEND instead" if name == "backend" else ""
+            raise click.UsageError(f"--{name.replace('_', '-')} is not for --model{hint}")
+
+
+def run_pair(ctx, backend, stride_in_3x3: bool, with_photos: bool, options: dict) -> None:
+    sizes = options["image_sizes"] or [models.IMAGE_SIZE]
+    check_training(sizes, options)
+    (backend,) = pick_backends(options["device"], [backend] if backend else [])[:1]
+    pair, settings = Pair(not stride_in_3x3), network_settings(backend, options)
     if with_photos:
         for dtype in options["dtypes"]:
             for layout in options["layouts"]:
                 run_photos(ctx, pair, settings, dtype, layout, options)
-    run_network(ctx, pair, points, settings, options)
+    run_network(ctx, pair, network_points(sizes, options), settings, options)
+
+
+def network_settings(backend: str, options: dict) -> network.Settings:
+    return network.Settings(
+        options["device"],
+        backend,
+        options["compiled"],
+        budget("network", options),
+        options["seed"],
+    )
+
+
+def network_points(sizes: Sequence[int], options: dict, model: str = "") -> list[network.Point]:
+    return network.points(
+        options["batches"],
+        sizes,
+        options["dtypes"],
+        options["layouts"],
+        options["modes"],
+        model,
+    )
 
 
 @main.command("photos")
@@ -217,7 +286,8 @@ def photos_command(ctx, device, dtype, layout, backend, **options):
 )
 @click.pass_context
 def quick_command(ctx, backend, plots, **options):
-    """A few points of each in some minutes on two cores: layer, network, photos. `make bench`."""
+    """A few points of each in some minutes on two cores: layer, network, photos, and where timm is
+    installed one of its models fused. `make bench`."""
     device = torch.device("cpu")
     backends = pick_backends(device, [backend] if backend else [])
     seed = options["seed"]
@@ -244,6 +314,15 @@ def quick_command(ctx, backend, plots, **options):
         ctx, Pair(), points, settings, {**options, "plot": plots / "network.png" if plots else None}
     )
     run_photos(ctx, Pair(), settings, "float32", "nchw", options)
+    if models.why_not(QUICK_MODEL) is None:
+        settings = network.Settings(
+            device, chosen_backend(device), False, Budget(seconds=4, min_rounds=7, warmup=1), seed
+        )
+        size = models.image_size(QUICK_MODEL)
+        points = network.points(
+            [1], [size], ["float32"], ["channels_last"], ["inference"], QUICK_MODEL
+        )
+        run_models(ctx, DropIn(fuse=True), points, settings, options)
 
 
 def pick_backends(device: torch.device, named: Sequence[str]) -> list[str]:
@@ -266,13 +345,21 @@ def pick_backends(device: torch.device, named: Sequence[str]) -> list[str]:
     return picked
 
 
-def check_training(batches, image_sizes, options) -> None:
+def chosen_backend(device: torch.device) -> str:
+    """What ``se_kernels.fuse``'s modules run on; an error in one line where that cannot be."""
+    try:
+        return dispatch.choose(torch.empty(1, 1, 1, 1, device=device))
+    except (ValueError, RuntimeError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+def check_training(image_sizes: Sequence[int], options: dict) -> None:
     """What a training step cannot do, said before anything is built."""
     if "train" not in options["modes"]:
         return
     if "float16" in options["dtypes"]:
         raise click.UsageError("float16 trains only with loss scaling; use --dtype bfloat16")
-    numbers = network.normed(min(batches), min(image_sizes))
+    numbers = network.normed(min(options["batches"]), min(image_sizes))
     if numbers < network.MIN_NORMED:
         raise click.UsageError(
             f"training leaves the last batch norms {numbers} numbers per channel, expected at least"
@@ -308,6 +395,16 @@ def run_network(ctx, pair: Pair, points, settings, options) -> None:
         plot.network(found, options["plot"])
 
 
+def run_models(ctx, drop_in: DropIn, points, settings, options) -> None:
+    measure = functools.partial(network.measure, drop_in)
+    found = measure_all(ctx, points, settings, measure, options)
+    finish(found, report.model_tables, options)
+    if options.get("plot"):
+        from . import plot
+
+        plot.models(found, options["plot"])
+
+
 def run_photos(ctx, pair: Pair, settings, dtype: str, layout: str, options) -> None:
     def measure(point, settings, here, on_step):
         return photos.compare(pair, settings, dtype, layout, here)
@@ -330,6 +427,8 @@ def measure_all(ctx, points, settings, measure, options) -> list[dict]:
                 found.append(measure(point, settings, here, start(point)))
     except VerificationError as error:
         raise click.ClickException(f"{point}: {error}; nothing is reported") from error
+    except models.ModelError as error:
+        raise click.ClickException(f"{point}: {error}") from error
     except torch.OutOfMemoryError as error:
         raise click.ClickException(f"{point}: out of memory; take a smaller --batch") from error
     except KeyboardInterrupt:

@@ -25,6 +25,12 @@ COLORS = {
     "resnet50_compiled": "#edc59a",
     "se_eager_compiled": "#d98c3f",
     "se_fused_compiled": "#2a9d5c",
+    "identity": "#b9b9b9",
+    "unfused": "#7a7a7a",
+    "fused": "#1f6fb4",
+    "identity_compiled": "#edc59a",
+    "unfused_compiled": "#d98c3f",
+    "fused_compiled": "#2a9d5c",
 }
 DPI = 130
 
@@ -95,27 +101,7 @@ def network(records: Sequence[dict], path: Path) -> None:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(max(11, 5 + 2.6 * len(records)), 5.0), layout="constrained"
     )
-    labels = [_network_label(r) for r in records]
-    names = list(dict.fromkeys(n for r in records for n in r["contenders"]))
-    width = 0.84 / len(names)
-    for i, name in enumerate(names):
-        at = [k + (i - (len(names) - 1) / 2) * width for k in range(len(records))]
-        rows = [r["contenders"][name] for r in records]
-        unit = [1e3 * r["batch"] for r in records]
-        left.bar(
-            at,
-            [row["p50_us"] / u for row, u in zip(rows, unit, strict=True)],
-            width * 0.94,
-            yerr=(
-                [(row["p50_us"] - row["p20_us"]) / u for row, u in zip(rows, unit, strict=True)],
-                [(row["p80_us"] - row["p50_us"]) / u for row, u in zip(rows, unit, strict=True)],
-            ),
-            error_kw={"lw": 0.8, "alpha": 0.7},
-            color=COLORS.get(name, "#444444"),
-            label=name.replace("_", " "),
-        )
-    left.set_ylabel("time per image (ms)")
-    left.set_title("Networks (p50; whiskers p20 to p80)", loc="left", fontsize=11)
+    _network_times(left, records)
 
     pairs = [p for p in records[0]["ratios"] if p.split("/")[1].startswith("resnet50")]
     width = 0.84 / len(pairs)
@@ -144,13 +130,83 @@ def network(records: Sequence[dict], path: Path) -> None:
     right.set_ylabel("time of SE-ResNet-50 / ResNet-50")
     right.set_title("What the SE blocks cost (medians of paired ratios)", loc="left", fontsize=11)
     for axis in (left, right):
-        axis.set_xticks(range(len(records)), labels, fontsize=8)
-        axis.grid(axis="y", alpha=0.25)
-        axis.set_axisbelow(True)
-        axis.legend(fontsize=8, loc="upper left", frameon=False)
-    left.set_ylim(top=left.get_ylim()[1] * 1.3)
+        _network_axis(axis, records)
     _finish(figure, records[0], "")
     _save(figure, path)
+
+
+def models(records: Sequence[dict], path: Path) -> None:
+    """Left: milliseconds per image of each contender. Right: SE's share of the time, unfused and
+    fused, with its 95 % interval."""
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(max(11, 5 + 2.6 * len(records)), 5.0), layout="constrained"
+    )
+    _network_times(left, records)
+    bars = {  # contender → (place of its record, share)
+        name + suffix: [
+            (k, r["shares"][form][when])
+            for k, r in enumerate(records)
+            if when in r["shares"].get(form, {})
+        ]
+        for form, suffix in (("eager", ""), ("compiled", "_compiled"))
+        for name, when in (("unfused", "before"), ("fused", "after"))
+    }
+    bars = {name: found for name, found in bars.items() if found}
+    width = 0.84 / len(bars)
+    for i, (name, found) in enumerate(bars.items()):
+        drawn = right.bar(
+            [k + (i - (len(bars) - 1) / 2) * width for k, _ in found],
+            [100 * share["p50"] for _, share in found],
+            width * 0.94,
+            yerr=(
+                [100 * (share["p50"] - share["low"]) for _, share in found],
+                [100 * (share["high"] - share["p50"]) for _, share in found],
+            ),
+            error_kw={"lw": 0.8, "alpha": 0.7},
+            color=COLORS[name],
+            label=name.replace("_", " "),
+        )
+        right.bar_label(drawn, fmt="%.1f", padding=2, fontsize=8)
+    right.axhline(0, color="#555555", lw=0.8)
+    right.set_ylabel("(time - time with identity) / unfused time, %")
+    title = "SE's share (medians of paired shares; whiskers: their 95 % interval)"
+    right.set_title(title, loc="left", fontsize=11)
+    for axis in (left, right):
+        _network_axis(axis, records)
+    _finish(figure, records[0], "")
+    _save(figure, path)
+
+
+def _network_times(axis, records: Sequence[dict]) -> None:
+    """Milliseconds per image of each network."""
+    names = list(dict.fromkeys(n for r in records for n in r["contenders"]))
+    width = 0.84 / len(names)
+    for i, name in enumerate(names):
+        at = [k + (i - (len(names) - 1) / 2) * width for k in range(len(records))]
+        rows = [r["contenders"][name] for r in records]
+        unit = [1e3 * r["batch"] for r in records]
+        axis.bar(
+            at,
+            [row["p50_us"] / u for row, u in zip(rows, unit, strict=True)],
+            width * 0.94,
+            yerr=(
+                [(row["p50_us"] - row["p20_us"]) / u for row, u in zip(rows, unit, strict=True)],
+                [(row["p80_us"] - row["p50_us"]) / u for row, u in zip(rows, unit, strict=True)],
+            ),
+            error_kw={"lw": 0.8, "alpha": 0.7},
+            color=COLORS.get(name, "#444444"),
+            label=name.replace("_", " "),
+        )
+    axis.set_ylabel("time per image (ms)")
+    axis.set_title("Networks (p50; whiskers p20 to p80)", loc="left", fontsize=11)
+
+
+def _network_axis(axis, records: Sequence[dict]) -> None:
+    axis.set_xticks(range(len(records)), [_network_label(r) for r in records], fontsize=8)
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.legend(fontsize=8, loc="upper left", frameon=False)
+    axis.margins(y=0.25)
 
 
 def _layer_label(record: dict) -> str:
@@ -161,10 +217,11 @@ def _layer_label(record: dict) -> str:
 
 
 def _network_label(record: dict) -> str:
+    model = record.get("model", "").replace("/", "/\n")
     return (
-        f"{mode_in_words(record['mode'], 'training step')}\n{record['batch']} × "
+        f"{model}\n{mode_in_words(record['mode'], 'training step')}\n{record['batch']} × "
         f"{record['image_size']}²\n{record['dtype']}\n{record['layout']}"
-    )
+    ).lstrip("\n")
 
 
 def _finish(figure, record: dict, note: str) -> None:

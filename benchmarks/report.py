@@ -1,6 +1,6 @@
 """Tables of records, for people."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -9,6 +9,13 @@ from rich.table import Table
 from .contenders import COPIES
 from .timing import geometric_mean
 
+FUSED_OVER_UNFUSED = {
+    "eager": "fused/unfused",
+    "compiled": "fused_compiled/unfused_compiled",
+}
+SHARES_CAPTION = (
+    "p50 (p20 to p80) over the rounds; [95 % interval]; unclear: the interval holds both answers"
+)
 NARROWEST = 118  # columns, where the output is no terminal
 
 
@@ -94,11 +101,11 @@ def _layer_summary(records: Sequence[dict]) -> Table:
 
 def network_tables(records: Sequence[dict]) -> list[Table]:
     """The times, then the ratios SE-ResNet-50 / ResNet-50 beside the paper's."""
-    return [_network_times(records), _network_ratios(records)]
+    return [_network_times("Networks", records), _network_ratios(records)]
 
 
-def _network_times(records: Sequence[dict]) -> Table:
-    table = _table(f"Networks; {_machine(records[0])}", "point", "network")
+def _network_times(what: str, records: Sequence[dict]) -> Table:
+    table = _table(f"{what}; {_machine(records[0])}", "point", "network")
     for heading in ("p20 ms", "p50 ms", "p80 ms", "images/s"):
         table.add_column(heading, justify="right")
     for record in records:
@@ -141,6 +148,80 @@ def _network_ratios(records: Sequence[dict]) -> Table:
             f"{row['ratio']:.3f}",
         )
     return table
+
+
+def model_tables(records: Sequence[dict]) -> list[Table]:
+    """Per model: its times, fused over unfused, and SE's share of the time before and after."""
+    tables = []
+    for (name,), group in _groups(records, "model"):
+        tables.append(_network_times(name, group))
+        if any("fused" in record["contenders"] for record in group):
+            tables.append(_model_ratios(name, group))
+        tables.append(_model_shares(name, group))
+    return tables
+
+
+def _model_ratios(name: str, records: Sequence[dict]) -> Table:
+    table = _table(f"{name}: fused over unfused, of paired ratios", "point", "form")
+    for heading in ("p20", "p50", "p80", "p50's 95 %", "slower"):
+        table.add_column(heading, justify="right")
+    for record in records:
+        first = network_point(record)
+        for form in record["shares"]:
+            found = record["ratios"][FUSED_OVER_UNFUSED[form]]
+            table.add_row(
+                first,
+                form,
+                *(f"{found[p]:.3f}" for p in ("p20", "p50", "p80")),
+                _interval(found, ".3f"),
+                _verdict(found, lambda ratio: ratio > 1),
+            )
+            first = ""
+        table.add_section()
+    return table
+
+
+def _model_shares(name: str, records: Sequence[dict]) -> Table:
+    modules, skipped = len(records[0]["se_modules"]), len(records[0]["skipped"])
+    title = f"{name}: SE's share of the time; {modules} modules, {skipped} skipped"
+    table = _table(title, "point", "form")
+    for heading in ("unfused %", "fused %", "left", "halved"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for record in records:
+        first = network_point(record)
+        for form, share in record["shares"].items():
+            left = share.get("left")
+            table.add_row(
+                first,
+                form,
+                _percent(share["before"]),
+                _percent(share.get("after")),
+                "" if left is None else f"{left['p50']:.2f} {_interval(left, '.2f')}",
+                _verdict(left, lambda part: part <= 0.5) if "after" in share else "",
+            )
+            first = ""
+        table.add_section()
+    table.caption = SHARES_CAPTION
+    table.caption_justify = "left"
+    return table
+
+
+def _percent(found: dict | None) -> str:
+    """``p50 (p20 to p80)``."""
+    if found is None:
+        return ""
+    return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * found[p] for p in ("p50", "p20", "p80")))
+
+
+def _interval(found: dict, spec: str) -> str:
+    return f"[{found['low']:{spec}}, {found['high']:{spec}}]"
+
+
+def _verdict(found: dict | None, holds: Callable[[float], bool]) -> str:
+    """yes or no where both ends of the 95 % interval agree."""
+    if found is None or holds(found["low"]) != holds(found["high"]):
+        return "unclear"
+    return "yes" if holds(found["low"]) else "no"
 
 
 def photos_table(record: dict) -> Table:

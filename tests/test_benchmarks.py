@@ -14,6 +14,7 @@ from benchmarks import (
     environment,
     inputs,
     layer,
+    models,
     network_verify,
     pair,
     photos,
@@ -443,16 +444,20 @@ def test_photographs_are_normalised_and_cropped():
 # --- quick, records -------------------------------------------------------------------------------
 
 
-def test_quick_is_layer_then_network_then_photos(monkeypatch):
+@pytest.mark.parametrize("timm", [True, False])
+def test_quick_is_layer_then_network_then_photos_then_a_model(monkeypatch, timm):
     ran = []
-    for name in ("run_layer", "run_network"):
+    for name in ("run_layer", "run_network", "run_models"):
         monkeypatch.setattr(
             f"benchmarks.cli.{name}",
             lambda *args, name=name: ran.append((name, len(args[-3]))),
         )
     monkeypatch.setattr("benchmarks.cli.run_photos", lambda *args: ran.append(("run_photos", 1)))
+    monkeypatch.setattr(models, "why_not", lambda name: None if timm else "timm is not installed")
+    monkeypatch.setattr(models, "image_size", lambda name: 224)
     succeed("quick", "--backend", "reference")
-    assert ran == [("run_layer", 8), ("run_network", 3), ("run_photos", 1)]
+    expected = [("run_layer", 8), ("run_network", 3), ("run_photos", 1)]
+    assert ran == expected + [("run_models", 1)] * timm
 
 
 def test_records_refuse_what_json_has_no_word_for(tmp_path):

@@ -1,0 +1,84 @@
+"""A model of timm or torchvision: as it is, fused, and with identity in place of its SE modules.
+
+The last is the floor of what SE costs: its convolutions, norms and everything else are the same.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+import se_kernels
+
+from . import models
+from .environment import version_of
+from .inputs import MEMORY_FORMATS
+from .network import CLASSES, COMPILED, Built, Point, Settings
+from .norms import calibrate, settle
+from .shares import shares, spread
+from .timing import paired_ratios
+
+JUDGES = {"unfused": "unfused", "fused": "unfused", "identity": "identity"}
+
+
+@dataclass(frozen=True)
+class DropIn:
+    """The subject of ``network --model``; without ``fuse`` it only tells SE's share."""
+
+    fuse: bool
+    kind = "model"
+
+    def build(self, point: Point, settings: Settings, images: Tensor) -> Built:
+        """``unfused``, with ``fuse`` also ``fused``, and ``identity``: copies of one model.
+
+        Raises:
+            models.ModelError: ``se_kernels.fuse`` finds nothing to replace.
+        """
+        unfused = models.build(point.model, CLASSES, settings.seed)
+        unfused.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])
+        settle(unfused, images, settings.seed)
+        fused = copy.deepcopy(unfused)
+        report = se_kernels.fuse(fused)
+        if not report.fused:
+            reasons = "; ".join(f"{name}: {why}" for name, why in report.skipped.items())
+            raise models.ModelError(
+                f"se_kernels.fuse finds no SE module to replace ({reasons or 'it has none'})"
+            )
+        identity = copy.deepcopy(unfused)
+        replace_by_identity(identity, report.fused)
+        calibrate(identity, images)  # its norms see what no gate has made smaller
+        built = {"unfused": unfused, "fused": fused, "identity": identity}
+        if not self.fuse:
+            del built["fused"]
+        about = {
+            "model": point.model,
+            "libraries": {name: version_of(name) for name in models.LIBRARIES},
+            "se_modules": dict(report.fused),
+            "skipped": dict(report.skipped),
+        }
+        return Built(built, JUDGES, about)
+
+    def findings(self, seconds: Mapping[str, np.ndarray]) -> dict:
+        """``ratios`` over unfused, with their spread, and ``shares``, both by form."""
+        found = {"ratios": {}, "shares": {}}
+        for form, suffix in (("eager", ""), ("compiled", COMPILED)):
+            times = {n: seconds[n + suffix] for n in JUDGES if n + suffix in seconds}
+            if not times:
+                continue
+            unfused = times.pop("unfused")
+            for name, values in times.items():
+                pair = f"{name}{suffix}/unfused{suffix}"
+                found["ratios"][pair] = spread(paired_ratios(values, unfused))
+            found["shares"][form] = shares(unfused, times["identity"], times.get("fused"))
+        return found
+
+
+def replace_by_identity(model: nn.Module, names: Iterable[str]) -> None:
+    """Put ``nn.Identity`` in the place of the modules so named, wherever else they are shared."""
+    replaced = {id(model.get_submodule(name)) for name in names}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in replaced:
+                setattr(parent, name, nn.Identity())
