@@ -6,22 +6,9 @@ from torch import Tensor, nn
 
 from se_kernels import reference
 from se_kernels.functional import squeeze_excite
+from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, gate_of, is_intercepted, weights
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
 
-_ACT_MODULES = {
-    nn.ReLU: "relu",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.Hardswish: "hardswish",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Identity: "identity",
-}
-_GATE_MODULES = {
-    nn.Sigmoid: "sigmoid",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.Tanh: "tanh",
-    nn.ReLU: "relu",
-}
 _TIMM_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
 
 
@@ -89,8 +76,8 @@ class SqueezeExcite(nn.Module):
         if rd_channels is None:
             rd_channels = reduced_channels(channels, rd_ratio, rd_divisor)
         self.squeeze, self.post, self.backend = squeeze, post, backend
-        self.act, self.act_slope = _variant_of("act_layer", act_layer, _ACT_MODULES, ACTS)
-        self.gate, _ = _variant_of("gate_layer", gate_layer, _GATE_MODULES, GATES)
+        self.act, self.act_slope = _variant_of("act_layer", act_layer, ACT_MODULES, ACTS)
+        self.gate, _ = _variant_of("gate_layer", gate_layer, GATE_MODULES, GATES)
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
         self.bn = norm_layer(rd_channels) if norm_layer else nn.Identity()
         self._normed = not isinstance(self.bn, nn.Identity)
@@ -108,8 +95,8 @@ class SqueezeExcite(nn.Module):
                 post=self.post,
                 backend=self.backend,
             )
-        w1, b1 = _weights(fc1)
-        w2, b2 = _weights(fc2)
+        w1, b1 = weights(fc1)
+        w2, b2 = weights(fc2)
         return squeeze_excite(
             x,
             w1,
@@ -143,18 +130,9 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
     return max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
 
 
-def _weights(fc: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
-    if type(fc) is nn.Conv2d:
-        parameters = fc._parameters  # faster than nn.Module.__getattr__
-        return parameters["weight"], parameters["bias"]
-    return fc.weight, fc.bias  # computed, where the class is parametrised
-
-
 def _is_plain(fc: nn.Module) -> bool:
     # one that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
-    return type(fc).forward is nn.Conv2d.forward and not (
-        fc._forward_hooks or fc._forward_pre_hooks or fc._backward_hooks or fc._backward_pre_hooks
-    )
+    return type(fc).forward is nn.Conv2d.forward and not is_intercepted(fc)
 
 
 def _variant_of(argument, layer, modules, names) -> tuple[str, float]:
@@ -166,9 +144,6 @@ def _variant_of(argument, layer, modules, names) -> tuple[str, float]:
     elif isinstance(layer, (type, partial)) and getattr(layer, "func", layer) in modules:
         layer = layer()
     if type(layer) in modules:
-        name = modules[type(layer)]
-        if isinstance(layer, nn.GELU) and layer.approximate == "tanh":
-            name = "gelu_tanh"
-        return name, getattr(layer, "negative_slope", 0.01)
+        return act_of(layer) or (gate_of(layer), 0.01)
     classes = ", ".join(f"nn.{cls.__name__}" for cls in modules)
     raise ValueError(f"{argument}: expected one of {', '.join(names)}, or {classes}; got {layer!r}")
