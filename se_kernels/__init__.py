@@ -4,15 +4,21 @@ from se_kernels import models, reference
 from se_kernels._version import __version__
 from se_kernels.dispatch import available_backends
 from se_kernels.functional import scale, squeeze, squeeze_excite
+from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse
 from se_kernels.module import SqueezeExcite
 
 __all__ = [
+    "Block",
+    "FuseReport",
     "SqueezeExcite",
     "__version__",
     "available_backends",
+    "fuse",
     "models",
     "reference",
+    "register_family",
     "scale",
     "squeeze",
     "squeeze_excite",
+    "unfuse",
 ]

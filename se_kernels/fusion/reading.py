@@ -1,0 +1,178 @@
+"""Reads a module by its ``Block``: the plan of its fused call, or why there is none."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from se_kernels.checks import DTYPES
+from se_kernels.fusion.block import Block
+from se_kernels.fusion.run import Piece, Plan, child, resolve
+from se_kernels.pieces import act_of, gate_of, is_intercepted
+from se_kernels.variants import ACTS, GATES
+
+_POOLS = {nn.AdaptiveAvgPool2d: "avg", nn.AdaptiveMaxPool2d: "max"}
+
+
+class Refusal(Exception):
+    """Why a module is not fused: it is no longer as its family made it (a hook, an adapter)."""
+
+
+class Misfit(Refusal):
+    """Why a module is not fused: it is not what its ``Block`` says."""
+
+
+def read(module: nn.Module, block: Block) -> Plan:
+    """The plan of ``module``'s fused call. Raises Refusal or Misfit."""
+    steps = [(name, _step(module, name)) for name in block.excitation]
+    for path, piece in _named_pieces(module):
+        _check_untouched(path, piece)
+    _check_parameters(module)
+    pool = () if block.pool is None else _pool_pieces(module, block)
+    squeeze = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc")
+    working = [(name, step) for name, step in steps if not _does_nothing(step)]
+    two_fcs = _two_fcs(working)
+    if two_fcs is not None:
+        pieces = (*pool, *_pieces_of(module, block.excitation))
+        return Plan(**squeeze, pieces=pieces, **two_fcs)
+    flat = bool(working) and isinstance(working[0][1], nn.Linear)
+    return Plan(**squeeze, pieces=pool, steps=block.excitation, flat=flat)
+
+
+def channels_of(module: nn.Module, block: Block) -> int | None:
+    """C, where the first step or the block tells."""
+    first = resolve(module, block.excitation[0])
+    if isinstance(first, nn.Sequential) and len(first):
+        first = first[0]
+    return block.channels or getattr(first, "in_channels", None) or getattr(
+        first, "in_features", None
+    )  # fmt: skip
+
+
+def _step(module, name):
+    step = resolve(module, name)
+    if step is None:
+        variants = dict.fromkeys((*ACTS, *GATES))
+        raise Misfit(
+            f"excitation: expected the name of a child, of a method, or one of "
+            f"{', '.join(variants)}; got {name!r}"
+        )
+    if not callable(step):
+        raise Misfit(f"excitation: expected something to call as {name!r}, got {step!r}")
+    return step
+
+
+def _named_pieces(module):
+    return ((name, piece) for name, piece in module.named_modules() if name)
+
+
+def _check_untouched(name, piece) -> None:
+    if isinstance(piece, torch.jit.ScriptModule):
+        raise Refusal(f"{name} is scripted")
+    if nn.utils.parametrize.is_parametrized(piece):
+        raise Refusal(f"{name} is parametrised")
+    if is_intercepted(piece):
+        raise Refusal(f"{name} has hooks, or a forward of its own")
+
+
+def _check_parameters(module) -> None:
+    first = None
+    for name, p in module.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedTensorMixin):
+            raise Refusal(f"{name} is not initialised yet")
+        if type(p) is not nn.Parameter and type(p.data) is not Tensor:
+            raise Refusal(f"{name} is a {type(p).__name__}, not a plain tensor")
+        if p.dtype not in DTYPES:
+            raise Refusal(f"{name} has dtype {p.dtype}")
+        first = (name, p) if first is None else first
+        if p.device != first[1].device:
+            raise Refusal(f"{name} is on {p.device}, {first[0]} on {first[1].device}")
+
+
+def _pool_pieces(module, block) -> tuple[Piece, ...]:
+    pool = child(module, tuple(block.pool.split(".")))
+    if pool is None:
+        raise Misfit(f"pool: expected the name of a child, got {block.pool!r}")
+    kind = _POOLS.get(type(pool))
+    if kind is None or pool.output_size not in (1, (1, 1)):
+        raise Misfit(f"{block.pool}: expected a pooling to 1×1, got {pool}")
+    if kind != block.squeeze:
+        raise Misfit(f"{block.pool}: expected squeeze={kind!r} with {pool}, got {block.squeeze!r}")
+    return _pieces_of(module, (block.pool,))
+
+
+def _pieces_of(module, names) -> tuple[Piece, ...]:
+    """The children of these names, each once; a nested one inside the one that holds it."""
+    nested: dict[str, list[str]] = {}
+    for name in names:
+        head, _, rest = name.partition(".")
+        if head in module._modules:
+            nested.setdefault(head, []).extend([rest] if rest else [])
+    return tuple(_piece(name, module._modules[name], inside) for name, inside in nested.items())
+
+
+def _piece(name, module, inside) -> Piece:
+    pieces = _pieces_of(module, inside)
+    return Piece(name, type(module), len(module._modules), _is_fc(module), pieces)
+
+
+def _two_fcs(steps) -> dict | None:
+    """FC, activation (or none), FC, gate, as the fields of a plan; None for any other steps."""
+    if len(steps) not in (3, 4):
+        return None
+    (first, fc1), *middle, (second, fc2), (gate_name, gate) = steps
+    if not (_is_fc(fc1) and _is_fc(fc2)):
+        return None
+    act = _act(*middle[0]) if middle else ("identity", 0.01)
+    gate = _gate(gate_name, gate)
+    if act is None or gate is None:
+        return None
+    for name, fc in ((first, fc1), (second, fc2)):
+        check_fc(name, fc)
+    (reduced, channels), (out, into) = fc1.weight.shape[:2], fc2.weight.shape[:2]
+    if (out, into) != (channels, reduced):
+        raise Misfit(
+            f"{second}: expected weights from R={reduced} to C={channels}, as {first} has them, "
+            f"got from {into} to {out}"
+        )
+    if fc1.weight.dtype != fc2.weight.dtype:
+        raise Refusal(f"{second} has dtype {fc2.weight.dtype}, {first} {fc1.weight.dtype}")
+    paths = dict(fc1=tuple(first.split(".")), fc2=tuple(second.split(".")))
+    return dict(**paths, act=act[0], act_slope=act[1], gate=gate)
+
+
+def _act(name, step) -> tuple[str, float] | None:
+    if isinstance(step, nn.Module):
+        return act_of(step)
+    return (name, 0.01) if isinstance(step, partial) and name in ACTS else None
+
+
+def _gate(name, step) -> str | None:
+    if isinstance(step, nn.Module):
+        return gate_of(step)
+    return name if isinstance(step, partial) and name in GATES else None
+
+
+def _does_nothing(step) -> bool:
+    return type(step) is nn.Identity or (isinstance(step, nn.Dropout) and step.p == 0)
+
+
+def _is_fc(step) -> bool:
+    return isinstance(step, (nn.Conv2d, nn.Linear))
+
+
+def check_fc(name: str, fc: nn.Module) -> None:
+    """Raises Refusal unless ``fc`` is a fully connected layer and nothing else."""
+    if type(fc) not in (nn.Conv2d, nn.Linear):
+        expected = "a plain nn.Conv2d or nn.Linear"
+    elif type(fc) is nn.Linear:
+        return
+    elif fc.kernel_size != (1, 1):
+        expected = "a kernel size of 1"
+    elif fc.groups != 1:
+        expected = "groups=1"
+    elif fc.stride != (1, 1) or fc.padding not in ("same", "valid", (0, 0)):
+        expected = "stride 1 and no padding"
+    else:
+        return
+    raise Refusal(f"{name}: expected {expected}, got {fc}")

@@ -1,0 +1,28 @@
+"""FuseReport: what ``fuse`` did."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """``print(report)`` gives a summary.
+
+    Attributes:
+        model: the name of the model's class.
+        fused: name of each module that is fused now, as in ``named_modules``, → its class. A
+            module reached by several names is listed under each. The model itself has the name "".
+        skipped: name of each SE module that was left as it is → the reason.
+    """
+
+    model: str
+    fused: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.fused and not self.skipped:
+            return f"no SE module found in {self.model}"
+        lines = [f"{self.model}: {len(self.fused)} SE modules fused, {len(self.skipped)} skipped"]
+        lines += [f"  {count} × {name}" for name, count in Counter(self.fused.values()).items()]
+        lines += [f"  skipped {name or '(the model)'}: {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""A call of a fused module: the plan of its block, and the block run by it."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._C import _get_tracing_state
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.compiler import is_exporting
+from torch.nn.modules import module as hooks_on_all
+
+from se_kernels import reference
+from se_kernels.checks import DTYPES
+from se_kernels.functional import squeeze_excite
+from se_kernels.pieces import is_intercepted, weights
+from se_kernels.variants import ACTS, GATES
+
+Path = tuple[str, ...]  # of a child: ("attention", "0")
+
+# What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
+# itself what an operation on it means.
+_TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
+
+
+class Piece(NamedTuple):
+    """A child whose call the fused block stands for, as it was when the block was read."""
+
+    name: str
+    cls: type
+    children: int  # how many it has
+    is_fc: bool
+    inside: tuple["Piece", ...]  # those of its children that are pieces
+
+
+class Plan(NamedTuple):
+    """One module's block. The FCs' paths are None where the excitation runs step by step."""
+
+    squeeze: str
+    nhwc: bool
+    pieces: tuple[Piece, ...]
+    fc1: Path | None = None
+    fc2: Path | None = None
+    act: str = "identity"
+    act_slope: float = 0.01
+    gate: str = "sigmoid"
+    steps: tuple[str, ...] = ()
+    flat: bool = False  # the steps take z as (N, C)
+
+    def describe(self) -> str:
+        excite = " → ".join(self.steps) if self.steps else f"act={self.act}, gate={self.gate}"
+        return f"squeeze={self.squeeze}, {excite}"
+
+
+def child(module: nn.Module, path: Path) -> nn.Module | None:
+    for name in path:
+        module = module.__dict__["_modules"].get(name)
+        if module is None:
+            return None
+    return module
+
+
+def can_run(module: nn.Module, plan: Plan, x) -> bool:
+    """Whether the fused block computes what the module's own forward would, here and now.
+
+    It does not where something runs inside that it stands for (a hook, an adapter in place of an
+    FC), nor where a tracer is to see the definition (TorchScript, ONNX, torch.fx).
+    """
+    return (
+        type(x) in _TENSORS
+        and x.dim() == 4
+        and x.dtype in DTYPES
+        and _are_intact(module.__dict__["_modules"], plan.pieces)
+        and not (
+            hooks_on_all._global_forward_hooks
+            or hooks_on_all._global_forward_pre_hooks
+            or hooks_on_all._global_backward_hooks
+            or hooks_on_all._global_backward_pre_hooks
+        )
+        and _get_tracing_state() is None
+        and not (is_exporting() and torch.onnx.is_in_onnx_export())
+    )
+
+
+def _are_intact(modules, pieces) -> bool:
+    for name, cls, children, is_fc, inside in pieces:
+        piece = modules.get(name)
+        if type(piece) is not cls or is_intercepted(piece):
+            return False
+        state = piece.__dict__
+        if len(state["_modules"]) != children:
+            return False
+        if is_fc and type(weights(piece)[0]) not in _TENSORS:
+            return False
+        if inside and not _are_intact(state["_modules"], inside):
+            return False
+    return True
+
+
+def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) -> Tensor:
+    """y of the block: x (N, C, H, W), or (N, H, W, C) where ``plan.nhwc``."""
+    if plan.nhwc:
+        x = x.permute(0, 3, 1, 2)
+    if plan.fc1 is None:
+        excitation = partial(excite, module, plan)
+        y = squeeze_excite(x, excitation=excitation, squeeze=plan.squeeze, backend=backend)
+    else:
+        w1, b1 = weights(child(module, plan.fc1))
+        w2, b2 = weights(child(module, plan.fc2))
+        y = squeeze_excite(
+            x,
+            w1,
+            w2,
+            b1,
+            b2,
+            squeeze=plan.squeeze,
+            act=plan.act,
+            act_slope=plan.act_slope,
+            gate=plan.gate,
+            backend=backend,
+        )
+    return y.permute(0, 2, 3, 1) if plan.nhwc else y
+
+
+def excite(module: nn.Module, plan: Plan, z: Tensor) -> Tensor:
+    """z (N, C, 1, 1) through the steps to s (N, C) or (N, C, 1, 1)."""
+    s = z.flatten(1) if plan.flat else z
+    for step in plan.steps:
+        s = resolve(module, step)(s)
+    return s
+
+
+def resolve(module: nn.Module, step: str):
+    """What a step of ``Block.excitation`` names, to be called; None for nothing."""
+    found = child(module, tuple(step.split(".")))
+    if found is None:
+        found = getattr(module, step, None)
+    if found is None and step in ACTS:
+        found = partial(reference.activate, act=step)
+    if found is None and step in GATES:
+        found = partial(reference.open_gate, gate=step)
+    return found
