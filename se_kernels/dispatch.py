@@ -12,7 +12,7 @@ BACKENDS = {"cpu": cpu}  # native first; each has why_not(), why_not_for(x) and 
 NAMES = (*BACKENDS, REFERENCE)
 
 _log = logging.getLogger("se_kernels")
-_default = os.environ.get("SE_KERNELS_BACKEND") or None
+DEFAULT = os.environ.get("SE_KERNELS_BACKEND") or None
 
 
 def available_backends() -> dict[str, str | None]:
@@ -28,7 +28,7 @@ def choose(x: Tensor, backend: str | None = None) -> str:
     RuntimeError (not built). Otherwise: the native backend of x's device, then "reference"; a
     fallback is logged at debug level with its reason.
     """
-    name = backend if backend is not None else _default
+    name = backend if backend is not None else DEFAULT
     if name is None:
         for candidate, module in BACKENDS.items():
             reason = module.why_not_for(x)
@@ -48,6 +48,11 @@ def choose(x: Tensor, backend: str | None = None) -> str:
     if reason is not None:
         raise ValueError(f"backend {name!r}: {reason}")
     return name
+
+
+def direct_inference():
+    """The native call of ``se_kernels.direct`` for CPU tensors, or None where there is none."""
+    return cpu.direct_inference
 
 
 def get(name: str):

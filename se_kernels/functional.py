@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from se_kernels import dispatch, ops, reference
+from se_kernels import direct, dispatch, ops, reference
 from se_kernels.autograd import ScaleFunction, SqueezeExciteFunction, SqueezeFunction
 from se_kernels.checks import (
     check_arguments,
@@ -77,6 +77,9 @@ def squeeze_excite(
             x, excitation, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post
         )
         return _squeeze_excite_by(excitation, x, squeeze, residual, post, backend)
+    y = direct.inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend)
+    if y is not None:
+        return y
     check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post)
     name = dispatch.choose(x, backend)
     if name == dispatch.REFERENCE or _under_transform():

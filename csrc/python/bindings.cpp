@@ -2,12 +2,13 @@
 // meanwhile.
 #include <pybind11/pybind11.h>
 
-#include <cstring>
 #include <new>
 #include <stdexcept>
 #include <string>
 
 #include "api.h"
+#include "direct.h"
+#include "names.h"
 
 namespace py = pybind11;
 
@@ -20,17 +21,10 @@ using Name = const char*;
 
 template <class Enum, std::size_t Count>
 Enum named(const Name (&names)[Count], Name name, Name argument) {
-  for (std::size_t i = 0; i < Count; ++i)
-    if (std::strcmp(name, names[i]) == 0) return Enum(i);
+  Enum found;
+  if (find(names, name, found)) return found;
   throw std::invalid_argument(std::string(argument) + ": unknown name '" + name + "'");
 }
-
-// in the order of the enumerations in api.h
-constexpr Name kSqueezes[] = {"avg", "max", "avgmax"};
-constexpr Name kActs[] = {"relu",      "silu",       "gelu",    "gelu_tanh",
-                          "hardswish", "leaky_relu", "identity"};
-constexpr Name kGates[] = {"sigmoid", "hardsigmoid", "tanh", "relu"};
-constexpr Name kPosts[] = {"none", "relu"};
 
 Problem problem(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
                 bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
@@ -186,4 +180,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale_backward", run_scale_backward);
   m.def("squeeze_backward", run_squeeze_backward);
   m.def("instruction_set", instruction_set);
+  static PyMethodDef direct[] = {
+      {"direct_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_setup)),
+       METH_FASTCALL, nullptr},
+      {"direct_inference", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_inference)),
+       METH_FASTCALL, nullptr},
+      {nullptr, nullptr, 0, nullptr}};
+  if (PyModule_AddFunctions(m.ptr(), direct) != 0) throw py::error_already_set();
 }

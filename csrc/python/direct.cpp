@@ -1,0 +1,169 @@
+#include "direct.h"
+
+#include <cstring>
+
+#include "api.h"
+#include "dlpack_exchange.h"
+#include "names.h"
+
+namespace se_kernels {
+namespace {
+
+// What direct_setup gives; nothing runs before.
+constexpr Py_ssize_t kMaxTypes = 4;
+const dlpack::Exchange* exchange = nullptr;
+PyObject* tensor_types[kMaxTypes];
+Py_ssize_t tensor_type_count = 0;
+PyObject *empty_like = nullptr, *get_num_threads = nullptr, *is_neg = nullptr;
+
+bool is_tensor(PyObject* object) {
+  for (Py_ssize_t i = 0; i < tensor_type_count; ++i)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == tensor_types[i]) return true;
+  return false;
+}
+
+// A negation put off, as of a conjugate's imaginary part; DLPack does not tell it.
+bool is_negated(PyObject* tensor) {
+  PyObject* answer = PyObject_CallMethodNoArgs(tensor, is_neg);
+  const bool no = answer == Py_False;
+  Py_XDECREF(answer);
+  return !no;
+}
+
+bool find_type(dlpack::DataType t, DType& type) {
+  if (t.lanes != 1) return false;
+  if (t.code == dlpack::bfloat && t.bits == 16) return type = DType::bfloat16, true;
+  if (t.code != dlpack::real) return false;
+  if (t.bits == 32) return type = DType::float32, true;
+  if (t.bits == 64) return type = DType::float64, true;
+  if (t.bits == 16) return type = DType::float16, true;
+  return false;
+}
+
+// An argument: a tensor that the kernels can read, or None.
+struct Argument {
+  dlpack::Tensor t{};
+  DType type{};
+  bool present = false;
+
+  bool read(PyObject* object) {
+    if (object == Py_None) return true;
+    if (!is_tensor(object) || exchange->to_tensor(object, &t) != 0) return false;
+    present = true;
+    return t.device_type == dlpack::cpu && find_type(t.dtype, type) && t.data &&
+           !is_negated(object);
+  }
+  void* data() const { return present ? static_cast<char*>(t.data) + t.byte_offset : nullptr; }
+
+  bool lies(const std::int64_t (&strides)[4]) const {
+    for (int i = 0; i < 4; ++i)
+      if (t.shape[i] != 1 && t.strides[i] != strides[i]) return false;
+    return true;
+  }
+  // (rows, columns) or (rows, columns, 1, 1), row-major
+  bool is_matrix(std::int64_t rows, std::int64_t columns) const {
+    const bool flat =
+        t.dimensions == 2 || (t.dimensions == 4 && t.shape[2] == 1 && t.shape[3] == 1);
+    return present && flat && t.shape[0] == rows && t.shape[1] == columns &&
+           (columns == 1 || t.strides[1] == 1) && (rows == 1 || t.strides[0] == columns);
+  }
+  bool is_bias(std::int64_t size, DType dtype) const {
+    return !present || (t.dimensions == 1 && t.shape[0] == size && type == dtype &&
+                        (size == 1 || t.strides[0] == 1));
+  }
+};
+
+const char* text(PyObject* s) { return PyUnicode_Check(s) ? PyUnicode_AsUTF8(s) : ""; }
+
+// y, or null: with an exception where memory ran out, else for the long way.
+PyObject* run(PyObject* const* v) {
+  Argument x, w1, w2, b1, b2, residual, y;
+  Problem p{};
+  if (!x.read(v[0]) || !w1.read(v[1]) || !w2.read(v[2]) || !b1.read(v[3]) || !b2.read(v[4]) ||
+      !residual.read(v[5]))
+    return nullptr;
+  if (!find(kSqueezes, text(v[6]), p.squeeze) || !find(kActs, text(v[7]), p.act) ||
+      !PyFloat_Check(v[8]) || !find(kGates, text(v[9]), p.gate) ||
+      !find(kPosts, text(v[10]), p.post))
+    return nullptr;
+  if (!x.present || x.t.dimensions != 4 || !w1.present || w1.t.dimensions < 2) return nullptr;
+
+  const std::int64_t N = x.t.shape[0], C = x.t.shape[1], W = x.t.shape[3], P = x.t.shape[2] * W,
+                     R = w1.t.shape[0];
+  const std::int64_t nchw[4] = {C * P, P, W, 1}, nhwc[4] = {C * P, 1, W * C, C};
+  const bool rows = x.lies(nchw);
+  if (N * C * P * R == 0 || !(rows || x.lies(nhwc))) return nullptr;
+  const auto& strides = rows ? nchw : nhwc;
+  if (residual.present &&
+      (residual.t.dimensions != 4 || residual.type != x.type ||
+       std::memcmp(residual.t.shape, x.t.shape, sizeof(nchw)) != 0 || !residual.lies(strides)))
+    return nullptr;
+  if (!w1.is_matrix(R, C) || !w2.is_matrix(C, R) || w2.type != w1.type || !b1.is_bias(R, w1.type) ||
+      !b2.is_bias(C, w1.type))
+    return nullptr;
+
+  PyObject* threads = PyObject_CallNoArgs(get_num_threads);
+  if (!threads) return nullptr;
+  p.threads = int(PyLong_AsLong(threads));
+  Py_DECREF(threads);
+  p.images = N, p.channels = C, p.reduced = R, p.pixels = P;
+  p.x_type = x.type, p.w_type = w1.type;
+  p.layout = rows && P > 1 ? Layout::nchw : Layout::nhwc;
+  p.act_slope = PyFloat_AS_DOUBLE(v[8]);
+
+  PyObject* result = PyObject_CallOneArg(empty_like, v[0]);
+  if (!result) return nullptr;
+  if (!y.read(result) || !y.lies(strides)) return Py_DECREF(result), nullptr;
+  const std::int64_t channel = p.layout == Layout::nchw ? P : 1, pixel = rows ? 1 : C;
+  const Forward f{{x.data(), C * P, channel, pixel},
+                  {residual.data(), C * P, channel, pixel},
+                  w1.data(),
+                  w2.data(),
+                  b1.data(),
+                  b2.data(),
+                  {y.data(), C * P, channel, pixel},
+                  nullptr,
+                  nullptr,
+                  nullptr};
+  Status status;
+  Py_BEGIN_ALLOW_THREADS;
+  status = forward(p, f);
+  Py_END_ALLOW_THREADS;
+  if (status == Status::ok) return result;
+  Py_DECREF(result);
+  return PyErr_NoMemory();
+}
+
+}  // namespace
+
+PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  if (count != 4 || !PyTuple_Check(v[1]) || PyTuple_GET_SIZE(v[1]) > kMaxTypes) {
+    PyErr_SetString(PyExc_TypeError, "expected (capsule, types, empty_like, get_num_threads)");
+    return nullptr;
+  }
+  const auto* table =
+      static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(v[0], dlpack::kCapsule));
+  if (!table) return nullptr;
+  if (table->version.major != dlpack::kMajor) Py_RETURN_FALSE;
+  tensor_type_count = PyTuple_GET_SIZE(v[1]);
+  for (Py_ssize_t i = 0; i < tensor_type_count; ++i)
+    tensor_types[i] = Py_NewRef(PyTuple_GET_ITEM(v[1], i));
+  empty_like = Py_NewRef(v[2]);
+  get_num_threads = Py_NewRef(v[3]);
+  is_neg = PyUnicode_InternFromString("is_neg");
+  exchange = table;
+  Py_RETURN_TRUE;
+}
+
+PyObject* direct_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  if (!exchange || count != 11) Py_RETURN_NONE;
+  PyObject* y = run(v);
+  if (y) return y;
+  if (PyErr_Occurred()) {
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) return nullptr;
+    PyErr_Clear();
+  }
+  Py_RETURN_NONE;
+}
+
+}  // namespace se_kernels

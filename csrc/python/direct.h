@@ -1,0 +1,15 @@
+// The short way from Python to forward(): tensors are read here, by DLPack's exchange table.
+#pragma once
+
+#include <Python.h>
+
+namespace se_kernels {
+
+// direct_setup(exchange capsule, (tensor types), empty_like, get_num_threads)
+PyObject* direct_setup(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
+// direct_inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post): y, or None
+// where the long way must be taken, which copies what cannot be read and says what is wrong.
+PyObject* direct_inference(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
+}  // namespace se_kernels

@@ -1,0 +1,44 @@
+"""The short way of an inference: one native call that reads, and checks, the tensors itself.
+
+In a network the caches are full of other things when a block is called, and each step of Python and
+of torch's dispatcher is then read from memory: they take longer than the block's arithmetic. Where
+nobody needs to see the registered op (autograd, a tracer, a transform, a mode, the profiler), and
+nothing about the arguments is out of the ordinary, neither is taken. See docs/cpu.md for figures.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from se_kernels import dispatch
+
+try:
+    from torch._C import (
+        _are_functorch_transforms_active,
+        _get_tracing_state,
+        _len_torch_dispatch_stack,
+    )
+    from torch.autograd import _profiler_enabled
+except ImportError:  # private names: without one of them, the long way always
+    _run = None
+else:
+    _run = dispatch.direct_inference()
+
+
+def inference(
+    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend
+) -> Tensor | None:
+    """y as of ``ops.inference``, or None where the long way is to be taken: it checks and tells."""
+    if (
+        torch.compiler.is_compiling()
+        or _run is None
+        or torch.is_grad_enabled()
+        or (backend or dispatch.DEFAULT) not in (None, "cpu")
+        or _len_torch_dispatch_stack()
+        or _get_tracing_state() is not None
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _profiler_enabled()
+    ):
+        return None
+    return _run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
