@@ -41,6 +41,8 @@ _KNOWN = (
     ),
     # timm.models.senet
     _Known("SEModule", ("fc1", "fc2"), Block(("fc1", "relu", "fc2", "sigmoid"))),
+    # timm.models.hgnet
+    _Known("EseModule", ("conv",), Block(("conv", "sigmoid"))),
     # torchvision.ops
     _Known(
         "SqueezeExcitation",
@@ -91,7 +93,8 @@ def register_family(cls: type[nn.Module], adapter: Adapter) -> None:
         ValueError: ``cls`` has no forward of its own to stand for, or another adapter.
     """
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise TypeError(f"cls: expected a class of nn.Module, got {cls!r}")
+        got = repr(cls) if isinstance(cls, type) else f"an instance of {type(cls).__name__}"
+        raise TypeError(f"cls: expected a class of nn.Module, got {got}")
     if cls.forward is nn.Module.forward:
         raise ValueError(f"cls: expected a class with a forward, got {cls.__name__}")
     if not callable(adapter):

@@ -19,29 +19,34 @@ _TOLERANCE = 1e-5  # of the largest number; a forward may have a float32 step in
 
 def why_not(module: nn.Module, forward, plan: Plan, channels: int) -> str | None:
     """None where ``forward(module, x)`` is what the plan computes, else how they differ."""
+    with _undisturbed(module):
+        return _difference(module, forward, plan, channels)
+
+
+def _difference(module, forward, plan, channels) -> str | None:
     generator = torch.Generator().manual_seed(0)
     shape = (2, 2, 3, channels) if plan.nhwc else (2, channels, 2, 3)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-    lent = {name: _parameter(p, generator) for name, p in module.named_parameters()}
-    buffers = {name: _buffer(b, generator) for name, b in module.named_buffers()}
+    random = dict(generator=generator, dtype=torch.float64, device="cpu")
+    x, dy = torch.randn(shape, **random), torch.randn(shape, **random)
+    lent = {name: _parameter(p, random) for name, p in module.named_parameters()}
+    lent |= {name: _buffer(b, random) for name, b in module.named_buffers()}
 
     def fused(module, x):
         return run(module, plan, x, backend="reference")
 
-    with _undisturbed(module):
-        for training in (False, True):
-            module.training = training
-            try:
-                expected = _outcome(module, forward, lent, buffers, x)
-            except Exception as error:
-                return f"its forward fails on x {shape} in float64: {_first_line(error)}"
-            try:
-                results = _outcome(module, fused, lent, buffers, x)
-            except Exception as error:
-                return f"its block fails on x {shape} in float64: {_first_line(error)}"
-            for name, value in expected.items():
-                if not _same(results[name], value):
-                    return f"computes something else than its block: {name} differs"
+    for module.training in (False, True):
+        gradients_of = dy if module.training else None
+        try:
+            expected = _outcome(module, forward, lent, x, gradients_of)
+        except Exception as error:
+            return f"its forward fails on x {shape} in float64: {_first_line(error)}"
+        try:
+            results = _outcome(module, fused, lent, x, gradients_of)
+        except Exception as error:
+            return f"its block fails on x {shape} in float64: {_first_line(error)}"
+        for name, value in expected.items():
+            if not _same(results[name], value):
+                return f"computes something else than its block: {name} differs"
     return None
 
 
@@ -56,33 +61,32 @@ class _Lending(nn.Module):
         return function(self.module, x)
 
 
-def _outcome(module, function, parameters, buffers, x) -> dict[str, Tensor | None]:
-    """y, and the gradients of x and of the parameters from a fixed dy."""
-    leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
-    x = x.clone().requires_grad_()
-    lent = {name: b.clone() for name, b in buffers.items()} | leaves
-    lent = {f"module.{name}": t for name, t in lent.items()}
-    y = torch.func.functional_call(_Lending(module), lent, (function, 1 * x))
-    if not isinstance(y, Tensor):
-        raise TypeError(f"expected a tensor y, got {type(y).__name__}")
-    dy = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    wanted = {"dx": x, **{f"the gradient of {name}": p for name, p in leaves.items()}}
-    grads = torch.autograd.grad(y, list(wanted.values()), dy, allow_unused=True)
-    return {"y": y.detach(), **dict(zip(wanted, grads, strict=True))}
+def _outcome(module, function, lent, x, dy) -> dict[str, Tensor | None]:
+    """y and, where dy is given, the gradients of x and of the parameters."""
+    leaves = {f"module.{name}": t.detach() for name, t in lent.items()}
+    wanted = {}
+    if dy is not None:
+        x = x.detach().requires_grad_()
+        names = (f"module.{name}" for name, _ in module.named_parameters())
+        wanted = {"x": x} | {name: leaves[name].requires_grad_() for name in names}
+    y = torch.func.functional_call(_Lending(module), leaves, (function, 1 * x))
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        raise ValueError(f"expected a tensor of the shape of x, got {getattr(y, 'shape', type(y))}")
+    grads = torch.autograd.grad(y, list(wanted.values()), dy, allow_unused=True) if wanted else ()
+    named = (f"the gradient of {name.removeprefix('module.')}" for name in wanted)
+    return {"y": y.detach(), **dict(zip(named, grads, strict=True))}
 
 
-def _parameter(p: Tensor, generator) -> Tensor:
+def _parameter(p: Tensor, random) -> Tensor:
     """Uniform numbers, such that a sum of as many inputs as p has is of size 2."""
     inputs = math.prod(p.shape[1:]) if p.dim() > 1 else 1
-    random = torch.rand(p.shape, generator=generator, dtype=torch.float64, device="cpu")
-    return (random - 0.5) * (2 * math.sqrt(12 / max(inputs, 1)))
+    return (torch.rand(p.shape, **random) - 0.5) * (2 * math.sqrt(12 / max(inputs, 1)))
 
 
-def _buffer(b: Tensor, generator) -> Tensor:
+def _buffer(b: Tensor, random) -> Tensor:
     if not b.is_floating_point():
         return torch.zeros(b.shape, dtype=b.dtype, device="cpu")
-    # may be a variance
-    return torch.rand(b.shape, generator=generator, dtype=torch.float64, device="cpu") + 0.5
+    return torch.rand(b.shape, **random) + 0.5  # may be a variance
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

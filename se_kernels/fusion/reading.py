@@ -3,12 +3,12 @@
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from se_kernels.checks import DTYPES
 from se_kernels.fusion.block import Block
-from se_kernels.fusion.run import Piece, Plan, child, resolve
-from se_kernels.pieces import act_of, gate_of, is_intercepted
+from se_kernels.fusion.run import TENSORS, Piece, Plan, Settings, child, resolve
+from se_kernels.pieces import act_of, class_path, gate_of, is_intercepted
 from se_kernels.variants import ACTS, GATES
 
 _POOLS = {nn.AdaptiveAvgPool2d: "avg", nn.AdaptiveMaxPool2d: "max"}
@@ -29,14 +29,14 @@ def read(module: nn.Module, block: Block) -> Plan:
         _check_untouched(path, piece)
     _check_parameters(module)
     pool = () if block.pool is None else _pool_pieces(module, block)
-    squeeze = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc")
+    common = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc", settings=_settings_of(module))
     working = [(name, step) for name, step in steps if not _does_nothing(step)]
     two_fcs = _two_fcs(working)
     if two_fcs is not None:
         pieces = (*pool, *_pieces_of(module, block.excitation))
-        return Plan(**squeeze, pieces=pieces, **two_fcs)
+        return Plan(**common, pieces=pieces, **two_fcs)
     flat = bool(working) and isinstance(working[0][1], nn.Linear)
-    return Plan(**squeeze, pieces=pool, steps=block.excitation, flat=flat)
+    return Plan(**common, pieces=pool, steps=block.excitation, flat=flat)
 
 
 def channels_of(module: nn.Module, block: Block) -> int | None:
@@ -80,7 +80,7 @@ def _check_parameters(module) -> None:
     for name, p in module.named_parameters():
         if isinstance(p, nn.parameter.UninitializedTensorMixin):
             raise Refusal(f"{name} is not initialised yet")
-        if type(p) is not nn.Parameter and type(p.data) is not Tensor:
+        if type(p) not in TENSORS:
             raise Refusal(f"{name} is a {type(p).__name__}, not a plain tensor")
         if p.dtype not in DTYPES:
             raise Refusal(f"{name} has dtype {p.dtype}")
@@ -113,7 +113,20 @@ def _pieces_of(module, names) -> tuple[Piece, ...]:
 
 def _piece(name, module, inside) -> Piece:
     pieces = _pieces_of(module, inside)
-    return Piece(name, type(module), len(module._modules), _is_fc(module), pieces)
+    is_fc = _is_fc(module)
+    settings = () if is_fc else _settings_of(module)
+    return Piece(name, type(module), len(module._modules), is_fc, settings, pieces)
+
+
+def _settings_of(module) -> Settings:
+    """What a forward may go by: timm's add_maxpool, a slope."""
+    return tuple(
+        (name, value)
+        for name, value in module.__dict__.items()
+        if isinstance(value, (bool, int, float, str))
+        and not name.startswith("_")
+        and name not in ("training", "inplace", "call_super_init", "dump_patches")
+    )
 
 
 def _two_fcs(steps) -> dict | None:
@@ -164,8 +177,8 @@ def _is_fc(step) -> bool:
 def check_fc(name: str, fc: nn.Module) -> None:
     """Raises Refusal unless ``fc`` is a fully connected layer and nothing else."""
     if type(fc) not in (nn.Conv2d, nn.Linear):
-        expected = "a plain nn.Conv2d or nn.Linear"
-    elif type(fc) is nn.Linear:
+        raise Refusal(f"{name}: expected an nn.Conv2d or nn.Linear, got {class_path(type(fc))}")
+    if type(fc) is nn.Linear:
         return
     elif fc.kernel_size != (1, 1):
         expected = "a kernel size of 1"

@@ -22,7 +22,11 @@ class FuseReport:
     def __str__(self) -> str:
         if not self.fused and not self.skipped:
             return f"no SE module found in {self.model}"
-        lines = [f"{self.model}: {len(self.fused)} SE modules fused, {len(self.skipped)} skipped"]
-        lines += [f"  {count} × {name}" for name, count in Counter(self.fused.values()).items()]
-        lines += [f"  skipped {name or '(the model)'}: {why}" for name, why in self.skipped.items()]
+        modules = "SE module" if len(self.fused) == 1 else "SE modules"
+        lines = [f"{self.model}: {len(self.fused)} {modules} fused, {len(self.skipped)} skipped"]
+        lines += [f"  {count} × {cls}" for cls, count in Counter(self.fused.values()).items()]
+        for reason in dict.fromkeys(self.skipped.values()):
+            names = [name or "(the model)" for name, why in self.skipped.items() if why == reason]
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"  skipped {', '.join(names[:3])}{more}: {reason}")
         return "\n".join(lines)

@@ -18,10 +18,11 @@ from se_kernels.pieces import is_intercepted, weights
 from se_kernels.variants import ACTS, GATES
 
 Path = tuple[str, ...]  # of a child: ("attention", "0")
+Settings = tuple[tuple[str, object], ...]  # attributes and their values
 
 # What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
 # itself what an operation on it means.
-_TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
+TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 
 
 class Piece(NamedTuple):
@@ -31,6 +32,7 @@ class Piece(NamedTuple):
     cls: type
     children: int  # how many it has
     is_fc: bool
+    settings: Settings
     inside: tuple["Piece", ...]  # those of its children that are pieces
 
 
@@ -39,6 +41,7 @@ class Plan(NamedTuple):
 
     squeeze: str
     nhwc: bool
+    settings: Settings
     pieces: tuple[Piece, ...]
     fc1: Path | None = None
     fc2: Path | None = None
@@ -64,14 +67,17 @@ def child(module: nn.Module, path: Path) -> nn.Module | None:
 def can_run(module: nn.Module, plan: Plan, x) -> bool:
     """Whether the fused block computes what the module's own forward would, here and now.
 
-    It does not where something runs inside that it stands for (a hook, an adapter in place of an
-    FC), nor where a tracer is to see the definition (TorchScript, ONNX, torch.fx).
+    It does not where the module has been changed since it was read (a hook inside, an adapter in
+    place of an FC, another setting), nor where a tracer is to see the definition (TorchScript,
+    ONNX, torch.fx).
     """
+    state = module.__dict__
     return (
-        type(x) in _TENSORS
+        type(x) in TENSORS
         and x.dim() == 4
         and x.dtype in DTYPES
-        and _are_intact(module.__dict__["_modules"], plan.pieces)
+        and _are_as_read(state, plan.settings)
+        and _are_intact(state["_modules"], plan.pieces)
         and not (
             hooks_on_all._global_forward_hooks
             or hooks_on_all._global_forward_pre_hooks
@@ -84,18 +90,22 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
 
 
 def _are_intact(modules, pieces) -> bool:
-    for name, cls, children, is_fc, inside in pieces:
+    for name, cls, children, is_fc, settings, inside in pieces:
         piece = modules.get(name)
         if type(piece) is not cls or is_intercepted(piece):
             return False
         state = piece.__dict__
-        if len(state["_modules"]) != children:
+        if len(state["_modules"]) != children or not _are_as_read(state, settings):
             return False
-        if is_fc and type(weights(piece)[0]) not in _TENSORS:
+        if is_fc and type(weights(piece)[0]) not in TENSORS:
             return False
         if inside and not _are_intact(state["_modules"], inside):
             return False
     return True
+
+
+def _are_as_read(state, settings) -> bool:
+    return not settings or all(state.get(name) == value for name, value in settings)
 
 
 def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) -> Tensor:
