@@ -13,8 +13,9 @@ import torch
 
 import se_kernels
 
-for module in ("onnx", "onnxscript", "timm", "torchvision", "transformers"):
-    pytest.importorskip(module)
+for module in ("onnx", "onnxscript", "torchvision", "timm", "transformers"):
+    # RuntimeError: torchvision, where it was built for another CUDA than torch
+    pytest.importorskip(module, exc_type=(ImportError, RuntimeError))
 markdown_it = pytest.importorskip("markdown_it")
 
 ROOT = Path(__file__).resolve().parents[1]
