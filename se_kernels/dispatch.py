@@ -5,10 +5,11 @@ import os
 
 from torch import Tensor
 
-from se_kernels.backends import cpu
+from se_kernels.backends import cpu, triton
 
 REFERENCE = "reference"
-BACKENDS = {"cpu": cpu}  # native first; each has why_not(), why_not_for(x) and the ops' functions
+# In the order of the automatic choice; each has why_not(), why_not_for(x) and the ops' functions.
+BACKENDS = {"cpu": cpu, "triton": triton}
 NAMES = (*BACKENDS, REFERENCE)
 
 _log = logging.getLogger("se_kernels")
@@ -25,13 +26,13 @@ def choose(x: Tensor, backend: str | None = None) -> str:
 
     ``backend`` (or the environment variable SE_KERNELS_BACKEND, read at import) names one, and a
     named backend that cannot serve x raises ValueError (an unknown name, another device) or
-    RuntimeError (not built). Otherwise: the native backend of x's device, then "reference"; a
-    fallback is logged at debug level with its reason.
+    RuntimeError (not built). Otherwise: the native backend of x's device, Triton on a GPU, then
+    "reference"; a fallback is logged at debug level with its reason.
     """
     name = backend if backend is not None else DEFAULT
     if name is None:
         for candidate, module in BACKENDS.items():
-            reason = module.why_not_for(x)
+            reason = _why_not_by_itself(module, x)
             if reason is None:
                 return candidate
             _log.debug("backend %s passed over: %s", candidate, reason)
@@ -53,6 +54,12 @@ def choose(x: Tensor, backend: str | None = None) -> str:
 def direct_inference():
     """The native call of ``se_kernels.direct`` for CPU tensors, or None where there is none."""
     return cpu.direct_inference
+
+
+def _why_not_by_itself(module, x: Tensor) -> str | None:
+    if x.device.type != module.DEVICE:
+        return f"chosen by itself for {module.DEVICE} tensors only, got {x.device}"
+    return module.why_not_for(x)
 
 
 def get(name: str):

@@ -43,6 +43,34 @@ def memory_format_of(layout: str | None) -> torch.memory_format:
     return torch.channels_last if layout == "nhwc" else torch.contiguous_format
 
 
+def readable(x: Tensor) -> tuple[str, Tensor]:
+    """The layout of x, and x where it lies or, where it must be, a contiguous copy."""
+    layout = layout_of(x)
+    return (layout, x) if layout is not None else ("nchw", x.contiguous())
+
+
+def like_layout(t: Tensor | None, layout: str) -> Tensor | None:
+    """t where it lies if it can be walked as ``layout``, else a copy."""
+    if t is None:
+        return None
+    strides = walk(t)
+    if strides is not None:
+        _, channel, pixel = strides
+        if pixel == 1 if layout == "nchw" else (channel == 1 or t.shape[1] <= 1):
+            return t
+    return t.contiguous(memory_format=memory_format_of(layout))
+
+
+def row_major(w: Tensor) -> Tensor:
+    """w (rows, columns[, 1, 1]) with its columns side by side."""
+    return w if w.is_contiguous() else w.flatten(1).contiguous()
+
+
+def flat(b: Tensor | None) -> Tensor | None:
+    """b with its elements side by side."""
+    return None if b is None else b.contiguous()
+
+
 def empty_output(x: Tensor) -> Tensor:
     """An uninitialised tensor of x's shape and dtype.
 

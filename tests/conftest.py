@@ -11,6 +11,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torchvision_stub  # noqa: F401
 
+# Before Triton decorates a kernel: without a GPU its interpreter runs them, on the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import se_kernels
 
 # Every backend but the definition itself: one registered in se_kernels joins the whole suite.
@@ -34,7 +38,8 @@ def backend(request) -> str:
 @pytest.fixture(scope="session")
 def device(backend) -> str:
     """The device whose tensors ``backend`` takes in these tests."""
-    return "cuda" if backend == "cuda" else "cpu"
+    on_gpu = backend == "cuda" or (backend == "triton" and torch.cuda.is_available())
+    return "cuda" if on_gpu else "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ from se_kernels.layout import (
     empty_gradients,
     empty_output,
     empty_scale_gradients,
-    layout_of,
-    memory_format_of,
+    flat,
+    like_layout,
+    readable,
+    row_major,
     walk,
 )
 from se_kernels.reference import compute_dtype
@@ -43,6 +45,8 @@ def _load():
         reason = f"the package was never built ({reason})"
     return None, reason
 
+
+DEVICE = "cpu"  # whose tensors this backend is chosen for by itself
 
 _C, _reason = _load()
 
@@ -96,9 +100,9 @@ def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 def _run_forward(
     x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
 ):
-    layout, x = _readable(x)
-    residual = _like(residual, layout)
-    w1, w2, b1, b2 = _row_major(w1), _row_major(w2), _flat(b1), _flat(b2)
+    layout, x = readable(x)
+    residual = like_layout(residual, layout)
+    w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
     _C.forward(
         *_problem(x, w1, layout, squeeze, act, act_slope, gate, post),
         *_place(x),
@@ -118,10 +122,10 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
     dx, dr, *weight_gradients = (g if n else None for g, n in zip(gradients, needs, strict=True))
-    layout, x = _readable(x)
-    dy = _like(dy, layout)
-    y = _like(y, layout)
-    w1, w2 = _row_major(w1), _row_major(w2)
+    layout, x = readable(x)
+    dy = like_layout(dy, layout)
+    y = like_layout(y, layout)
+    w1, w2 = row_major(w1), row_major(w2)
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     _C.backward(
         *_problem(x, w1, layout, squeeze, act, act_slope, gate, post),
@@ -143,7 +147,7 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
 def squeeze(x, squeeze):
     """z (N, C) in the dtype of the sums."""
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x))
-    layout, x = _readable(x)
+    layout, x = readable(x)
     _C.squeeze(*_phase(x, z, layout, squeeze=squeeze), *_place(x), z.data_ptr())
     return z
 
@@ -151,8 +155,8 @@ def squeeze(x, squeeze):
 def scale(x, s, residual, post):
     """y (N, C, H, W)."""
     y = empty_output(x)
-    layout, x = _readable(x)
-    residual = _like(residual, layout)
+    layout, x = readable(x)
+    residual = like_layout(residual, layout)
     s = s.contiguous()
     _C.scale(
         *_phase(x, s, layout, post=post), *_place(x), *_place(residual), *_place(y), s.data_ptr()
@@ -164,9 +168,9 @@ def scale_backward(dy, x, y, s, post, needs):
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
-    layout, x = _readable(x)
-    dy = _like(dy, layout)
-    y = _like(y, layout)
+    layout, x = readable(x)
+    dy = like_layout(dy, layout)
+    y = like_layout(y, layout)
     s = s.contiguous()
     _C.scale_backward(
         *_phase(x, s, layout, post=post),
@@ -184,9 +188,9 @@ def scale_backward(dy, x, y, s, post, needs):
 def squeeze_backward(g, x, s, dz, squeeze):
     """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
     dx = empty_output(x)
-    layout, x = _readable(x)
-    g = _like(g, layout)
-    s, dz = _flat(s), dz.contiguous()
+    layout, x = readable(x)
+    g = like_layout(g, layout)
+    s, dz = flat(s), dz.contiguous()
     _C.squeeze_backward(
         *_phase(x, dz, layout, squeeze=squeeze),
         *_place(x),
@@ -233,34 +237,9 @@ def _problem(x, w1, layout, squeeze, act, act_slope, gate, post):
     )
 
 
-def _readable(x):
-    layout = layout_of(x)
-    return (layout, x) if layout is not None else ("nchw", x.contiguous())
-
-
-def _like(t, layout):
-    """t where it lies if it can be walked as ``layout``, else a copy."""
-    if t is None:
-        return None
-    strides = walk(t)
-    if strides is not None:
-        _, channel, pixel = strides
-        if pixel == 1 if layout == "nchw" else (channel == 1 or t.shape[1] <= 1):
-            return t
-    return t.contiguous(memory_format=memory_format_of(layout))
-
-
 def _place(t):
     """Address, strides of image, channel and pixel; a null address for None."""
     return (0, 0, 0, 0) if t is None else (t.data_ptr(), *walk(t))
-
-
-def _row_major(w):
-    return w if w.is_contiguous() else w.flatten(1).contiguous()
-
-
-def _flat(b):
-    return None if b is None else b.contiguous()
 
 
 def _pointer(t):

@@ -1,0 +1,126 @@
+"""The Triton backend: torch tensors in, one launch forward, one launch backward.
+
+Triton is imported by the first call, not before.
+"""
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from se_kernels.layout import (
+    empty_gradients,
+    empty_output,
+    flat,
+    like_layout,
+    readable,
+    row_major,
+    walk,
+)
+from se_kernels.reference import compute_dtype, outside_autocast
+
+DEVICE = "cuda"  # whose tensors this backend is chosen for by itself
+_OLDEST = (7, 5)  # compute capability that Triton compiles for
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not() -> str | None:
+    """Why Triton cannot be used on this machine, or None where it can."""
+    if not _installed():
+        return "triton is not installed: pip install triton"
+    if not _interpreted() and not torch.cuda.is_available():
+        return "torch finds no GPU; with TRITON_INTERPRET=1 it takes tensors on a CPU"
+    return None
+
+
+def why_not_for(x: Tensor) -> str | None:
+    """Why this backend does not serve x, or None where it does."""
+    if x.is_cpu and _interpreted():
+        return why_not()
+    if not x.is_cuda:
+        return f"expected x on a GPU (on a CPU with TRITON_INTERPRET=1), got {x.device}"
+    reason = why_not()
+    if reason is None and torch.cuda.get_device_capability(x.device) < _OLDEST:
+        found = "{}.{}".format(*torch.cuda.get_device_capability(x.device))
+        return f"expected a GPU of compute capability 7.5 or later, got {found}"
+    return reason
+
+
+def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y (N, C, H, W)."""
+    return forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)[0]
+
+
+def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y (N, C, H, W), z (N, C), a (N, R), s (N, C)."""
+    from se_kernels.backends.triton.kernels.forward import run_forward
+
+    y = empty_output(x)
+    small = dict(dtype=compute_dtype(x, w1), device=x.device)
+    images, channels = x.shape[:2]
+    z, s = (torch.empty(images, channels, **small) for _ in range(2))
+    if images == 0 or channels == 0:
+        a = torch.zeros(images, w1.shape[0], **small)
+        return y, z, a if b1 is None else a + b1, s
+    a = torch.empty(images, w1.shape[0], **small)
+    layout, x = readable(x)
+    residual = like_layout(residual, layout)
+    weights = row_major(w1), row_major(w2), flat(b1), flat(b2)
+    variant = squeeze, act, act_slope, gate, post
+    places = (_place(t, layout) for t in (x, residual, y))
+    run_forward(layout, *places, *weights, z, a, s, *variant)
+    return y, z, a, s
+
+
+def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
+    """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
+    from se_kernels.backends.triton.kernels.backward import run_backward
+
+    gradients = empty_gradients(x, w1, w2, needs)
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        for gradient in gradients[2:]:
+            gradient.zero_()
+        return gradients
+    dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
+    layout, x = readable(x)
+    places = [
+        _place(t, layout) for t in (x, like_layout(dy, layout), like_layout(y, layout), dx, dr)
+    ]
+    variant = squeeze, act, act_slope, gate, post
+    z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
+    de, da, h = run_backward(layout, *places, row_major(w1), row_major(w2), a, s, *variant)
+    _weight_gradients(gradients[2:], needs[2:], de, da, h, z)
+    return gradients
+
+
+def _weight_gradients(gradients, needs, de, da, h, z) -> None:
+    """dW1 = Σ_n da zᵀ, dW2 = Σ_n de hᵀ, db1 = Σ_n da, db2 = Σ_n de: torch's own products."""
+    dw1, dw2, db1, db2 = gradients
+    need_dw1, need_dw2, need_db1, need_db2 = needs
+    with outside_autocast(z.device.type):
+        if need_dw1:
+            dw1.copy_((da.t() @ z).view(dw1.shape))
+        if need_dw2:
+            dw2.copy_((de.t() @ h).view(dw2.shape))
+        if need_db1:
+            db1.copy_(da.sum(0))
+        if need_db2:
+            db2.copy_(de.sum(0))
+
+
+def _place(t, layout):
+    """The tensor and its strides from image to image and from row to row."""
+    if t is None:
+        return None
+    image, channel, pixel = walk(t)
+    return t, image, pixel if layout == "nhwc" else channel

@@ -1,0 +1,140 @@
+"""The forward kernel: squeeze, excite, scale in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+
+from se_kernels.backends.triton.phases.excite import (
+    activate,
+    contract_channels,
+    contract_reduced,
+    open_gate,
+    sum_partials,
+)
+from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
+from se_kernels.backends.triton.plan import WARPS
+from se_kernels.backends.triton.phases.scale import scale_tile
+from se_kernels.backends.triton.phases.schedule import arrive, raise_flag, take_item, wait_for
+from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
+from se_kernels.backends.triton.phases.tile import aligned, group_channels
+
+_SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
+_SIZES += ["groups", "blocks", "splits", "lag", "span"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def forward_kernel(
+    x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, w1, w2, b1, b2,
+    z, a, h, s, parts, partials, counters, N, C, R, P, groups, blocks, splits, lag, span,
+    SQUEEZE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr,
+    POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = z.dtype.element_ty
+    x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
+    r_image, r_row = aligned(r_image, UNIT), aligned(r_row, UNIT)
+    y_image, y_row = aligned(y_image, UNIT), aligned(y_row, UNIT)
+    if NHWC:
+        C = aligned(C, UNIT)
+    else:
+        P = aligned(P, UNIT)
+    arrivals, flags, split_arrivals = counters + 1, counters + 1 + groups, counters + 1 + 2 * groups
+
+    second, group, tile = take_item(counters, groups, blocks * splits, lag)
+    block, split = tile % blocks, tile // blocks
+    n0, c0, p0 = group * G, block * BLOCK_C, split * span * BLOCK_P
+    p1 = tl.minimum(p0 + span * BLOCK_P, P)
+    n, c = group_channels(n0, c0, G, BLOCK_C)
+    valid = (n < N) & (c < C)
+    plane = N.to(tl.int64) * splits * C
+    mine = partials + (group.to(tl.int64) * blocks + block) * G * R
+
+    if second:
+        wait_for(flags + group)
+        e = contract_reduced(h, w2, n, c, N, C, R, False, BLOCK_R)
+        if b2 is not None:
+            e += tl.load(b2 + c, c < C, other=0).to(ACC)
+        tl.store(s + n.to(tl.int64) * C + c, open_gate(e, GATE), valid)
+        tl.debug_barrier()
+        scale_tile(
+            x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, s,
+            n0, c0, p0, p1, N, C, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+        )  # fmt: skip
+    else:
+        squeeze_tile(
+            x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
+            SQUEEZE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+        )  # fmt: skip
+        if arrive(split_arrivals + group * blocks + block, splits):
+            squeezed = gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
+            contract_channels(squeezed, w1, mine, c, C, R, True, G, BLOCK_R)
+            if arrive(arrivals + group, blocks):
+                first = partials + group.to(tl.int64) * blocks * G * R
+                excite_reduced(first, b1, a, h, n0, N, R, blocks, ACT, SLOPE, G)
+                raise_flag(flags + group)
+
+
+@triton.jit
+def excite_reduced(
+    partials, b1, a, h, n0, N, R, blocks, ACT: tl.constexpr, SLOPE: tl.constexpr, G: tl.constexpr
+):  # fmt: skip
+    """a = Σ partials + b1 and h = δ(a), (N, R), of the group of images from n0."""
+    for start in range(0, G * R, 256):
+        i = start + tl.arange(0, 256)
+        inside = (i < G * R) & (n0 + i // R < N)
+        total = sum_partials(partials, i, G * R, blocks, 16, 256)
+        if b1 is not None:
+            total += tl.load(b1 + i % R, inside, other=0).to(total.dtype)
+        at = n0.to(tl.int64) * R + i
+        tl.store(a + at, total, inside)
+        tl.store(h + at, activate(total, ACT, SLOPE), inside)
+
+
+def run_forward(
+    layout, x, residual, y, w1, w2, b1, b2, z, a, s, squeeze, act, act_slope, gate, post
+) -> None:
+    """Fills y (N, C, H, W), z, s (N, C) and a (N, R); x, residual, y: (tensor, image, row)."""
+    plan = plan_of(x[0], w1, layout)
+    images, channels, height, width = x[0].shape
+    pixels, reduced = height * width, w1.shape[0]
+    present = [x, y] if residual is None else [x, residual, y]
+    extent = channels if layout == "nhwc" else pixels
+    unit = unit_of(extent, present, x[0].element_size())
+    with on_device(x[0]):
+        planes = 1 if squeeze == "avg" else 2
+        parts = z.new_empty(planes * images * plan.split * channels)
+        partials = z.new_empty(plan.groups * plan.blocks * plan.images * reduced)
+        forward_kernel[(2 * plan.groups * plan.tiles,)](
+            *x,
+            *(residual or (None, 0, 0)),
+            *y,
+            w1,
+            w2,
+            b1,
+            b2,
+            z,
+            a,
+            torch.empty_like(a),
+            s,
+            parts,
+            partials,
+            counters_of(plan, z),
+            images,
+            channels,
+            reduced,
+            pixels,
+            plan.groups,
+            plan.blocks,
+            plan.split,
+            plan.lag,
+            plan.span,
+            SQUEEZE=squeeze,
+            ACT=act,
+            SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
+            GATE=gate,
+            POST=post,
+            num_warps=WARPS,
+            enable_fp_fusion=True,
+            **constants(plan, layout, unit),
+        )

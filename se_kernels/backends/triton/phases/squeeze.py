@@ -1,0 +1,163 @@
+"""squeeze: equation 2, x (N, C, P) to z (N, C), and its backward, dx = g s + dz / P."""
+
+import triton
+import triton.language as tl
+
+from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, rounded
+
+
+@triton.jit
+def higher(x, peak):
+    """Whether x replaces the peak: a NaN does, and is not replaced but by one."""
+    return (x > peak) | (x != x)
+
+
+@triton.jit
+def peak_along(v, AXIS: tl.constexpr, KEEP: tl.constexpr = False):
+    """The maximum along an axis, NaN where there is one."""
+    missing = tl.max((v != v).to(tl.int32), AXIS, keep_dims=KEEP) > 0
+    peak = tl.max(tl.where(v != v, float("-inf"), v), AXIS, keep_dims=KEEP)
+    return tl.where(missing, float("nan"), peak)
+
+
+@triton.jit
+def store_parts(
+    parts, plane, n, c, split, splits, total, peak, ties, valid, C, KINDS: tl.constexpr
+):  # fmt: skip
+    """What a tile found in its pixels, (N, splits, C): KINDS planes of total, peak, ties."""
+    at = parts + (n.to(tl.int64) * splits + split) * C + c
+    tl.store(at, total, valid)
+    if KINDS > 1:
+        tl.store(at + plane, peak, valid)
+    if KINDS > 2:
+        tl.store(at + 2 * plane, ties, valid)
+
+
+@triton.jit
+def squeeze_tile(
+    x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
+    SQUEEZE: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Σ x, and the largest x, of a tile's channels over its pixels p0 to p1."""
+    AXIS: tl.constexpr = 0 if NHWC else 1
+    UNITS: tl.constexpr = G if NHWC else G * BLOCK_C // ROWS
+    ACC: tl.constexpr = parts.dtype.element_ty
+    HEIGHT: tl.constexpr = BLOCK_P if NHWC else ROWS
+    WIDTH: tl.constexpr = BLOCK_C if NHWC else BLOCK_P
+    for unit in range(UNITS):
+        n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
+        valid = (n < N) & (c < C)
+        total = tl.zeros([HEIGHT, WIDTH], ACC)
+        peak = tl.full([HEIGHT, WIDTH], float("-inf"), ACC)
+        for start in range(p0, p1, BLOCK_P):
+            p = pixels_of(start, NHWC, BLOCK_P)
+            inside = valid & (p < p1)
+            at = x + place(n, c, p, x_image, x_row, NHWC)
+            v = tl.load(at, inside, other=0, eviction_policy="evict_last").to(ACC)
+            if SQUEEZE != "max":
+                total += v
+            if SQUEEZE != "avg":
+                peak = tl.where(inside & higher(v, peak), v, peak)
+        sums = tl.sum(total, AXIS, keep_dims=True)
+        if SQUEEZE == "avg":
+            store_parts(parts, plane, n, c, split, splits, sums, sums, sums, valid, C, 1)
+        else:
+            tops = peak_along(peak, AXIS, True)
+            store_parts(parts, plane, n, c, split, splits, sums, tops, tops, valid, C, 2)
+
+
+@triton.jit
+def load_parts(parts, n, c, start, splits, valid, C, BLOCK_S: tl.constexpr):
+    """Where the parts from start lie, (BLOCK_S, G, BLOCK_C), and which of them there are."""
+    split = start + tl.arange(0, BLOCK_S)[:, None, None]
+    at = parts + (n[None].to(tl.int64) * splits + split) * C + c[None]
+    return at, valid[None] & (split < splits)
+
+
+@triton.jit
+def gather_squeeze(
+    parts, plane, z, n, c, valid, splits, P, C, SQUEEZE: tl.constexpr, BLOCK_S: tl.constexpr
+):  # fmt: skip
+    """z (G, BLOCK_C) from the parts of all tiles; stored too."""
+    ACC: tl.constexpr = parts.dtype.element_ty
+    total = tl.zeros([BLOCK_S, n.shape[0], c.shape[1]], ACC)
+    peak = tl.full(total.shape, float("-inf"), ACC)
+    for start in range(0, splits, BLOCK_S):
+        at, inside = load_parts(parts, n, c, start, splits, valid, C, BLOCK_S)
+        total += tl.load(at, inside, other=0, cache_modifier=".cg")
+        if SQUEEZE != "avg":
+            v = tl.load(at + plane, inside, other=float("-inf"), cache_modifier=".cg")
+            peak = tl.where(higher(v, peak), v, peak)
+    squeezed = tl.sum(total, 0) / P.to(ACC)
+    if SQUEEZE == "max":
+        squeezed = peak_along(peak, 0)
+    if SQUEEZE == "avgmax":
+        squeezed = 0.5 * (squeezed + peak_along(peak, 0))
+    tl.store(z + n.to(tl.int64) * C + c, squeezed, valid)
+    return tl.where(valid, squeezed, 0)
+
+
+@triton.jit
+def post_backward(dy, y, POST: tl.constexpr):
+    """g = dy post'(y)."""
+    if POST == "relu":
+        dy = tl.where(y <= 0, 0, dy)
+    return dy
+
+
+@triton.jit
+def spread_gradient(
+    dz, peak, ties, mean, share, n, c, valid, P, C, SQUEEZE: tl.constexpr
+):  # fmt: skip
+    """What dz (G, BLOCK_C) adds to dx: mean to each pixel, share to each that is the peak."""
+    at = n.to(tl.int64) * C + c
+    whole = dz * 0.5 if SQUEEZE == "avgmax" else dz
+    if SQUEEZE != "max":
+        tl.store(mean + at, whole / P.to(dz.dtype), valid)
+    if SQUEEZE != "avg":
+        top = tl.load(peak + at, valid, other=0, cache_modifier=".cg")
+        count = tl.load(ties + at, valid, other=1, cache_modifier=".cg")
+        count = tl.where(top == top, count, 0)  # nothing equals a NaN
+        tl.store(share + at, whole / count, valid)
+
+
+@triton.jit
+def squeeze_backward_tile(
+    dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row, dx, dx_image, dx_row,
+    s, mean, peak, share, n0, c0, p0, p1, N, C,
+    SQUEEZE: tl.constexpr, POST: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """dx of a tile. x is read only for its maxima, y only for its mask."""
+    UNITS: tl.constexpr = G if NHWC else G * BLOCK_C // ROWS
+    ACC: tl.constexpr = s.dtype.element_ty
+    for unit in range(UNITS):
+        n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
+        valid = (n < N) & (c < C)
+        at = n.to(tl.int64) * C + c
+        gate = tl.load(s + at, valid, other=0)
+        if SQUEEZE != "max":
+            all_pixels = tl.load(mean + at, valid, other=0)
+        if SQUEEZE != "avg":
+            top = tl.load(peak + at, valid, other=0, cache_modifier=".cg")
+            per_tie = tl.load(share + at, valid, other=0)
+        for start in range(p0, p1, BLOCK_P):
+            p = pixels_of(start, NHWC, BLOCK_P)
+            inside = valid & (p < p1)
+            at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
+            g = tl.load(at_dy, inside, other=0, eviction_policy="evict_first").to(ACC)
+            if POST == "relu":
+                at_y = y + place(n, c, p, y_image, y_row, NHWC)
+                mask = tl.load(at_y, inside, other=0, eviction_policy="evict_first").to(ACC)
+                g = post_backward(g, mask, POST)
+            grad = g * gate
+            if SQUEEZE != "max":
+                grad += all_pixels
+            if SQUEEZE != "avg":
+                at_x = x + place(n, c, p, x_image, x_row, NHWC)
+                v = tl.load(at_x, inside, other=0, eviction_policy="evict_first").to(ACC)
+                # a product, as in eager: an infinite share makes NaN of the others
+                grad += tl.where(v == top, 1.0, 0.0).to(ACC) * per_tie
+            at_dx = dx + place(n, c, p, dx_image, dx_row, NHWC)
+            tl.store(at_dx, rounded(grad, dx.dtype.element_ty), inside, cache_modifier=".cs")

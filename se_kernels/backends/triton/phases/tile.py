@@ -1,0 +1,64 @@
+"""Where things lie: a tile is G images by BLOCK_C channels by a part of the pixels.
+
+It is walked in blocks: of nchw ROWS (image, channel) pairs by BLOCK_P pixels, (ROWS, BLOCK_P); of
+nhwc one image's BLOCK_P pixels by BLOCK_C channels, (BLOCK_P, BLOCK_C).
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+# Triton's interpreter cuts off what a cast to bfloat16 should round
+_CUT_OFF = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def rounded(v, dtype: tl.constexpr):
+    """v in dtype, rounded to nearest even."""
+    if dtype.primitive_bitwidth == 16:
+        v = v.to(tl.float32)
+        if _CUT_OFF and dtype == tl.bfloat16:
+            bits = v.to(tl.uint32, bitcast=True)
+            bits += 0x7FFF + ((bits >> 16) & 1)
+            v = tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
+    return v.to(dtype)
+
+
+@triton.jit
+def aligned(size, UNIT: tl.constexpr):
+    """size, a multiple of UNIT, told so to the compiler."""
+    return (size // UNIT) * UNIT
+
+
+@triton.jit
+def channels_of(unit, n0, c0, NHWC: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """n, c of the unit-th block: (ROWS, 1) of nchw, (1, BLOCK_C) of nhwc."""
+    if NHWC:
+        c = c0 + tl.arange(0, BLOCK_C)[None, :]
+        n = unit + n0 + tl.zeros_like(c)
+    else:
+        row = unit * ROWS + tl.arange(0, ROWS)[:, None]
+        n = n0 + row // BLOCK_C
+        c = c0 + row % BLOCK_C
+    return n, c
+
+
+@triton.jit
+def pixels_of(p0, NHWC: tl.constexpr, BLOCK_P: tl.constexpr):
+    """(1, BLOCK_P) of nchw, (BLOCK_P, 1) of nhwc."""
+    p = p0 + tl.arange(0, BLOCK_P)
+    return p[:, None] if NHWC else p[None, :]
+
+
+@triton.jit
+def place(n, c, p, image, row, NHWC: tl.constexpr):
+    """Element offset from the strides of image and row; a row is a channel, of nhwc a pixel."""
+    n, image, row = n.to(tl.int64), image.to(tl.int64), row.to(tl.int64)
+    return n * image + (p * row + c if NHWC else c * row + p)
+
+
+@triton.jit
+def group_channels(n0, c0, G: tl.constexpr, BLOCK_C: tl.constexpr):
+    """n (G, 1) and c (1, BLOCK_C) of a tile."""
+    return n0 + tl.arange(0, G)[:, None], c0 + tl.arange(0, BLOCK_C)[None, :]

@@ -1,0 +1,151 @@
+"""How a problem is cut into tiles and groups: plain arithmetic on shapes, no search, no probing.
+
+The figures behind the numbers are counted in docs/triton.md.
+"""
+
+from dataclasses import dataclass
+
+WARPS = 4
+THREADS = 32 * WARPS
+RESIDENT_THREADS = 1024  # on a multiprocessor, at the kernels' 64 registers or fewer
+BLOCK_ELEMENTS = 2048  # of x a program holds at a time: two 16-byte loads of 16-bit numbers a thread
+PRODUCT_ELEMENTS = 4096  # of (G, BLOCK_C, BLOCK_R): 32 registers a thread
+TILE_BYTES = 28 * 1024  # of x
+SMALLEST_TILE_BYTES = 2 * 1024
+TILES_PER_MULTIPROCESSOR = 2  # at least, where there is so much to do
+LARGEST_GROUP = 16
+PARTIALS_BYTES = 256 * 1024  # that the last tile of a group sums on its own
+ROW_BYTES = 128  # that lie side by side and that a block takes at least, where there are so many
+L2_SHARE = 4  # a group comes back before 1 / L2_SHARE of the cache has been read
+SPLIT_BLOCK = 16  # parts of the pixels that are summed side by side
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the plan asks of a GPU. The default, an H100, stands in for the interpreter's."""
+
+    multiprocessors: int = 132
+    l2_bytes: int = 50 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The constants of a launch.
+
+    A group is ``images`` images. A tile is a group's ``channels`` channels by ``span`` blocks of
+    ``block_pixels`` pixels, one of ``split`` parts; it is walked in blocks of ``rows`` (image,
+    channel) pairs by ``block_pixels``, in nhwc of ``block_pixels`` by ``channels``. ``reduced``:
+    numbers of the bottleneck that an FC takes at a time. ``lag``: groups between the sweeps.
+    """
+
+    images: int
+    channels: int
+    rows: int
+    block_pixels: int
+    span: int
+    reduced: int
+    groups: int
+    blocks: int  # of channels
+    split: int
+    lag: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one group."""
+        return self.blocks * self.split
+
+
+def choose(
+    images: int,
+    channels: int,
+    pixels: int,
+    reduced: int,
+    itemsize: int,
+    weight_itemsize: int,
+    nhwc: bool,
+    device: Device,
+) -> Plan:
+    """The plan of x (images, channels, pixels) and a bottleneck of ``reduced``.
+
+    ``images`` and ``channels`` are at least 1; the item sizes are in bytes.
+    """
+    row_bytes = max(1, pixels) * itemsize
+    share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
+    target = min(TILE_BYTES, max(SMALLEST_TILE_BYTES, share))
+    group, block_c = _cut_channels(
+        images, channels, reduced, weight_itemsize, target // row_bytes, ROW_BYTES // itemsize, nhwc
+    )
+    rows, block_p = _cut_block(group * block_c, block_c, pixels, ROW_BYTES // itemsize, nhwc)
+    parts = max(1, round(group * block_c * row_bytes / target))
+    span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
+    split = ceil_div(max(1, pixels), span * block_p)
+    groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)
+    return Plan(
+        images=group,
+        channels=block_c,
+        rows=rows,
+        block_pixels=block_p,
+        span=span,
+        reduced=min(power_of_two(reduced), max(1, PRODUCT_ELEMENTS // (group * block_c))),
+        groups=groups,
+        blocks=blocks,
+        split=split,
+        lag=_lag(groups, blocks * split, group * channels * row_bytes, device),
+    )
+
+
+def _cut_channels(images, channels, reduced, weight_itemsize, rows, side_by_side, nhwc):
+    """(images, channels) of a tile, some ``rows`` (image, channel) pairs.
+
+    Of the ways to cut, the one with the fewest bytes of weights and of partial products: a tile
+    reads its columns of W1 and its rows of W2, and writes what is then read once.
+    """
+    widest = power_of_two(channels)
+    narrowest = min(widest, side_by_side) if nhwc else 1
+    rows = min(max(narrowest, at_most(rows)), widest * power_of_two(images), PRODUCT_ELEMENTS)
+    best, fewest = None, None
+    group = 1
+    while best is None or (group <= min(LARGEST_GROUP, power_of_two(images), rows // narrowest)):
+        block_c = min(widest, rows // group)
+        weights = 2 * block_c * reduced * weight_itemsize
+        partials = 2 * 4 * group * reduced
+        summed = ceil_div(channels, block_c) * partials // 2
+        cost = (weights + partials) / (group * block_c)
+        if best is None or (cost < fewest and summed <= PARTIALS_BYTES):
+            best, fewest = (group, block_c), cost
+        group *= 2
+    return best
+
+
+def _cut_block(rows, block_c, pixels, side_by_side, nhwc):
+    """(rows, pixels) of a block."""
+    longest = power_of_two(pixels)
+    if nhwc:
+        return 1, min(longest, max(1, BLOCK_ELEMENTS // block_c))
+    shortest = min(longest, max(side_by_side, BLOCK_ELEMENTS // rows))
+    # the length with the fewest idle lanes, the longest of equals
+    lengths = [1 << k for k in range(32) if shortest <= 1 << k <= min(longest, BLOCK_ELEMENTS)]
+    length = min(reversed(lengths), key=lambda block: ceil_div(pixels, block) * block)
+    return min(rows, BLOCK_ELEMENTS // length), length
+
+
+def _lag(groups, tiles, group_bytes, device):
+    """Groups that the first sweep is ahead: enough that nobody waits, within the L2."""
+    resident = device.multiprocessors * (RESIDENT_THREADS // THREADS)
+    enough = ceil_div(resident, 2 * tiles)
+    within = max(1, device.l2_bytes // L2_SHARE // group_bytes)
+    return min(enough, within, groups)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two that is at least ``size`` and 1."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def at_most(size: int) -> int:
+    """The largest power of two that is at most ``size``; 1 below."""
+    return 1 << max(0, size.bit_length() - 1)
+
+
+def ceil_div(size: int, by: int) -> int:
+    return -(-size // by)
