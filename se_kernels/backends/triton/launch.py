@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 
-from se_kernels.backends.triton.plan import SPLIT_BLOCK, Device, Plan, choose, power_of_two
+from se_kernels.backends.triton.plan import SUMMED_BLOCKS, SUMMED_NUMBERS, Device, Plan, choose
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def plan_of(x, w1, layout: str) -> Plan:
 
 
 def counters_of(plan: Plan, x) -> torch.Tensor:
-    """Tickets, then for each group: arrivals, flag, and arrivals of each block of channels.
+    """Tickets, then a group's squeezed blocks, its excited parts, and each block's own parts.
 
     Zeroed on the current stream, for this launch alone: a captured graph zeroes its own, and
     launches on several streams share nothing.
@@ -54,15 +54,18 @@ def unit_of(extent: int, places, itemsize: int) -> int:
     return math.gcd(16 // itemsize, extent, *strides)
 
 
-def constants(plan: Plan, layout: str, unit: int) -> dict:
+def constants(plan: Plan, layout: str, unit: int, unit_w: int) -> dict:
     """The tile's compile-time constants, as every kernel names them."""
     return dict(
         NHWC=layout == "nhwc",
         UNIT=unit,
+        UNIT_W=unit_w,
         G=plan.images,
         BLOCK_C=plan.channels,
         ROWS=plan.rows,
         BLOCK_P=plan.block_pixels,
         BLOCK_R=plan.reduced,
-        BLOCK_S=min(power_of_two(plan.split), SPLIT_BLOCK),
+        BLOCK_S=plan.split_block,
+        BLOCK_T=SUMMED_BLOCKS,
+        BLOCK_I=SUMMED_NUMBERS,
     )

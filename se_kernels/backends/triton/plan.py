@@ -9,15 +9,15 @@ WARPS = 4
 THREADS = 32 * WARPS
 RESIDENT_THREADS = 1024  # on a multiprocessor, at the kernels' 64 registers or fewer
 BLOCK_ELEMENTS = 2048  # of x a program holds at a time: two 16-byte loads of 16-bit numbers a thread
-PRODUCT_ELEMENTS = 4096  # of (G, BLOCK_C, BLOCK_R): 32 registers a thread
+PRODUCT_ELEMENTS = 2048  # of (G, BLOCK_C, BLOCK_R): 16 registers a thread, and the sums
 TILE_BYTES = 28 * 1024  # of x
 SMALLEST_TILE_BYTES = 2 * 1024
 TILES_PER_MULTIPROCESSOR = 2  # at least, where there is so much to do
 LARGEST_GROUP = 16
-PARTIALS_BYTES = 256 * 1024  # that the last tile of a group sums on its own
 ROW_BYTES = 128  # that lie side by side and that a block takes at least, where there are so many
 L2_SHARE = 4  # a group comes back before 1 / L2_SHARE of the cache has been read
 SPLIT_BLOCK = 16  # parts of the pixels that are summed side by side
+SUMMED_BLOCKS, SUMMED_NUMBERS = 16, 64  # of the partial products, at a time
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Plan:
     A group is ``images`` images. A tile is a group's ``channels`` channels by ``span`` blocks of
     ``block_pixels`` pixels, one of ``split`` parts; it is walked in blocks of ``rows`` (image,
     channel) pairs by ``block_pixels``, in nhwc of ``block_pixels`` by ``channels``. ``reduced``:
-    numbers of the bottleneck that an FC takes at a time. ``lag``: groups between the sweeps.
+    numbers of the bottleneck that an FC takes at a time. ``lag``: groups between the
+    sweeps; ``ahead``: between the excitation and the second.
     """
 
     images: int
@@ -47,7 +48,10 @@ class Plan:
     groups: int
     blocks: int  # of channels
     split: int
+    split_block: int  # of them summed at a time
+    excites: int  # parts of the excitation
     lag: int
+    ahead: int
 
     @property
     def tiles(self) -> int:
@@ -80,6 +84,7 @@ def choose(
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
     groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)
+    lag = _lag(groups, blocks * split, group * channels * row_bytes, device)
     return Plan(
         images=group,
         channels=block_c,
@@ -90,7 +95,10 @@ def choose(
         groups=groups,
         blocks=blocks,
         split=split,
-        lag=_lag(groups, blocks * split, group * channels * row_bytes, device),
+        lag=lag,
+        ahead=lag // 2,
+        excites=ceil_div(group * reduced, SUMMED_NUMBERS),
+        split_block=min(power_of_two(split), SPLIT_BLOCK),
     )
 
 
@@ -109,9 +117,8 @@ def _cut_channels(images, channels, reduced, weight_itemsize, rows, side_by_side
         block_c = min(widest, rows // group)
         weights = 2 * block_c * reduced * weight_itemsize
         partials = 2 * 4 * group * reduced
-        summed = ceil_div(channels, block_c) * partials // 2
         cost = (weights + partials) / (group * block_c)
-        if best is None or (cost < fewest and summed <= PARTIALS_BYTES):
+        if best is None or cost < fewest:
             best, fewest = (group, block_c), cost
         group *= 2
     return best

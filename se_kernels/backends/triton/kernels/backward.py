@@ -1,5 +1,8 @@
 """The backward kernel: scale, excite, squeeze, backwards, in one launch."""
 
+from dataclasses import replace
+
+import math
 import torch
 import triton
 import triton.language as tl
@@ -15,12 +18,19 @@ from se_kernels.backends.triton.phases.excite import (
 from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
 from se_kernels.backends.triton.plan import WARPS
 from se_kernels.backends.triton.phases.scale import gather_scale_backward, scale_backward_tile
-from se_kernels.backends.triton.phases.schedule import arrive, raise_flag, take_item, wait_for
+from se_kernels.backends.triton.phases.schedule import (
+    EXCITE,
+    FIRST_SWEEP,
+    item_of,
+    publish,
+    take_ticket,
+    wait_for,
+)
 from se_kernels.backends.triton.phases.squeeze import spread_gradient, squeeze_backward_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels
 
 _SIZES = ["x_image", "x_row", "dy_image", "dy_row", "y_image", "y_row", "dx_image", "dx_row"]
-_SIZES += ["dr_image", "dr_row", "N", "C", "R", "P", "groups", "blocks", "splits", "lag", "span"]
+_SIZES += ["dr_image", "dr_row", "N", "C", "R", "P", "groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -28,83 +38,77 @@ def backward_kernel(
     x, x_image, x_row, dy, dy_image, dy_row, y, y_image, y_row,
     dx, dx_image, dx_row, dr, dr_image, dr_row, w1, w2,
     a, s, de, da, h, mean, peak, ties, share, parts, partials, counters,
-    N, C, R, P, groups, blocks, splits, lag, span,
+    N, C, R, P, groups, blocks, splits, span, excites, lag, ahead,
     SQUEEZE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr,
-    POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+    POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, UNIT_W: tl.constexpr,
+    G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
     dy_image, dy_row = aligned(dy_image, UNIT), aligned(dy_row, UNIT)
     y_image, y_row = aligned(y_image, UNIT), aligned(y_row, UNIT)
     dx_image, dx_row = aligned(dx_image, UNIT), aligned(dx_row, UNIT)
     dr_image, dr_row = aligned(dr_image, UNIT), aligned(dr_row, UNIT)
+    C, R = aligned(C, UNIT_W), aligned(R, UNIT_W)
     if NHWC:
         C = aligned(C, UNIT)
     else:
         P = aligned(P, UNIT)
-    arrivals, flags, split_arrivals = counters + 1, counters + 1 + groups, counters + 1 + 2 * groups
+    squeezed, excited, parted = counters + 1, counters + 1 + groups, counters + 1 + 2 * groups
 
-    second, group, tile = take_item(counters, groups, blocks * splits, lag)
+    ticket = take_ticket(counters)
+    kind, group, tile = item_of(ticket, groups, blocks * splits, excites, lag, ahead)
     block, split = tile % blocks, tile // blocks
     n0, c0, p0 = group * G, block * BLOCK_C, split * span * BLOCK_P
     p1 = tl.minimum(p0 + span * BLOCK_P, P)
     n, c = group_channels(n0, c0, G, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
-    mine = partials + (group.to(tl.int64) * blocks + block) * G * R
+    products = partials + group.to(tl.int64) * blocks * G * R
 
-    if second:
-        if dx is not None:
-            wait_for(flags + group)
-            dz = contract_reduced(da, w1, n, c, N, C, R, True, BLOCK_R)
-            spread_gradient(dz, peak, ties, mean, share, n, c, valid, P, C, SQUEEZE)
-            tl.debug_barrier()
-            if dr is None:
-                squeeze_backward_tile(
-                    dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row,
-                    dx, dx_image, dx_row, s, mean, peak, share, n0, c0, p0, p1, N, C,
-                    SQUEEZE, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
-                )  # fmt: skip
-            else:  # dr is g
-                squeeze_backward_tile(
-                    dr, dr_image, dr_row, y, y_image, y_row, x, x_image, x_row,
-                    dx, dx_image, dx_row, s, mean, peak, share, n0, c0, p0, p1, N, C,
-                    SQUEEZE, "none", NHWC, G, BLOCK_C, ROWS, BLOCK_P,
-                )  # fmt: skip
-    else:
+    if kind == FIRST_SWEEP:
         scale_backward_tile(
             dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row, dr, dr_image, dr_row,
             parts, plane, n0, c0, split, splits, p0, p1, N, C,
             SQUEEZE, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
-        if arrive(split_arrivals + group * blocks + block, splits):
+        if publish(parted + group * blocks + block) == splits - 1:
             ds = gather_scale_backward(
                 parts, plane, peak, ties, n, c, valid, splits, C, SQUEEZE, BLOCK_S
-            )  # fmt: skip
+            )
             at = n.to(tl.int64) * C + c
-            closed = close_gate(ds, tl.load(s + at, valid, other=0), GATE)
-            tl.store(de + at, closed, valid)
-            contract_channels(closed, w2, mine, c, C, R, False, G, BLOCK_R)
-            if arrive(arrivals + group, blocks):
-                first = partials + group.to(tl.int64) * blocks * G * R
-                excite_backward_reduced(first, a, da, h, n0, N, R, blocks, ACT, SLOPE, G)
-                raise_flag(flags + group)
-
-
-@triton.jit
-def excite_backward_reduced(
-    partials, a, da, h, n0, N, R, blocks, ACT: tl.constexpr, SLOPE: tl.constexpr, G: tl.constexpr
-):  # fmt: skip
-    """da = δ'(a) Σ partials and h = δ(a), (N, R), of the group of images from n0."""
-    for start in range(0, G * R, 256):
-        i = start + tl.arange(0, 256)
+            v = close_gate(ds, tl.load(s + at, valid, other=0), GATE)
+            tl.store(de + at, v, valid)
+            contract_channels(v, w2, products + block * G * R, c, C, R, False, G, BLOCK_R)
+            publish(squeezed + group)
+    elif kind == EXCITE:
+        wait_for(squeezed + group, blocks)
+        i = tile * BLOCK_I + tl.arange(0, BLOCK_I)
         inside = (i < G * R) & (n0 + i // R < N)
-        dh = sum_partials(partials, i, G * R, blocks, 16, 256)
+        dh = sum_partials(products, i, G * R, blocks, BLOCK_T, BLOCK_I)
         at = n0.to(tl.int64) * R + i
-        kept = tl.load(a + at, inside, other=0)
-        tl.store(da + at, activate_backward(dh, kept, ACT, SLOPE), inside)
-        tl.store(h + at, activate(kept, ACT, SLOPE), inside)
+        before = tl.load(a + at, inside, other=0)
+        tl.store(da + at, activate_backward(dh, before, ACT, SLOPE), inside)
+        tl.store(h + at, activate(before, ACT, SLOPE), inside)
+        publish(excited + group)
+    elif dx is not None:
+        wait_for(excited + group, excites)
+        dz = contract_reduced(da, w1, n, c, N, C, R, True, BLOCK_R)
+        spread_gradient(dz, peak, ties, mean, share, n, c, valid, P, C, SQUEEZE)
+        tl.debug_barrier()
+        if dr is None:
+            squeeze_backward_tile(
+                dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row,
+                dx, dx_image, dx_row, s, mean, peak, share, n0, c0, p0, p1, N, C,
+                SQUEEZE, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+            )  # fmt: skip
+        else:  # dr is g
+            squeeze_backward_tile(
+                dr, dr_image, dr_row, y, y_image, y_row, x, x_image, x_row,
+                dx, dx_image, dx_row, s, mean, peak, share, n0, c0, p0, p1, N, C,
+                SQUEEZE, "none", NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+            )  # fmt: skip
 
 
 def run_backward(
@@ -117,6 +121,7 @@ def run_backward(
     present = [place for place in (x, dy, y, dx, dr) if place is not None]
     extent = channels if layout == "nhwc" else pixels
     unit = unit_of(extent, present, x[0].element_size())
+    unit_w = math.gcd(16 // w1.element_size(), channels, reduced)
     absent = (None, 0, 0)
     with on_device(x[0]):
         de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
@@ -125,8 +130,10 @@ def run_backward(
         planes = 1 if squeeze == "avg" else 3
         parts = s.new_empty(planes * images * plan.split * channels)
         partials = s.new_empty(plan.groups * plan.blocks * plan.images * reduced)
+        if dx is None:  # the first sweep, then the excitation, and no more
+            plan = replace(plan, lag=plan.groups, ahead=plan.groups)
         sweeps = 1 if dx is None else 2
-        backward_kernel[(sweeps * plan.groups * plan.tiles,)](
+        backward_kernel[(plan.groups * (sweeps * plan.tiles + plan.excites),)](
             *x,
             *dy,
             *(y or absent),
@@ -150,8 +157,10 @@ def run_backward(
             plan.groups,
             plan.blocks,
             plan.split,
-            plan.groups if dx is None else plan.lag,
             plan.span,
+            plan.excites,
+            plan.lag,
+            plan.ahead,
             SQUEEZE=squeeze,
             ACT=act,
             SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
@@ -159,6 +168,6 @@ def run_backward(
             POST=post,
             num_warps=WARPS,
             enable_fp_fusion=True,
-            **constants(plan, layout, unit),
+            **constants(plan, layout, unit, unit_w),
         )
     return de, da, h

@@ -1,5 +1,6 @@
 """The forward kernel: squeeze, excite, scale in one launch."""
 
+import math
 import torch
 import triton
 import triton.language as tl
@@ -13,82 +14,85 @@ from se_kernels.backends.triton.phases.excite import (
 )
 from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
 from se_kernels.backends.triton.plan import WARPS
+from se_kernels.backends.triton.phases.number import widened
 from se_kernels.backends.triton.phases.scale import scale_tile
-from se_kernels.backends.triton.phases.schedule import arrive, raise_flag, take_item, wait_for
+from se_kernels.backends.triton.phases.schedule import (
+    EXCITE,
+    FIRST_SWEEP,
+    item_of,
+    publish,
+    take_ticket,
+    wait_for,
+)
 from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
-_SIZES += ["groups", "blocks", "splits", "lag", "span"]
+_SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, w1, w2, b1, b2,
-    z, a, h, s, parts, partials, counters, N, C, R, P, groups, blocks, splits, lag, span,
+    z, a, h, s, parts, partials, counters, N, C, R, P, groups, blocks, splits, span, excites, lag, ahead,
     SQUEEZE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr,
-    POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+    POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, UNIT_W: tl.constexpr,
+    G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = z.dtype.element_ty
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
     r_image, r_row = aligned(r_image, UNIT), aligned(r_row, UNIT)
     y_image, y_row = aligned(y_image, UNIT), aligned(y_row, UNIT)
+    C, R = aligned(C, UNIT_W), aligned(R, UNIT_W)
     if NHWC:
         C = aligned(C, UNIT)
     else:
         P = aligned(P, UNIT)
-    arrivals, flags, split_arrivals = counters + 1, counters + 1 + groups, counters + 1 + 2 * groups
+    squeezed, excited, parted = counters + 1, counters + 1 + groups, counters + 1 + 2 * groups
 
-    second, group, tile = take_item(counters, groups, blocks * splits, lag)
+    ticket = take_ticket(counters)
+    kind, group, tile = item_of(ticket, groups, blocks * splits, excites, lag, ahead)
     block, split = tile % blocks, tile // blocks
     n0, c0, p0 = group * G, block * BLOCK_C, split * span * BLOCK_P
     p1 = tl.minimum(p0 + span * BLOCK_P, P)
     n, c = group_channels(n0, c0, G, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
-    mine = partials + (group.to(tl.int64) * blocks + block) * G * R
+    products = partials + group.to(tl.int64) * blocks * G * R
 
-    if second:
-        wait_for(flags + group)
+    if kind == FIRST_SWEEP:
+        squeeze_tile(
+            x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
+            SQUEEZE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+        )  # fmt: skip
+        if publish(parted + group * blocks + block) == splits - 1:
+            v = gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
+            contract_channels(v, w1, products + block * G * R, c, C, R, True, G, BLOCK_R)
+            publish(squeezed + group)
+    elif kind == EXCITE:
+        wait_for(squeezed + group, blocks)
+        i = tile * BLOCK_I + tl.arange(0, BLOCK_I)
+        inside = (i < G * R) & (n0 + i // R < N)
+        total = sum_partials(products, i, G * R, blocks, BLOCK_T, BLOCK_I)
+        if b1 is not None:
+            total += widened(tl.load(b1 + i % R, inside, other=0), ACC)
+        at = n0.to(tl.int64) * R + i
+        tl.store(a + at, total, inside)
+        tl.store(h + at, activate(total, ACT, SLOPE), inside)
+        publish(excited + group)
+    else:
+        wait_for(excited + group, excites)
         e = contract_reduced(h, w2, n, c, N, C, R, False, BLOCK_R)
         if b2 is not None:
-            e += tl.load(b2 + c, c < C, other=0).to(ACC)
+            e += widened(tl.load(b2 + c, c < C, other=0), ACC)
         tl.store(s + n.to(tl.int64) * C + c, open_gate(e, GATE), valid)
         tl.debug_barrier()
         scale_tile(
             x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, s,
             n0, c0, p0, p1, N, C, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
-    else:
-        squeeze_tile(
-            x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
-            SQUEEZE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
-        )  # fmt: skip
-        if arrive(split_arrivals + group * blocks + block, splits):
-            squeezed = gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
-            contract_channels(squeezed, w1, mine, c, C, R, True, G, BLOCK_R)
-            if arrive(arrivals + group, blocks):
-                first = partials + group.to(tl.int64) * blocks * G * R
-                excite_reduced(first, b1, a, h, n0, N, R, blocks, ACT, SLOPE, G)
-                raise_flag(flags + group)
-
-
-@triton.jit
-def excite_reduced(
-    partials, b1, a, h, n0, N, R, blocks, ACT: tl.constexpr, SLOPE: tl.constexpr, G: tl.constexpr
-):  # fmt: skip
-    """a = Σ partials + b1 and h = δ(a), (N, R), of the group of images from n0."""
-    for start in range(0, G * R, 256):
-        i = start + tl.arange(0, 256)
-        inside = (i < G * R) & (n0 + i // R < N)
-        total = sum_partials(partials, i, G * R, blocks, 16, 256)
-        if b1 is not None:
-            total += tl.load(b1 + i % R, inside, other=0).to(total.dtype)
-        at = n0.to(tl.int64) * R + i
-        tl.store(a + at, total, inside)
-        tl.store(h + at, activate(total, ACT, SLOPE), inside)
 
 
 def run_forward(
@@ -101,11 +105,12 @@ def run_forward(
     present = [x, y] if residual is None else [x, residual, y]
     extent = channels if layout == "nhwc" else pixels
     unit = unit_of(extent, present, x[0].element_size())
+    unit_w = math.gcd(16 // w1.element_size(), channels, reduced)
     with on_device(x[0]):
         planes = 1 if squeeze == "avg" else 2
         parts = z.new_empty(planes * images * plan.split * channels)
         partials = z.new_empty(plan.groups * plan.blocks * plan.images * reduced)
-        forward_kernel[(2 * plan.groups * plan.tiles,)](
+        forward_kernel[(plan.groups * (2 * plan.tiles + plan.excites),)](
             *x,
             *(residual or (None, 0, 0)),
             *y,
@@ -127,8 +132,10 @@ def run_forward(
             plan.groups,
             plan.blocks,
             plan.split,
-            plan.lag,
             plan.span,
+            plan.excites,
+            plan.lag,
+            plan.ahead,
             SQUEEZE=squeeze,
             ACT=act,
             SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
@@ -136,5 +143,5 @@ def run_forward(
             POST=post,
             num_warps=WARPS,
             enable_fp_fusion=True,
-            **constants(plan, layout, unit),
+            **constants(plan, layout, unit, unit_w),
         )

@@ -4,6 +4,8 @@ images at once, so that a weight is read once a group."""
 import triton
 import triton.language as tl
 
+from se_kernels.backends.triton.phases.number import widened
+
 
 @triton.jit
 def exp_tanh(v):
@@ -110,7 +112,7 @@ def weight_block(w, c, r, C, R, CHANNELS_INNER: tl.constexpr, ACC: tl.constexpr)
         at = r.to(tl.int64) * C + c
     else:
         at = c.to(tl.int64) * R + r
-    return tl.load(w + at, (c < C) & (r < R), other=0).to(ACC)
+    return widened(tl.load(w + at, (c < C) & (r < R), other=0), ACC)
 
 
 @triton.jit
@@ -119,7 +121,7 @@ def contract_channels(
 ):  # fmt: skip
     """out (G, R) = Σ_c v (G, BLOCK_C) w (BLOCK_C, R): this tile's part of an FC."""
     g = tl.arange(0, G)[:, None]
-    for start in range(0, R, BLOCK_R):
+    for start in tl.range(0, R, BLOCK_R, num_stages=3):
         r = start + tl.arange(0, BLOCK_R)
         weights = weight_block(w, c, r, C, R, CHANNELS_INNER, v.dtype)
         tl.store(out + g * R + r[None, :], tl.sum(v[:, :, None] * weights, 1), r[None, :] < R)
@@ -132,7 +134,7 @@ def contract_reduced(
     """(G, BLOCK_C) = Σ_r h (G, R) w (BLOCK_C, R): a whole FC for this tile's channels."""
     ACC: tl.constexpr = h.dtype.element_ty
     total = tl.zeros([n.shape[0], c.shape[1], BLOCK_R], ACC)
-    for start in range(0, R, BLOCK_R):
+    for start in tl.range(0, R, BLOCK_R, num_stages=3):
         r = start + tl.arange(0, BLOCK_R)
         inside = (n < N) & (r[None, :] < R)
         row = tl.load(h + n.to(tl.int64) * R + r[None, :], inside, other=0, cache_modifier=".cg")
@@ -147,7 +149,7 @@ def sum_partials(
     """(BLOCK_I,) at i of Σ over the blocks of channels, (blocks, size), in a fixed order."""
     t = tl.arange(0, BLOCK_T)[:, None]
     total = tl.zeros([BLOCK_T, BLOCK_I], partials.dtype.element_ty)
-    for start in range(0, blocks, BLOCK_T):
+    for start in tl.range(0, blocks, BLOCK_T, loop_unroll_factor=4):
         at = partials + (start + t).to(tl.int64) * size + i[None, :]
         inside = (start + t < blocks) & (i[None, :] < size)
         total += tl.load(at, inside, other=0, cache_modifier=".cg")

@@ -11,7 +11,8 @@ from se_kernels.backends.triton.phases.squeeze import (
     post_backward,
     store_parts,
 )
-from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, rounded
+from se_kernels.backends.triton.phases.number import rounded, widened
+from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, units_of
 
 
 @triton.jit
@@ -31,9 +32,8 @@ def scale_tile(
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """y of a tile."""
-    UNITS: tl.constexpr = G if NHWC else G * BLOCK_C // ROWS
     ACC: tl.constexpr = s.dtype.element_ty
-    for unit in range(UNITS):
+    for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
         gate = tl.load(s + n.to(tl.int64) * C + c, valid, other=0)
@@ -41,11 +41,11 @@ def scale_tile(
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = valid & (p < p1)
             at_x = x + place(n, c, p, x_image, x_row, NHWC)
-            v = tl.load(at_x, inside, other=0, eviction_policy="evict_first").to(ACC)
+            v = widened(tl.load(at_x, inside, other=0, eviction_policy="evict_first"), ACC)
             shortcut = None
             if residual is not None:
                 at_r = residual + place(n, c, p, r_image, r_row, NHWC)
-                shortcut = tl.load(at_r, inside, other=0, eviction_policy="evict_first").to(ACC)
+                shortcut = widened(tl.load(at_r, inside, other=0, eviction_policy="evict_first"), ACC)
             out = rounded(scaled(v, gate, shortcut, POST), y.dtype.element_ty)
             at_y = y + place(n, c, p, y_image, y_row, NHWC)
             tl.store(at_y, out, inside, cache_modifier=".cs")
@@ -61,12 +61,11 @@ def scale_backward_tile(
     """Σ g x of a tile's channels over its pixels p0 to p1, dr where wanted; where the squeeze takes
     a maximum, the largest x and how often it is there."""
     AXIS: tl.constexpr = 0 if NHWC else 1
-    UNITS: tl.constexpr = G if NHWC else G * BLOCK_C // ROWS
     ACC: tl.constexpr = parts.dtype.element_ty
     HEIGHT: tl.constexpr = BLOCK_P if NHWC else ROWS
     WIDTH: tl.constexpr = BLOCK_C if NHWC else BLOCK_P
     ONCE: tl.constexpr = "evict_first" if SQUEEZE == "avg" else "evict_last"
-    for unit in range(UNITS):
+    for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
         total = tl.zeros([HEIGHT, WIDTH], ACC)
@@ -76,19 +75,19 @@ def scale_backward_tile(
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = valid & (p < p1)
             at_x = x + place(n, c, p, x_image, x_row, NHWC)
-            v = tl.load(at_x, inside, other=0, eviction_policy=ONCE).to(ACC)
+            v = widened(tl.load(at_x, inside, other=0, eviction_policy=ONCE), ACC)
             at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
             # read again unless dr takes its place
             if dr is None:
-                g = tl.load(at_dy, inside, other=0, eviction_policy="evict_last").to(ACC)
+                g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_last"), ACC)
             else:
-                g = tl.load(at_dy, inside, other=0, eviction_policy="evict_first").to(ACC)
+                g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_first"), ACC)
             if POST == "relu":
                 at_y = y + place(n, c, p, y_image, y_row, NHWC)
                 if dr is None:
-                    mask = tl.load(at_y, inside, other=0, eviction_policy="evict_last").to(ACC)
+                    mask = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_last"), ACC)
                 else:
-                    mask = tl.load(at_y, inside, other=0, eviction_policy="evict_first").to(ACC)
+                    mask = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC)
                 g = post_backward(g, mask, POST)
             if dr is not None:
                 at_dr = dr + place(n, c, p, dr_image, dr_row, NHWC)

@@ -1,42 +1,73 @@
-"""Who does what, when: tickets, arrivals and flags. Counters are int32, zero at the launch."""
+"""Who does what, when: tickets and counters. Counters are int32, zero at the launch.
+
+Items are of three kinds: a tile of the first sweep, a part of the excitation, a tile of the second
+sweep. A group's come in this order, and only wait for what has a smaller ticket.
+"""
 
 import triton
 import triton.language as tl
 
+FIRST_SWEEP = tl.constexpr(0)
+EXCITE = tl.constexpr(1)
+SECOND_SWEEP = tl.constexpr(2)
+
 
 @triton.jit
-def take_item(tickets, groups, tiles, lag):
-    """(second sweep?, group, tile) of the next item.
+def item_of(ticket, groups, tiles, excites, lag, ahead):
+    """(kind, group, index) of a ticket; a group has ``tiles`` tiles a sweep, ``excites`` parts.
 
-    ``lag`` groups of the first sweep, then first and second sweep in turn, then the last ``lag``
-    groups of the second. Whatever the second sweep of a group waits for has a smaller ticket.
+    The first sweep is ``lag`` groups before the second, the excitation ``ahead`` groups, fewer.
     """
-    ticket = tl.atomic_add(tickets, 1, sem="relaxed")
-    lead, paired = lag * tiles, (groups - lag) * tiles
+    kind, group, index = 0, 0, 0
+    lead = lag * tiles + ahead * excites
+    both, one = excites + 2 * tiles, excites + tiles
+    paired, lone = (groups - lag) * both, (lag - ahead) * one
     at = ticket - lead
-    second = (at >= 2 * paired) | ((at >= 0) & (at % 2 == 1))
-    index = tl.where(at < 0, ticket, tl.where(at < 2 * paired, at // 2, at - paired))
-    index += tl.where((at >= 0) & (second == 0), lead, 0)
-    return second, index // tiles, index % tiles
+    if ticket < lag * tiles:
+        group, index = ticket // tiles, ticket % tiles
+    elif at < 0:
+        behind = ticket - lag * tiles
+        kind, group, index = 1, behind // excites, behind % excites
+    elif at < paired:
+        group, index = at // both, at % both
+        if index < excites:
+            kind, group = 1, group + ahead
+        else:
+            index -= excites
+            if index % 2 == 0:
+                group += lag
+            else:
+                kind = 2
+            index = index // 2
+    elif at < paired + lone:
+        at -= paired
+        group, index = groups - lag + at // one, at % one
+        if index < excites:
+            kind, group = 1, group + ahead
+        else:
+            kind, index = 2, index - excites
+    else:
+        at -= paired + lone
+        kind, group, index = 2, groups - ahead + at // tiles, at % tiles
+    return kind, group, index
 
 
 @triton.jit
-def arrive(counter, expected):
-    """Publishes what this program stored; True for the last of ``expected``, who sees it all."""
+def take_ticket(tickets):
+    return tl.atomic_add(tickets, 1, sem="relaxed", scope="gpu")
+
+
+@triton.jit
+def publish(counter):
+    """Counts this program in, all that it stored before; gives how many came earlier."""
     tl.debug_barrier()
-    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == expected - 1
+    return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
 
 
 @triton.jit
-def raise_flag(flag):
-    """Publishes what this program stored to all that ``wait_for`` the flag."""
-    tl.debug_barrier()
-    tl.atomic_xchg(flag, 1, sem="release", scope="gpu")
-
-
-@triton.jit
-def wait_for(flag):
-    raised = tl.atomic_add(flag, 0, sem="acquire", scope="gpu")
-    while raised == 0:
-        raised = tl.atomic_add(flag, 0, sem="acquire", scope="gpu")
+def wait_for(counter, expected):
+    """Until ``expected`` programs were counted in; what they stored is seen from here on."""
+    count = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+    while count < expected:
+        count = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
     tl.debug_barrier()

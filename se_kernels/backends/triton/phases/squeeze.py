@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, rounded
+from se_kernels.backends.triton.phases.number import rounded, widened
+from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, units_of
 
 
 @triton.jit
@@ -41,11 +42,10 @@ def squeeze_tile(
 ):  # fmt: skip
     """Σ x, and the largest x, of a tile's channels over its pixels p0 to p1."""
     AXIS: tl.constexpr = 0 if NHWC else 1
-    UNITS: tl.constexpr = G if NHWC else G * BLOCK_C // ROWS
     ACC: tl.constexpr = parts.dtype.element_ty
     HEIGHT: tl.constexpr = BLOCK_P if NHWC else ROWS
     WIDTH: tl.constexpr = BLOCK_C if NHWC else BLOCK_P
-    for unit in range(UNITS):
+    for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
         total = tl.zeros([HEIGHT, WIDTH], ACC)
@@ -54,7 +54,7 @@ def squeeze_tile(
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = valid & (p < p1)
             at = x + place(n, c, p, x_image, x_row, NHWC)
-            v = tl.load(at, inside, other=0, eviction_policy="evict_last").to(ACC)
+            v = widened(tl.load(at, inside, other=0, eviction_policy="evict_last"), ACC)
             if SQUEEZE != "max":
                 total += v
             if SQUEEZE != "avg":
@@ -130,9 +130,8 @@ def squeeze_backward_tile(
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """dx of a tile. x is read only for its maxima, y only for its mask."""
-    UNITS: tl.constexpr = G if NHWC else G * BLOCK_C // ROWS
     ACC: tl.constexpr = s.dtype.element_ty
-    for unit in range(UNITS):
+    for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
         at = n.to(tl.int64) * C + c
@@ -146,17 +145,17 @@ def squeeze_backward_tile(
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = valid & (p < p1)
             at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
-            g = tl.load(at_dy, inside, other=0, eviction_policy="evict_first").to(ACC)
+            g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_first"), ACC)
             if POST == "relu":
                 at_y = y + place(n, c, p, y_image, y_row, NHWC)
-                mask = tl.load(at_y, inside, other=0, eviction_policy="evict_first").to(ACC)
+                mask = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC)
                 g = post_backward(g, mask, POST)
             grad = g * gate
             if SQUEEZE != "max":
                 grad += all_pixels
             if SQUEEZE != "avg":
                 at_x = x + place(n, c, p, x_image, x_row, NHWC)
-                v = tl.load(at_x, inside, other=0, eviction_policy="evict_first").to(ACC)
+                v = widened(tl.load(at_x, inside, other=0, eviction_policy="evict_first"), ACC)
                 # a product, as in eager: an infinite share makes NaN of the others
                 grad += tl.where(v == top, 1.0, 0.0).to(ACC) * per_tie
             at_dx = dx + place(n, c, p, dx_image, dx_row, NHWC)

@@ -4,31 +4,23 @@ It is walked in blocks: of nchw ROWS (image, channel) pairs by BLOCK_P pixels, (
 nhwc one image's BLOCK_P pixels by BLOCK_C channels, (BLOCK_P, BLOCK_C).
 """
 
-import os
-
 import triton
 import triton.language as tl
-
-# Triton's interpreter cuts off what a cast to bfloat16 should round
-_CUT_OFF = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
-@triton.jit
-def rounded(v, dtype: tl.constexpr):
-    """v in dtype, rounded to nearest even."""
-    if dtype.primitive_bitwidth == 16:
-        v = v.to(tl.float32)
-        if _CUT_OFF and dtype == tl.bfloat16:
-            bits = v.to(tl.uint32, bitcast=True)
-            bits += 0x7FFF + ((bits >> 16) & 1)
-            v = tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
-    return v.to(dtype)
 
 
 @triton.jit
 def aligned(size, UNIT: tl.constexpr):
     """size, a multiple of UNIT, told so to the compiler."""
     return (size // UNIT) * UNIT
+
+
+@triton.jit
+def units_of(
+    n0, N, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """How many of the images and channels of a tile a walk takes one after the other."""
+    images = tl.minimum(G, N - n0)
+    return images if NHWC else (images * BLOCK_C + ROWS - 1) // ROWS
 
 
 @triton.jit
