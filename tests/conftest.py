@@ -21,6 +21,32 @@ import se_kernels
 KERNELS = [name for name in se_kernels.available_backends() if name != "reference"]
 
 
+def interpreted(backend: str) -> bool:
+    """Whether ``backend`` runs in Triton's interpreter, some thousand times slower than compiled."""
+    return backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(config, items):
+    """``interpreted(every=n)``: in Triton's interpreter each n-th case of a test, the first too.
+
+    n shares no factor with the numbers of parameters, so every value of each parameter occurs; 0
+    leaves the test to real hardware.
+    """
+    seen, dropped = {}, []
+    for item in items:
+        marker = item.get_closest_marker("interpreted")
+        backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        if marker is None or not interpreted(backend):
+            continue
+        count = seen[item.function] = seen.get(item.function, -1) + 1
+        every = marker.kwargs["every"]
+        if every == 0 or count % every:
+            dropped.append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in set(dropped)]
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a GPU: torch finds none")

@@ -4,7 +4,6 @@ import os
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from operator_cases import DTYPES
 from random_cases import check_placed, placed_cases, random_cases
 
@@ -14,7 +13,10 @@ EXAMPLES = int(os.environ.get("SE_KERNELS_EXAMPLES", "500"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@random_cases(EXAMPLES)
-@given(data=st.data())
-def test_random_cases(kernel, device, dtype, data):
-    check_placed(kernel, device, data.draw(placed_cases(dtype)))
+def test_random_cases(kernel, backend, device, dtype):
+    @random_cases(EXAMPLES, backend)
+    @given(placed_cases(dtype))
+    def check_all(placed):
+        check_placed(kernel, device, placed)
+
+    check_all()

@@ -10,7 +10,11 @@ from operator_cases import LAYOUTS, Case, check, make, run
 
 from se_kernels import reference
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.interpreted(every=0),  # it shares nothing among threads
+    pytest.mark.usefixtures("poisoned_outputs"),
+]
 
 # Some ten thousand elements are worth a thread, so that fewer than these are left to one.
 SHARED = [

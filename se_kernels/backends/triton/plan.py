@@ -8,7 +8,8 @@ from dataclasses import dataclass
 WARPS = 4
 THREADS = 32 * WARPS
 RESIDENT_THREADS = 1024  # on a multiprocessor, at the kernels' 64 registers or fewer
-BLOCK_ELEMENTS = 2048  # of x a program holds at a time: two 16-byte loads of 16-bit numbers a thread
+BLOCK_BYTES = 4096  # of x a program holds at a time: two 16-byte loads a thread
+ODD_BLOCK_BYTES = 2048  # where an address costs a thread as many registers as numbers do
 PRODUCT_ELEMENTS = 2048  # of (G, BLOCK_C, BLOCK_R): 16 registers a thread, and the sums
 TILE_BYTES = 28 * 1024  # of x
 SMALLEST_TILE_BYTES = 2 * 1024
@@ -79,7 +80,11 @@ def choose(
     group, block_c = _cut_channels(
         images, channels, reduced, weight_itemsize, target // row_bytes, ROW_BYTES // itemsize, nhwc
     )
-    rows, block_p = _cut_block(group * block_c, block_c, pixels, ROW_BYTES // itemsize, nhwc)
+    odd = (channels if nhwc else pixels) % 2 == 1
+    elements = (ODD_BLOCK_BYTES if odd else BLOCK_BYTES) // itemsize
+    rows, block_p = _cut_block(
+        group * block_c, block_c, pixels, elements, ROW_BYTES // itemsize, nhwc
+    )
     parts = max(1, round(group * block_c * row_bytes / target))
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
@@ -124,16 +129,16 @@ def _cut_channels(images, channels, reduced, weight_itemsize, rows, side_by_side
     return best
 
 
-def _cut_block(rows, block_c, pixels, side_by_side, nhwc):
-    """(rows, pixels) of a block."""
+def _cut_block(rows, block_c, pixels, elements, side_by_side, nhwc):
+    """(rows, pixels) of a block of some ``elements``."""
     longest = power_of_two(pixels)
     if nhwc:
-        return 1, min(longest, max(1, BLOCK_ELEMENTS // block_c))
-    shortest = min(longest, max(side_by_side, BLOCK_ELEMENTS // rows))
+        return 1, min(longest, max(1, elements // block_c))
+    shortest = min(longest, max(side_by_side, elements // rows))
     # the length with the fewest idle lanes, the longest of equals
-    lengths = [1 << k for k in range(32) if shortest <= 1 << k <= min(longest, BLOCK_ELEMENTS)]
+    lengths = [1 << k for k in range(32) if shortest <= 1 << k <= min(longest, elements)]
     length = min(reversed(lengths), key=lambda block: ceil_div(pixels, block) * block)
-    return min(rows, BLOCK_ELEMENTS // length), length
+    return min(rows, elements // length), length
 
 
 def _lag(groups, tiles, group_bytes, device):

@@ -1,12 +1,13 @@
 """The backward kernel: scale, excite, squeeze, backwards, in one launch."""
 
+import math
 from dataclasses import replace
 
-import math
 import torch
 import triton
 import triton.language as tl
 
+from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
 from se_kernels.backends.triton.phases.excite import (
     activate,
     activate_backward,
@@ -15,8 +16,6 @@ from se_kernels.backends.triton.phases.excite import (
     contract_reduced,
     sum_partials,
 )
-from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
-from se_kernels.backends.triton.plan import WARPS
 from se_kernels.backends.triton.phases.scale import gather_scale_backward, scale_backward_tile
 from se_kernels.backends.triton.phases.schedule import (
     EXCITE,
@@ -28,9 +27,24 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import spread_gradient, squeeze_backward_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels
+from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "dy_image", "dy_row", "y_image", "y_row", "dx_image", "dx_row"]
-_SIZES += ["dr_image", "dr_row", "N", "C", "R", "P", "groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
+_SIZES += [
+    "dr_image",
+    "dr_row",
+    "N",
+    "C",
+    "R",
+    "P",
+    "groups",
+    "blocks",
+    "splits",
+    "span",
+    "excites",
+    "lag",
+    "ahead",
+]
 
 
 @triton.jit(do_not_specialize=_SIZES)

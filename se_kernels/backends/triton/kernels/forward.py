@@ -1,10 +1,12 @@
 """The forward kernel: squeeze, excite, scale in one launch."""
 
 import math
+
 import torch
 import triton
 import triton.language as tl
 
+from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
 from se_kernels.backends.triton.phases.excite import (
     activate,
     contract_channels,
@@ -12,8 +14,6 @@ from se_kernels.backends.triton.phases.excite import (
     open_gate,
     sum_partials,
 )
-from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
-from se_kernels.backends.triton.plan import WARPS
 from se_kernels.backends.triton.phases.number import widened
 from se_kernels.backends.triton.phases.scale import scale_tile
 from se_kernels.backends.triton.phases.schedule import (
@@ -26,6 +26,7 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels
+from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
 _SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]

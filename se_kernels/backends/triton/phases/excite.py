@@ -8,7 +8,21 @@ from se_kernels.backends.triton.phases.number import widened
 
 
 @triton.jit
-def exp_tanh(v):
+def exponential(v):
+    """e^v. The GPU's own of float32 is of 2^(v log2 e), whose rounding grows with v."""
+    if v.dtype == tl.float32:
+        v = tl.where(v > 89.0, 89.0, v)  # infinity already
+        v = tl.where(v < -104.0, -104.0, v)  # 0 already; NaN stays
+        n = tl.floor(v * 1.44269504088896341 + 0.5)
+        rest = (v - n * 0.693359375) + n * 2.12194440054690583e-4  # v = n ln 2 + rest
+        power = tl.exp2(rest * 1.44269504088896341) * tl.exp2(n)
+    else:
+        power = tl.exp(v)
+    return power
+
+
+@triton.jit
+def hyperbolic_tangent(v):
     """tanh: Lambert's continued fraction near 0, where the other form cancels."""
     q = v * v
     # numerators and denominators of v / (1 + v² / (3 + v² / (5 + ...))), eight levels
@@ -17,14 +31,14 @@ def exp_tanh(v):
     for k in tl.static_range(5, 16, 2):
         n0, n1 = n1, k * 1.0 * n1 + q * n0
         d0, d1 = d1, k * 1.0 * d1 + q * d0
-    u = tl.exp(-2.0 * tl.abs(v))
+    u = exponential(-2.0 * tl.abs(v))
     far = (1.0 - u) / (1.0 + u)
     return tl.where(tl.abs(v) < 0.55, n1 / d1, tl.where(v < 0, -far, far))
 
 
 @triton.jit
 def sigmoid(v):
-    return 1.0 / (1.0 + tl.exp(-v))
+    return 1.0 / (1.0 + exponential(-v))
 
 
 @triton.jit
@@ -44,7 +58,11 @@ def activate(a, ACT: tl.constexpr, SLOPE: tl.constexpr):
     elif ACT == "gelu":
         h = 0.5 * a * (1.0 + tl.erf(a * 0.70710678118654752440))
     elif ACT == "gelu_tanh":
-        h = 0.5 * a * (1.0 + exp_tanh(0.79788456080286535588 * (a + 0.044715 * a * a * a)))
+        h = (
+            0.5
+            * a
+            * (1.0 + hyperbolic_tangent(0.79788456080286535588 * (a + 0.044715 * a * a * a)))
+        )
     elif ACT == "hardswish":
         h = a * clamp_0_6(a + 3.0) / 6.0
     elif ACT == "leaky_relu":
@@ -62,10 +80,10 @@ def activate_backward(dh, a, ACT: tl.constexpr, SLOPE: tl.constexpr):
         opened = sigmoid(a)
         da = dh * (opened * (1.0 + a * (1.0 - opened)))
     elif ACT == "gelu":
-        bell = a * 0.39894228040143267794 * tl.exp(-0.5 * a * a)
+        bell = a * 0.39894228040143267794 * exponential(-0.5 * a * a)
         da = dh * (0.5 * (1.0 + tl.erf(a * 0.70710678118654752440)) + bell)
     elif ACT == "gelu_tanh":
-        t = exp_tanh(0.79788456080286535588 * (a + 0.044715 * a * a * a))
+        t = hyperbolic_tangent(0.79788456080286535588 * (a + 0.044715 * a * a * a))
         inner = 0.79788456080286535588 * (1.0 + 3 * 0.044715 * a * a)
         da = dh * (0.5 * (1.0 + t) + 0.5 * a * (1.0 - t * t) * inner)
     elif ACT == "hardswish":
@@ -84,7 +102,7 @@ def open_gate(e, GATE: tl.constexpr):
     elif GATE == "hardsigmoid":
         s = clamp_0_6(e + 3.0) / 6.0
     elif GATE == "tanh":
-        s = exp_tanh(e)
+        s = hyperbolic_tangent(e)
     else:
         s = tl.where(e <= 0, 0.0, e)
     return s

@@ -4,6 +4,7 @@ g = dy post'(y), dr = g, ds = Σ g x."""
 import triton
 import triton.language as tl
 
+from se_kernels.backends.triton.phases.number import rounded, widened
 from se_kernels.backends.triton.phases.squeeze import (
     higher,
     load_parts,
@@ -11,7 +12,6 @@ from se_kernels.backends.triton.phases.squeeze import (
     post_backward,
     store_parts,
 )
-from se_kernels.backends.triton.phases.number import rounded, widened
 from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, units_of
 
 
@@ -45,7 +45,9 @@ def scale_tile(
             shortcut = None
             if residual is not None:
                 at_r = residual + place(n, c, p, r_image, r_row, NHWC)
-                shortcut = widened(tl.load(at_r, inside, other=0, eviction_policy="evict_first"), ACC)
+                shortcut = widened(
+                    tl.load(at_r, inside, other=0, eviction_policy="evict_first"), ACC
+                )
             out = rounded(scaled(v, gate, shortcut, POST), y.dtype.element_ty)
             at_y = y + place(n, c, p, y_image, y_row, NHWC)
             tl.store(at_y, out, inside, cache_modifier=".cs")
@@ -85,13 +87,19 @@ def scale_backward_tile(
             if POST == "relu":
                 at_y = y + place(n, c, p, y_image, y_row, NHWC)
                 if dr is None:
-                    mask = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_last"), ACC)
+                    mask = widened(
+                        tl.load(at_y, inside, other=0, eviction_policy="evict_last"), ACC
+                    )
                 else:
-                    mask = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC)
+                    mask = widened(
+                        tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC
+                    )
                 g = post_backward(g, mask, POST)
             if dr is not None:
                 at_dr = dr + place(n, c, p, dr_image, dr_row, NHWC)
-                tl.store(at_dr, rounded(g, dr.dtype.element_ty), inside, eviction_policy="evict_last")
+                tl.store(
+                    at_dr, rounded(g, dr.dtype.element_ty), inside, eviction_policy="evict_last"
+                )
             total += g * v
             if SQUEEZE != "avg":
                 first = inside & higher(v, peak)

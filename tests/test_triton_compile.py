@@ -1,0 +1,74 @@
+"""The Triton kernels compiled for GPUs that are not here: registers, shared memory, wide accesses.
+
+In a process of its own, as Triton decides at import whether it interprets. For each compute
+capability: the stages of SE-ResNet-50 in both layouts, bfloat16, forward and backward (every tile
+shape of the plan's main path); then one configuration for each further branch of the kernels.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPABILITIES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of shared memory a program
+
+
+@pytest.fixture(scope="module", params=CAPABILITIES)
+def compiled(request):
+    """(capability, what compiling each configuration for it told)."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    program = [sys.executable, str(ROOT / "tests" / "triton_compile.py"), str(request.param)]
+    result = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return request.param, [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_no_register_is_spilled(compiled):
+    _, kernels = compiled
+    assert len(kernels) >= 20
+    # the library functions of float64 keep a few on the stack
+    assert [k["name"] for k in kernels if k["spilled_bytes"] and "float64" not in k["name"]] == []
+    assert all(0 < k["registers"] <= 255 for k in kernels)
+
+
+def test_the_main_path_leaves_room_for_other_programs(compiled):
+    """The plan counts on 1024 threads a multiprocessor: 64 registers; half as many must fit."""
+    _, kernels = compiled
+    main = [k for k in kernels if k["main"]]
+    assert main
+    assert [(k["name"], k["registers"]) for k in main if k["registers"] > 128] == []
+
+
+def test_shared_memory_fits(compiled):
+    capability, kernels = compiled
+    largest = CAPABILITIES[capability]
+    assert [(k["name"], k["shared"]) for k in kernels if k["shared"] > largest] == []
+
+
+def test_aligned_accesses_are_16_bytes_wide(compiled):
+    """Of x, y, dy and dx in 16 bits, where rows are whole multiples of 16 bytes."""
+    _, kernels = compiled
+    aligned = [k for k in kernels if k["aligned"]]
+    assert aligned
+    for kernel in aligned:
+        assert kernel["narrow"] == [], kernel["name"]
+        assert kernel["wide"] > 0, kernel["name"]
+
+
+def test_stores_are_published_before_and_seen_after(compiled):
+    """A barrier on either side of every atomic that programs meet at."""
+    _, kernels = compiled
+    for kernel in kernels:
+        assert kernel["releases"] > 0
+        assert kernel["acquires"] > 0
+        assert kernel["without_barrier"] == [], kernel["name"]

@@ -1,0 +1,214 @@
+"""Compiles the Triton kernels for a compute capability; a JSON line for each. Needs no GPU.
+
+python tests/triton_compile.py 90
+"""
+
+import functools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from se_kernels.backends.triton import launch
+from se_kernels.backends.triton.kernels import backward, forward
+from se_kernels.backends.triton.plan import WARPS, Device
+
+STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))  # C, H = W, R
+ALL = dict(biases=True, residual=True, post="relu", squeeze="avgmax", act="gelu_tanh", gate="tanh")
+
+
+@dataclass
+class Config:
+    """One call of the block, whose kernels are compiled."""
+
+    batch: int
+    channels: int
+    side: int
+    reduced: int
+    nhwc: bool
+    dtype: torch.dtype = torch.bfloat16
+    weight_dtype: torch.dtype = torch.bfloat16
+    main: bool = False  # a stage of the network
+    variant: dict = field(default_factory=dict)
+
+    @property
+    def aligned(self) -> bool:
+        rows = self.channels if self.nhwc else self.side**2
+        return self.dtype.itemsize == 2 and rows % 8 == 0
+
+    @property
+    def name(self) -> str:
+        layout = "nhwc" if self.nhwc else "nchw"
+        what = " ".join(map(str, self.variant.values()))
+        shape = f"{self.batch}x{self.channels}x{self.side}x{self.side} R{self.reduced}"
+        return f"{shape} {layout} {self.dtype} {self.weight_dtype} {what}".strip()
+
+
+def configs():
+    for nhwc in (False, True):
+        for channels, side, reduced in STAGES:
+            yield Config(256, channels, side, reduced, nhwc, main=True)
+        yield Config(1, 256, 56, 16, nhwc, main=True)
+        yield Config(8, 72, 28, 18, nhwc, weight_dtype=torch.float32)
+        yield Config(32, 512, 28, 32, nhwc, weight_dtype=torch.float32, variant=ALL)
+        yield Config(32, 512, 28, 32, nhwc, torch.float32, torch.float32, variant=ALL)
+        yield Config(4, 33, 7, 5, nhwc, torch.float64, torch.float64, variant=ALL)
+
+
+class Recorder:
+    """Stands in for a kernel: keeps the arguments of its launch."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launched = kernel, None
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *arguments, **constants):
+        self.launched = arguments, constants
+
+
+def launches(config: Config):
+    """(kernel, arguments, constants) of forward and backward, as the launchers make them."""
+    meta = functools.partial(torch.empty, device="meta")
+    shape = (config.batch, config.channels, config.side, config.side)
+    memory_format = torch.channels_last if config.nhwc else torch.contiguous_format
+    layout = "nhwc" if config.nhwc else "nchw"
+    x = meta(shape, dtype=config.dtype).contiguous(memory_format=memory_format)
+    row = config.channels if config.nhwc else config.side**2
+    place = (x, config.channels * config.side**2, row)
+    w1 = meta(config.reduced, config.channels, dtype=config.weight_dtype)
+    w2 = w1.new_empty(config.channels, config.reduced)
+    biases = (w1[:, 0], w2[:, 0]) if config.variant.get("biases") else (None, None)
+    wide = torch.float64 in (config.dtype, config.weight_dtype)
+    small = meta(config.batch, config.channels, dtype=torch.float64 if wide else torch.float32)
+    a = small.new_empty(config.batch, config.reduced)
+    residual = place if config.variant.get("residual") else None
+    masked = place if config.variant.get("post") == "relu" else None
+    names = dict(squeeze="avg", act="relu", act_slope=0.0, gate="sigmoid", post="none")
+    variant = [config.variant.get(name, default) for name, default in names.items()]
+    for module, name, run in (
+        (
+            forward,
+            "forward_kernel",
+            lambda: forward.run_forward(
+                layout, place, residual, place, w1, w2, *biases, small, a, small, *variant
+            ),
+        ),
+        (
+            backward,
+            "backward_kernel",
+            lambda: backward.run_backward(
+                layout, place, place, masked, place, masked and residual, w1, w2, a, small, *variant
+            ),
+        ),
+    ):
+        kernel = getattr(module, name)
+        recorder = Recorder(kernel)
+        setattr(module, name, recorder)
+        try:
+            run()
+        finally:
+            setattr(module, name, kernel)
+        yield kernel, *recorder.launched
+
+
+def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
+    """What the compiler is given for a launch: pointers are aligned to 16 bytes, sizes unknown."""
+    types = {
+        torch.float32: "*fp32",
+        torch.float64: "*fp64",
+        torch.bfloat16: "*bf16",
+        torch.float16: "*fp16",
+        torch.int32: "*i32",
+    }
+    signature, attributes, fixed = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        value = constants[name] if name in constants else arguments[index]
+        if isinstance(value, torch.Tensor):
+            signature[name] = types[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif value is None or name in constants:
+            signature[name], fixed[name] = "constexpr", value
+        else:
+            signature[name] = "i32"
+    options = {k: v for k, v in constants.items() if k not in kernel.arg_names}
+    return ASTSource(kernel, signature, constexprs=fixed, attrs=attributes), options
+
+
+def resources(ptx: str, capability: int) -> dict:
+    """Registers and spilled bytes, as the assembler reports them."""
+    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    newest = folder / "ptxas-blackwell"
+    assembler = newest if newest.exists() else folder / "ptxas"
+    target = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.ptx"
+        file.write_text(ptx)
+        command = [assembler, "-v", f"--gpu-name={target}", file, "-o", f"{file}.cubin"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", told)))
+    return dict(registers=int(re.search(r"Used (\d+) registers", told)[1]), spilled_bytes=spilled)
+
+
+# x, dy, y, dx, dr and the residual are read with an eviction policy and written past the cache
+IMAGE_ACCESS = re.compile(r"(?:ld\.global\S*evict\S*|st\.global\.cs\S*|st\.global\S*evict\S*)")
+
+
+def accesses(ptx: str) -> dict:
+    found = IMAGE_ACCESS.findall(ptx)
+    wide = [a for a in found if a.endswith((".v4.b32", ".v2.b64", ".b128"))]
+    return dict(wide=len(wide), narrow=sorted({a for a in found if a not in wide}))
+
+
+def meetings(ptx: str) -> dict:
+    """The atomics that order memory, and those among them with no barrier before and after."""
+    release = re.compile(r"atom\S*\.acq_rel\.|atom\S*\.release\.|red\S*\.release\.")
+    acquire = re.compile(r"(?:atom|ld)\S*\.acquire\.|atom\S*\.acq_rel\.")
+    marks = re.compile(r"bar\.sync|barrier\.sync|\b(?:ld|st|atom|red)\.\S*global\S*")
+    order = [m[0] for m in marks.finditer(ptx)]
+    bare = []
+    for index, mark in enumerate(order):
+        before, after = order[max(0, index - 1)], order[min(len(order) - 1, index + 1)]
+        if release.search(mark) and "bar" not in before:
+            bare.append(f"{before}, {mark}")
+        if acquire.search(mark) and "bar" not in after and not acquire.search(after):
+            bare.append(f"{mark}, {after}")
+    return dict(
+        releases=len(release.findall(ptx)),
+        acquires=len(acquire.findall(ptx)),
+        without_barrier=bare,
+    )
+
+
+def main(capability: int) -> None:
+    launch.device_of = lambda x: Device()
+    target = GPUTarget("cuda", capability, 32)
+    for config in configs():
+        for kernel, arguments, constants in launches(config):
+            built, options = source(kernel, arguments, constants)
+            assert options["num_warps"] == WARPS
+            result = triton.compile(built, target=target, options=options)
+            ptx = result.asm["ptx"]
+            told = dict(
+                name=f"{kernel.__name__} {config.name}",
+                main=config.main,
+                aligned=config.aligned,
+                shared=result.metadata.shared,
+                **resources(ptx, capability),
+                **accesses(ptx),
+                **meetings(ptx),
+            )
+            print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
