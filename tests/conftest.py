@@ -15,15 +15,12 @@ import torchvision_stub  # noqa: F401
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from interpreter import interpreted
+
 import se_kernels
 
 # Every backend but the definition itself: one registered in se_kernels joins the whole suite.
 KERNELS = [name for name in se_kernels.available_backends() if name != "reference"]
-
-
-def interpreted(backend: str) -> bool:
-    """Whether ``backend`` runs in Triton's interpreter, some thousand times slower than compiled."""
-    return backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pytest_collection_modifyitems(config, items):

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 import torch
 from hypothesis import HealthCheck, reject, settings
 from hypothesis import strategies as st
+from interpreter import interpreted
 from operator_cases import DTYPES, NAMES, Case, NoInputs, check, make, storage_bytes
 from placements import IMAGES, MATRICES, VECTORS
 
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
 
 
-def random_cases(examples: int) -> settings:
-    """hypothesis' settings for a test that draws ``placed_cases``."""
+def random_cases(examples: int, backend: str) -> settings:
+    """hypothesis' settings for a test that draws ``placed_cases``; interpreted, a 20th of them."""
     return settings(
-        max_examples=examples,
+        max_examples=max(1, examples // 20) if interpreted(backend) else examples,
         deadline=None,
         derandomize="CI" in os.environ,
         database=None,

@@ -10,7 +10,6 @@ import itertools
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from operator_cases import DTYPES, LAYOUTS, NAMES, Case, check, check_against_eager, make, run
 from ops_called import OpsCalled
 from random_cases import check_placed, placed_cases, random_cases
@@ -68,6 +67,7 @@ def assembled(request, backend):
 # --- right numbers -------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreted(every=11)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("post", POSTS)
@@ -88,6 +88,7 @@ def test_every_variant(assembled, device, dtype, squeeze, post, residual, layout
         check(case, inputs, dy, run(assembled, inputs, dy, **case.variant))
 
 
+@pytest.mark.interpreted(every=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -109,12 +110,16 @@ def test_sixteen_bits(assembled, device, dtype, squeeze, post, layout):
 
 
 @pytest.mark.parametrize("dtype", WIDE, ids=str)
-@random_cases(100)
-@given(data=st.data())
-def test_random_cases(assembled, device, dtype, data):
+def test_random_cases(assembled, backend, device, dtype):
     # float64 weights judge a float32 z by float64 roundings
     weight_dtypes = [w for w in DTYPES if w != torch.float64 or w == dtype]
-    check_placed(assembled, device, data.draw(placed_cases(dtype, weight_dtypes)))
+
+    @random_cases(100, backend)
+    @given(placed_cases(dtype, weight_dtypes))
+    def check_all(placed):
+        check_placed(assembled, device, placed)
+
+    check_all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -132,6 +137,7 @@ def test_squeeze_gives_what_eager_gives(backend, device, dtype, layout):
         assert ((z.double() - exact).abs() <= eps * x.double().abs().amax((2, 3))).all()
 
 
+@pytest.mark.interpreted(every=5)
 @pytest.mark.parametrize("s_shape", [(2, 5), (2, 5, 1, 1)])
 @pytest.mark.parametrize("s_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -194,6 +200,7 @@ def test_empty_tensors(backend, device, shape):
 # --- gradients -----------------------------------------------------------------------------------
 
 
+@pytest.mark.interpreted(every=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -218,6 +225,7 @@ def test_gradcheck(assembled, device, squeeze, post, layout):
     assert torch.autograd.gradgradcheck(block, leaves)
 
 
+@pytest.mark.interpreted(every=3)
 @pytest.mark.parametrize(
     "need", [s for k in range(1, 7) for s in itertools.combinations(NAMES, k)], ids="-".join
 )

@@ -13,6 +13,7 @@ from torch import Tensor
 from se_kernels.layout import (
     empty_gradients,
     empty_output,
+    empty_scale_gradients,
     flat,
     like_layout,
     readable,
@@ -101,6 +102,55 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     de, da, h = run_backward(layout, *places, row_major(w1), row_major(w2), a, s, *variant)
     _weight_gradients(gradients[2:], needs[2:], de, da, h, z)
     return gradients
+
+
+def squeeze(x, squeeze):
+    """z (N, C) in the dtype of the sums."""
+    from se_kernels.backends.triton.kernels.squeeze import run_squeeze
+
+    z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x), device=x.device)
+    if z.numel() > 0:
+        layout, x = readable(x)
+        run_squeeze(layout, _place(x, layout), z, squeeze)
+    return z
+
+
+def scale(x, s, residual, post):
+    """y (N, C, H, W)."""
+    from se_kernels.backends.triton.kernels.scale import run_scale
+
+    y = empty_output(x)
+    if y.numel() > 0:
+        layout, x = readable(x)
+        places = (_place(t, layout) for t in (x, like_layout(residual, layout), y))
+        run_scale(layout, *places, s.contiguous(), post)
+    return y
+
+
+def scale_backward(dy, x, y, s, post, needs):
+    """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
+    from se_kernels.backends.triton.kernels.scale import run_scale_backward
+
+    gradients = empty_scale_gradients(x, s, needs)
+    dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    if s.numel() > 0:
+        layout, x = readable(x)
+        images = dy, x, y, dx, dr
+        places = (_place(like_layout(t, layout), layout) for t in images)
+        run_scale_backward(layout, *places, s.contiguous(), ds, post)
+    return gradients
+
+
+def squeeze_backward(g, x, s, dz, squeeze):
+    """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
+    from se_kernels.backends.triton.kernels.squeeze import run_squeeze_backward
+
+    dx = empty_output(x)
+    if dx.numel() > 0:
+        layout, x = readable(x)
+        places = (_place(t, layout) for t in (like_layout(g, layout), x, dx))
+        run_squeeze_backward(layout, *places, flat(s), dz.contiguous(), squeeze)
+    return dx
 
 
 def _weight_gradients(gradients, needs, de, da, h, z) -> None:

@@ -1,4 +1,4 @@
-"""What both launchers need: the tensors where they lie, the plan, the counters."""
+"""What the launchers need: the tensors where they lie, the plan, the counters."""
 
 import functools
 import math
@@ -25,47 +25,70 @@ def on_device(x):
 
 
 def plan_of(x, w1, layout: str) -> Plan:
+    """The plan of the block."""
+    return _plan(x, w1.shape[0], w1.element_size(), layout)
+
+
+def plan_alone(x, layout: str) -> Plan:
+    """The plan of a phase without its excitation."""
+    return _plan(x, 0, 1, layout)
+
+
+def _plan(x, reduced, weight_itemsize, layout):
     images, channels, height, width = x.shape
+    nhwc, here = layout == "nhwc", device_of(x)
     return choose(
-        images,
-        channels,
-        height * width,
-        w1.shape[0],
-        x.element_size(),
-        w1.element_size(),
-        layout == "nhwc",
-        device_of(x),
+        images, channels, height * width, reduced, x.element_size(), weight_itemsize, nhwc, here
     )
 
 
-def counters_of(plan: Plan, x) -> torch.Tensor:
-    """Tickets, then a group's squeezed blocks, its excited parts, and each block's own parts.
+def counters_of(plan: Plan, like) -> torch.Tensor:
+    """int32: tickets, then of each group its squeezed blocks, its excited parts, and the parts of
+    each block. A phase on its own counts only the last, from the start.
 
     Zeroed on the current stream, for this launch alone: a captured graph zeroes its own, and
     launches on several streams share nothing.
     """
     count = 1 + plan.groups * (2 + plan.blocks)
-    return torch.zeros(count, dtype=torch.int32, device=x.device)
+    return torch.zeros(count, dtype=torch.int32, device=like.device)
 
 
-def unit_of(extent: int, places, itemsize: int) -> int:
-    """Elements, at most 16 bytes of them, that divide every stride and the contiguous extent."""
+def unit_of(layout: str, places) -> int:
+    """Elements, at most 16 bytes of them, that divide every stride and the contiguous extent.
+
+    ``places``: (tensor, stride of image, stride of row), or None.
+    """
+    places = [place for place in places if place is not None]
+    t = places[0][0]
+    extent = t.shape[1] if layout == "nhwc" else t.shape[2] * t.shape[3]
     strides = [stride for _, image, row in places for stride in (image, row)]
-    return math.gcd(16 // itemsize, extent, *strides)
+    return math.gcd(16 // t.element_size(), extent, *strides)
 
 
-def constants(plan: Plan, layout: str, unit: int, unit_w: int) -> dict:
+def constants(plan: Plan, layout: str, unit: int) -> dict:
     """The tile's compile-time constants, as every kernel names them."""
     return dict(
         NHWC=layout == "nhwc",
         UNIT=unit,
-        UNIT_W=unit_w,
         G=plan.images,
         BLOCK_C=plan.channels,
         ROWS=plan.rows,
         BLOCK_P=plan.block_pixels,
-        BLOCK_R=plan.reduced,
         BLOCK_S=plan.split_block,
+    )
+
+
+def excitation_constants(plan: Plan, w1) -> dict:
+    """Those of the FCs; w1 (R, C)."""
+    return dict(
+        UNIT_W=math.gcd(16 // w1.element_size(), w1.shape[0], w1.shape[1]),
+        BLOCK_R=plan.reduced,
         BLOCK_T=SUMMED_BLOCKS,
         BLOCK_I=SUMMED_NUMBERS,
     )
+
+
+def alone(plan: Plan, x) -> tuple[int, ...]:
+    """N, C, P, blocks, splits, span: the sizes that a phase on its own is told."""
+    images, channels, height, width = x.shape
+    return images, channels, height * width, plan.blocks, plan.split, plan.span

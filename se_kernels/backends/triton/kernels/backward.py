@@ -1,13 +1,19 @@
 """The backward kernel: scale, excite, squeeze, backwards, in one launch."""
 
-import math
 from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 
-from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
+from se_kernels.backends.triton.launch import (
+    constants,
+    counters_of,
+    excitation_constants,
+    on_device,
+    plan_of,
+    unit_of,
+)
 from se_kernels.backends.triton.phases.excite import (
     activate,
     activate_backward,
@@ -26,7 +32,7 @@ from se_kernels.backends.triton.phases.schedule import (
     wait_for,
 )
 from se_kernels.backends.triton.phases.squeeze import spread_gradient, squeeze_backward_tile
-from se_kernels.backends.triton.phases.tile import aligned, group_channels
+from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
 from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "dy_image", "dy_row", "y_image", "y_row", "dx_image", "dx_row"]
@@ -73,9 +79,9 @@ def backward_kernel(
 
     ticket = take_ticket(counters)
     kind, group, tile = item_of(ticket, groups, blocks * splits, excites, lag, ahead)
-    block, split = tile % blocks, tile // blocks
-    n0, c0, p0 = group * G, block * BLOCK_C, split * span * BLOCK_P
-    p1 = tl.minimum(p0 + span * BLOCK_P, P)
+    block, split, n0, c0, p0, p1 = tile_of(
+        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
+    )  # fmt: skip
     n, c = group_channels(n0, c0, G, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
@@ -83,8 +89,8 @@ def backward_kernel(
 
     if kind == FIRST_SWEEP:
         scale_backward_tile(
-            dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row, dr, dr_image, dr_row,
-            parts, plane, n0, c0, split, splits, p0, p1, N, C,
+            dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row, None, 0, 0,
+            dr, dr_image, dr_row, s, parts, plane, n0, c0, split, splits, p0, p1, N, C,
             SQUEEZE, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
         if publish(parted + group * blocks + block) == splits - 1:
@@ -133,9 +139,7 @@ def run_backward(
     images, channels, height, width = x[0].shape
     pixels, reduced = height * width, w1.shape[0]
     present = [place for place in (x, dy, y, dx, dr) if place is not None]
-    extent = channels if layout == "nhwc" else pixels
-    unit = unit_of(extent, present, x[0].element_size())
-    unit_w = math.gcd(16 // w1.element_size(), channels, reduced)
+    unit = unit_of(layout, present)
     absent = (None, 0, 0)
     with on_device(x[0]):
         de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
@@ -182,6 +186,7 @@ def run_backward(
             POST=post,
             num_warps=WARPS,
             enable_fp_fusion=True,
-            **constants(plan, layout, unit, unit_w),
+            **constants(plan, layout, unit),
+            **excitation_constants(plan, w1),
         )
     return de, da, h

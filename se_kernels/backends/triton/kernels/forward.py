@@ -1,12 +1,17 @@
 """The forward kernel: squeeze, excite, scale in one launch."""
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
-from se_kernels.backends.triton.launch import constants, counters_of, on_device, plan_of, unit_of
+from se_kernels.backends.triton.launch import (
+    constants,
+    counters_of,
+    excitation_constants,
+    on_device,
+    plan_of,
+    unit_of,
+)
 from se_kernels.backends.triton.phases.excite import (
     activate,
     contract_channels,
@@ -25,7 +30,7 @@ from se_kernels.backends.triton.phases.schedule import (
     wait_for,
 )
 from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
-from se_kernels.backends.triton.phases.tile import aligned, group_channels
+from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
 from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
@@ -35,7 +40,8 @@ _SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
 @triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, w1, w2, b1, b2,
-    z, a, h, s, parts, partials, counters, N, C, R, P, groups, blocks, splits, span, excites, lag, ahead,
+    z, a, h, s, parts, partials, counters,
+    N, C, R, P, groups, blocks, splits, span, excites, lag, ahead,
     SQUEEZE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr,
     POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, UNIT_W: tl.constexpr,
     G: tl.constexpr,
@@ -55,9 +61,9 @@ def forward_kernel(
 
     ticket = take_ticket(counters)
     kind, group, tile = item_of(ticket, groups, blocks * splits, excites, lag, ahead)
-    block, split = tile % blocks, tile // blocks
-    n0, c0, p0 = group * G, block * BLOCK_C, split * span * BLOCK_P
-    p1 = tl.minimum(p0 + span * BLOCK_P, P)
+    block, split, n0, c0, p0, p1 = tile_of(
+        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
+    )  # fmt: skip
     n, c = group_channels(n0, c0, G, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
@@ -104,9 +110,7 @@ def run_forward(
     images, channels, height, width = x[0].shape
     pixels, reduced = height * width, w1.shape[0]
     present = [x, y] if residual is None else [x, residual, y]
-    extent = channels if layout == "nhwc" else pixels
-    unit = unit_of(extent, present, x[0].element_size())
-    unit_w = math.gcd(16 // w1.element_size(), channels, reduced)
+    unit = unit_of(layout, present)
     with on_device(x[0]):
         planes = 1 if squeeze == "avg" else 2
         parts = z.new_empty(planes * images * plan.split * channels)
@@ -144,5 +148,6 @@ def run_forward(
             POST=post,
             num_warps=WARPS,
             enable_fp_fusion=True,
-            **constants(plan, layout, unit, unit_w),
+            **constants(plan, layout, unit),
+            **excitation_constants(plan, w1),
         )

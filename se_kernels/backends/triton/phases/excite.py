@@ -126,10 +126,7 @@ def close_gate(ds, s, GATE: tl.constexpr):
 def weight_block(w, c, r, C, R, CHANNELS_INNER: tl.constexpr, ACC: tl.constexpr):
     """(1, BLOCK_C, BLOCK_R) of W1 (R, C), whose channels lie side by side, or of W2 (C, R)."""
     c, r = c[:, :, None], r[None, None, :]
-    if CHANNELS_INNER:
-        at = r.to(tl.int64) * C + c
-    else:
-        at = c.to(tl.int64) * R + r
+    at = r.to(tl.int64) * C + c if CHANNELS_INNER else c.to(tl.int64) * R + r
     return widened(tl.load(w + at, (c < C) & (r < R), other=0), ACC)
 
 

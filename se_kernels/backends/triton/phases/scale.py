@@ -55,64 +55,64 @@ def scale_tile(
 
 @triton.jit
 def scale_backward_tile(
-    dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row, dr, dr_image, dr_row,
-    parts, plane, n0, c0, split, splits, p0, p1, N, C,
+    dy, dy_image, dy_row, y, y_image, y_row, x, x_image, x_row, dx, dx_image, dx_row,
+    dr, dr_image, dr_row, s, parts, plane, n0, c0, split, splits, p0, p1, N, C,
     SQUEEZE: tl.constexpr, POST: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Σ g x of a tile's channels over its pixels p0 to p1, dr where wanted; where the squeeze takes
-    a maximum, the largest x and how often it is there."""
+    """Σ g x of a tile's channels over its pixels p0 to p1, where there are parts; where the squeeze
+    takes a maximum, the largest x and how often it is there; dr = g and dx = g s where wanted."""
     AXIS: tl.constexpr = 0 if NHWC else 1
-    ACC: tl.constexpr = parts.dtype.element_ty
+    ACC: tl.constexpr = s.dtype.element_ty
     HEIGHT: tl.constexpr = BLOCK_P if NHWC else ROWS
     WIDTH: tl.constexpr = BLOCK_C if NHWC else BLOCK_P
-    ONCE: tl.constexpr = "evict_first" if SQUEEZE == "avg" else "evict_last"
+    # what is read again stays: x for its maxima, dy and y unless dr takes their place
+    X_POLICY: tl.constexpr = "evict_first" if SQUEEZE == "avg" else "evict_last"
+    G_POLICY: tl.constexpr = "evict_last" if dr is None and dx is None else "evict_first"
     for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
         total = tl.zeros([HEIGHT, WIDTH], ACC)
         peak = tl.full([HEIGHT, WIDTH], float("-inf"), ACC)
         ties = tl.zeros([HEIGHT, WIDTH], ACC)
+        if dx is not None:
+            gate = tl.load(s + n.to(tl.int64) * C + c, valid, other=0)
         for start in range(p0, p1, BLOCK_P):
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = valid & (p < p1)
-            at_x = x + place(n, c, p, x_image, x_row, NHWC)
-            v = widened(tl.load(at_x, inside, other=0, eviction_policy=ONCE), ACC)
-            at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
-            # read again unless dr takes its place
-            if dr is None:
-                g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_last"), ACC)
+            if dy is not None:
+                at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
+                g = widened(tl.load(at_dy, inside, other=0, eviction_policy=G_POLICY), ACC)
+                if POST == "relu":
+                    at_y = y + place(n, c, p, y_image, y_row, NHWC)
+                    kept = tl.load(at_y, inside, other=0, eviction_policy=G_POLICY)
+                    g = post_backward(g, widened(kept, ACC), POST)
+                if dr is not None:
+                    at_dr = dr + place(n, c, p, dr_image, dr_row, NHWC)
+                    out = rounded(g, dr.dtype.element_ty)
+                    tl.store(at_dr, out, inside, eviction_policy="evict_last")
+                if dx is not None:
+                    at_dx = dx + place(n, c, p, dx_image, dx_row, NHWC)
+                    out = rounded(g * gate, dx.dtype.element_ty)
+                    tl.store(at_dx, out, inside, cache_modifier=".cs")
+            if parts is not None:
+                at_x = x + place(n, c, p, x_image, x_row, NHWC)
+                v = widened(tl.load(at_x, inside, other=0, eviction_policy=X_POLICY), ACC)
+                if dy is not None:
+                    total += g * v
+                if SQUEEZE != "avg":
+                    first = inside & higher(v, peak)
+                    again = inside & (v == peak)
+                    ties = tl.where(first, 1, tl.where(again, ties + 1, ties))
+                    peak = tl.where(first, v, peak)
+        if parts is not None:
+            sums = tl.sum(total, AXIS, keep_dims=True)
+            if SQUEEZE == "avg":
+                store_parts(parts, plane, n, c, split, splits, sums, sums, sums, valid, C, 1)
             else:
-                g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_first"), ACC)
-            if POST == "relu":
-                at_y = y + place(n, c, p, y_image, y_row, NHWC)
-                if dr is None:
-                    mask = widened(
-                        tl.load(at_y, inside, other=0, eviction_policy="evict_last"), ACC
-                    )
-                else:
-                    mask = widened(
-                        tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC
-                    )
-                g = post_backward(g, mask, POST)
-            if dr is not None:
-                at_dr = dr + place(n, c, p, dr_image, dr_row, NHWC)
-                tl.store(
-                    at_dr, rounded(g, dr.dtype.element_ty), inside, eviction_policy="evict_last"
-                )
-            total += g * v
-            if SQUEEZE != "avg":
-                first = inside & higher(v, peak)
-                again = inside & (v == peak)
-                ties = tl.where(first, 1, tl.where(again, ties + 1, ties))
-                peak = tl.where(first, v, peak)
-        sums = tl.sum(total, AXIS, keep_dims=True)
-        if SQUEEZE == "avg":
-            store_parts(parts, plane, n, c, split, splits, sums, sums, sums, valid, C, 1)
-        else:
-            top = peak_along(peak, AXIS, True)
-            count = tl.sum(tl.where(peak == top, ties, 0), AXIS, keep_dims=True)
-            store_parts(parts, plane, n, c, split, splits, sums, top, count, valid, C, 3)
+                top = peak_along(peak, AXIS, True)
+                count = tl.sum(tl.where(peak == top, ties, 0), AXIS, keep_dims=True)
+                store_parts(parts, plane, n, c, split, splits, sums, top, count, valid, C, 3)
 
 
 @triton.jit

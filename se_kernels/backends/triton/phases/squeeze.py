@@ -129,13 +129,17 @@ def squeeze_backward_tile(
     SQUEEZE: tl.constexpr, POST: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """dx of a tile. x is read only for its maxima, y only for its mask."""
-    ACC: tl.constexpr = s.dtype.element_ty
+    """dx of a tile; without dy, what the squeeze alone gives. x is read only for its maxima, y only
+    for its mask."""
+    ACC: tl.constexpr = mean.dtype.element_ty
+    HEIGHT: tl.constexpr = BLOCK_P if NHWC else ROWS
+    WIDTH: tl.constexpr = BLOCK_C if NHWC else BLOCK_P
     for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
         at = n.to(tl.int64) * C + c
-        gate = tl.load(s + at, valid, other=0)
+        if dy is not None:
+            gate = tl.load(s + at, valid, other=0)
         if SQUEEZE != "max":
             all_pixels = tl.load(mean + at, valid, other=0)
         if SQUEEZE != "avg":
@@ -144,13 +148,15 @@ def squeeze_backward_tile(
         for start in range(p0, p1, BLOCK_P):
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = valid & (p < p1)
-            at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
-            g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_first"), ACC)
-            if POST == "relu":
-                at_y = y + place(n, c, p, y_image, y_row, NHWC)
-                mask = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC)
-                g = post_backward(g, mask, POST)
-            grad = g * gate
+            grad = tl.zeros([HEIGHT, WIDTH], ACC)
+            if dy is not None:
+                at_dy = dy + place(n, c, p, dy_image, dy_row, NHWC)
+                g = widened(tl.load(at_dy, inside, other=0, eviction_policy="evict_first"), ACC)
+                if POST == "relu":
+                    at_y = y + place(n, c, p, y_image, y_row, NHWC)
+                    kept = tl.load(at_y, inside, other=0, eviction_policy="evict_first")
+                    g = post_backward(g, widened(kept, ACC), POST)
+                grad = g * gate
             if SQUEEZE != "max":
                 grad += all_pixels
             if SQUEEZE != "avg":

@@ -15,6 +15,17 @@ def aligned(size, UNIT: tl.constexpr):
 
 
 @triton.jit
+def tile_of(
+    group, tile, blocks, span, N, C, P, G: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """(block, split, n0, c0, p0, p1) of a group's tile: its first image and channel, its pixels."""
+    block, split = tile % blocks, tile // blocks
+    p0 = split * span * BLOCK_P
+    return block, split, group * G, block * BLOCK_C, p0, tl.minimum(p0 + span * BLOCK_P, P)
+
+
+@triton.jit
 def units_of(
     n0, N, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
