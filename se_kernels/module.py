@@ -132,7 +132,7 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
 
 def _is_plain(fc: nn.Module) -> bool:
     # one that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
-    return type(fc).forward is nn.Conv2d.forward and not is_intercepted(fc)
+    return type(fc).forward is nn.Conv2d.forward and not is_intercepted(fc.__dict__)
 
 
 def _variant_of(argument, layer, modules, names) -> tuple[str, float]:

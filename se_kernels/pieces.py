@@ -60,10 +60,12 @@ def weights(fc: nn.Module) -> tuple[Tensor, Tensor | None]:
     return fc.weight, fc.bias  # computed (parametrised), or lent to a replica of DataParallel
 
 
-def is_intercepted(module: nn.Module) -> bool:
-    """Whether calling ``module`` does more than its class's forward (hooks, a patched forward)."""
-    state = module.__dict__
-    return bool(
+def is_intercepted(state: dict):
+    """Whether a call does more than the class's forward (hooks, a forward put in its place).
+
+    ``state`` is the module's ``__dict__``: reading attributes of a module is slow.
+    """
+    return (
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]

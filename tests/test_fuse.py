@@ -390,6 +390,10 @@ def adapt(se):
     se.fc1 = Adapted(se.fc1)
 
 
+def grouped(se):
+    se.fc1, se.fc2 = nn.Conv2d(CHANNELS, 4, 1, groups=2), nn.Conv2d(4, CHANNELS, 1)
+
+
 def subclass(se):
     class Doubled(nn.Conv2d):
         def forward(self, z):
@@ -413,6 +417,8 @@ CHANGES = {
         lambda m, into, out: (2 * into[0],)
     ),
     "another activation": lambda se: setattr(se, "act", nn.SiLU()),
+    "a larger kernel": lambda se: setattr(se, "fc1", nn.Conv2d(CHANNELS, 5, 3, padding=1)),
+    "groups": grouped,
     "another gate": lambda se: setattr(se, "gate", nn.Tanh()),
     "a norm": lambda se: setattr(se, "bn", nn.GroupNorm(1, 5)),
     "adapter": adapt,

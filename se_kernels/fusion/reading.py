@@ -71,7 +71,7 @@ def _check_untouched(name, piece) -> None:
         raise Refusal(f"{name} is scripted")
     if nn.utils.parametrize.is_parametrized(piece):
         raise Refusal(f"{name} is parametrised")
-    if is_intercepted(piece):
+    if is_intercepted(piece.__dict__):
         raise Refusal(f"{name} has hooks, or a forward of its own")
 
 

@@ -76,7 +76,7 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
         type(x) in TENSORS
         and x.dim() == 4
         and x.dtype in DTYPES
-        and _are_as_read(state, plan.settings)
+        and (not plan.settings or _are_as_read(state, plan.settings))
         and _are_intact(state["_modules"], plan.pieces)
         and not (
             hooks_on_all._global_forward_hooks
@@ -92,20 +92,32 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
 def _are_intact(modules, pieces) -> bool:
     for name, cls, children, is_fc, settings, inside in pieces:
         piece = modules.get(name)
-        if type(piece) is not cls or is_intercepted(piece):
+        if type(piece) is not cls:
             return False
         state = piece.__dict__
-        if len(state["_modules"]) != children or not _are_as_read(state, settings):
+        if is_intercepted(state) or len(state["_modules"]) != children:
             return False
-        if is_fc and type(weights(piece)[0]) not in TENSORS:
+        if settings and not _are_as_read(state, settings):
+            return False
+        if is_fc and not (type(weights(piece)[0]) in TENSORS and _is_matrix(state)):
             return False
         if inside and not _are_intact(state["_modules"], inside):
             return False
     return True
 
 
+def _is_matrix(fc) -> bool:
+    """Of a Conv2d's or Linear's attributes: whether it multiplies by a matrix and nothing more."""
+    return "kernel_size" not in fc or (
+        fc["kernel_size"] == (1, 1)
+        and fc["stride"] == (1, 1)
+        and fc["padding"] in ((0, 0), "same", "valid")
+        and fc["groups"] == 1
+    )
+
+
 def _are_as_read(state, settings) -> bool:
-    return not settings or all(state.get(name) == value for name, value in settings)
+    return all(state.get(name) == value for name, value in settings)
 
 
 def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) -> Tensor:
