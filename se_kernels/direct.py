@@ -6,9 +6,9 @@ nobody needs to see the registered op (autograd, a tracer, a transform, a mode, 
 nothing about the arguments is out of the ordinary, neither is taken. See docs/cpu.md for figures.
 """
 
-import torch
-from torch import Tensor
+from torch import is_grad_enabled
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from se_kernels import dispatch
 
@@ -25,20 +25,21 @@ else:
     _run = dispatch.direct_inference()
 
 
-def inference(
-    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend
-) -> Tensor | None:
-    """y as of ``ops.inference``, or None where the long way is to be taken: it checks and tells."""
-    if (
-        torch.compiler.is_compiling()
+def is_open(backend: str | None = None) -> bool:
+    """Whether nobody needs to see the registered op, and the native backend may be chosen."""
+    return not (
+        is_compiling()  # first: a compiler sees the rest as false
+        or is_grad_enabled()
         or _run is None
-        or torch.is_grad_enabled()
         or (backend or dispatch.DEFAULT) not in (None, "cpu")
         or _len_torch_dispatch_stack()
         or _get_tracing_state() is not None
         or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or _profiler_enabled()
-    ):
-        return None
+    )
+
+
+def run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y as of ``ops.inference``, or None where the long way is to be taken: it checks and tells."""
     return _run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)

@@ -77,9 +77,10 @@ def squeeze_excite(
             x, excitation, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post
         )
         return _squeeze_excite_by(excitation, x, squeeze, residual, post, backend)
-    y = direct.inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend)
-    if y is not None:
-        return y
+    if direct.is_open(backend):
+        y = direct.run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
+        if y is not None:
+            return y
     check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post)
     name = dispatch.choose(x, backend)
     if name == dispatch.REFERENCE or _under_transform():

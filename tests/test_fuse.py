@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import se_kernels
 from se_kernels import Block
-from se_kernels.fusion import families
+from se_kernels.fusion import families, swap
 
 CHANNELS = 12
 
@@ -263,6 +263,8 @@ def through_file(model):
 def test_copies_are_fused(network, copied, native):
     network.eval()
     se_kernels.fuse(network)
+    with torch.no_grad():
+        network(torch.randn(2, 3, 5, 5))
     twin = copied(network)
     assert type(twin.se) is type(network.se)
     assert ops_of(twin.se) == ["inference"]
@@ -434,14 +436,20 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_after_fuse(se, change):
+def test_changed_after_fuse(se, change, used):
     unfused, fused = twins(se)
+    x = images(2, CHANNELS, 4, 5)
+    if used:
+        with torch.no_grad():
+            fused(x.float())
     for module in (unfused, fused):
         torch.manual_seed(0)
         CHANGES[change](module)
         module.double()
-    x = images(2, CHANNELS, 4, 5)
+    with torch.no_grad():
+        assert torch.equal(fused(x), unfused(x))
     for _ in range(2):
         results, expected = outcome(fused, x), outcome(unfused, x)
         assert list(results) == list(expected)
@@ -450,11 +458,55 @@ def test_changed_after_fuse(se, change):
     assert ops_of(fused, x) == []
 
 
+def test_another_weight_after_an_inference(se):
+    """An inference remembers which modules there are, not what they hold."""
+    unfused, fused = twins(se)
+    x = torch.randn(2, CHANNELS, 4, 5)
+    with torch.no_grad():
+        before = fused(x)
+        for module in (unfused, fused):
+            module.fc1.weight = nn.Parameter(2 * module.fc1.weight)
+        torch.testing.assert_close(fused(x), unfused(x))
+        assert not torch.allclose(fused(x), before)
+        for module in (unfused, fused):
+            module.load_state_dict(draw(SEModule(), seed=1).state_dict())
+        torch.testing.assert_close(fused(x), unfused(x))
+        for module in (unfused, fused):
+            module.fc2.bias = None
+        torch.testing.assert_close(fused(x), unfused(x))
+
+
+def test_an_inference_looks_closely_once(se, native, monkeypatch):
+    """And again after a hook was registered anywhere."""
+    fused, looks = twins(se)[1], []
+    can_run = swap.can_run
+    monkeypatch.setattr(swap, "can_run", lambda *args: looks.append(1) or can_run(*args))
+    x = torch.randn(2, CHANNELS, 4, 5)
+    with torch.no_grad():
+        results = [fused(x) for _ in range(3)]
+        assert len(looks) == 1
+        handle = nn.Identity().register_forward_hook(lambda *_: None)
+        results += [fused(x) for _ in range(3)]
+        handle.remove()
+        assert len(looks) == 2
+        twin = copy.deepcopy(fused)
+        results.append(twin(x))
+        assert len(looks) == 3
+    assert all(torch.equal(y, results[0]) for y in results)
+    se_kernels.unfuse(fused)
+    assert vars(fused).keys() == vars(SEModule()).keys()
+
+
 def test_hook_for_every_module(se, native):
     fused = twins(se)[1]
+    with torch.no_grad():
+        fused(torch.randn(2, CHANNELS, 4, 5))
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m)))
     try:
+        with torch.no_grad():
+            fused(torch.randn(2, CHANNELS, 4, 5))
+        assert seen.count(nn.Conv2d) == 2
         assert ops_of(fused) == []
     finally:
         handle.remove()
