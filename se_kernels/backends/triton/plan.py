@@ -15,6 +15,7 @@ TILE_BYTES = 28 * 1024  # of x
 SMALLEST_TILE_BYTES = 2 * 1024
 TILES_PER_MULTIPROCESSOR = 2  # at least, where there is so much to do
 LARGEST_GROUP = 16
+WEIGHTS_SHARE = 1 / 4  # of x, that one FC of a tile may read
 ROW_BYTES = 128  # that lie side by side and that a block takes at least, where there are so many
 L2_SHARE = 4  # a group comes back before 1 / L2_SHARE of the cache has been read
 SPLIT_BLOCK = 16  # parts of the pixels that are summed side by side
@@ -78,14 +79,21 @@ def choose(
     share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
     target = min(TILE_BYTES, max(SMALLEST_TILE_BYTES, share))
     group, block_c = _cut_channels(
-        images, channels, reduced, weight_itemsize, target // row_bytes, ROW_BYTES // itemsize, nhwc
+        images,
+        channels,
+        reduced,
+        weight_itemsize,
+        target // row_bytes,
+        row_bytes,
+        ROW_BYTES // itemsize,
+        nhwc,
     )
     odd = (channels if nhwc else pixels) % 2 == 1
     elements = (ODD_BLOCK_BYTES if odd else BLOCK_BYTES) // itemsize
     rows, block_p = _cut_block(
         group * block_c, block_c, pixels, elements, ROW_BYTES // itemsize, nhwc
     )
-    parts = max(1, round(group * block_c * row_bytes / target))
+    parts = max(1, round(block_c * row_bytes / target)) if group == 1 else 1
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
     groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)
@@ -107,7 +115,7 @@ def choose(
     )
 
 
-def _cut_channels(images, channels, reduced, weight_itemsize, rows, side_by_side, nhwc):
+def _cut_channels(images, channels, reduced, weight_itemsize, rows, row_bytes, side_by_side, nhwc):
     """(images, channels) of a tile, some ``rows`` (image, channel) pairs.
 
     Of the ways to cut, the one with the fewest bytes of weights and of partial products: a tile
@@ -115,7 +123,10 @@ def _cut_channels(images, channels, reduced, weight_itemsize, rows, side_by_side
     """
     widest = power_of_two(channels)
     narrowest = min(widest, side_by_side) if nhwc else 1
-    rows = min(max(narrowest, at_most(rows)), widest * power_of_two(images), PRODUCT_ELEMENTS)
+    rows = max(narrowest, at_most(rows))
+    if nhwc and narrowest * reduced * weight_itemsize > WEIGHTS_SHARE * rows * row_bytes:
+        rows *= 2  # it cannot be narrower: let more images share the weights
+    rows = min(rows, widest * power_of_two(images), PRODUCT_ELEMENTS)
     best, fewest = None, None
     group = 1
     while best is None or (group <= min(LARGEST_GROUP, power_of_two(images), rows // narrowest)):
