@@ -1,4 +1,4 @@
-# make test | bench | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
+# make test | bench | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
 # into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
@@ -31,7 +31,7 @@ export PATH := $(dir $(PY)):$(PATH)
 
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help requirements env test bench lint format sanitize clean
+.PHONY: help requirements env test bench gpu lint format sanitize clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -52,6 +52,11 @@ test: env
 bench: env
 	$(PYTEST) --quiet tests/test_reference.py tests/test_squeeze_excite.py
 	$(PY) -m benchmarks quick
+
+# Takes the environment as it is, so that it runs where nothing can be installed.
+GPU_STAGES ?=
+gpu:
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu.py $(GPU_STAGES)
 
 lint: requirements
 	$(PY) -m ruff check .

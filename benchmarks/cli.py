@@ -155,14 +155,21 @@ def output_options() -> list[Callable]:
     "--backend",
     "--backends",
 )
+@click.option("--graph", is_flag=True, help="Replay from a CUDA graph; inference on a GPU only.")
 @shared("layer", seconds=3.0)
 @click.pass_context
-def layer_command(ctx, shapes, batches, kinds, backends, device, dtypes, layouts, modes, **options):
+def layer_command(
+    ctx, shapes, batches, kinds, backends, graph, device, dtypes, layouts, modes, **options
+):
     """One SE block: eager, torch.compile, each backend, and the floor, a copy of x."""
+    if graph and (device.type != "cuda" or "train" in modes):
+        raise click.UsageError("--graph: expected --device cuda and --mode inference alone")
     if "fused" in kinds:
         backends = pick_backends(device, backends)
     points = layer.points(shapes, batches, dtypes, layouts, modes)
-    settings = layer.Settings(device, kinds, backends, budget("layer", options), options["seed"])
+    settings = layer.Settings(
+        device, kinds, backends, budget("layer", options), options["seed"], graph
+    )
     run_layer(ctx, points, settings, options)
 
 

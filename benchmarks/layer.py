@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from . import verify
-from .contenders import COPIES, Contender, EagerSE, Layer, build
+from .contenders import COPIES, Contender, EagerSE, Graphed, Layer, build
 from .environment import Environment, last_level_cache_bytes
 from .inputs import DTYPES, MEMORY_FORMATS, how_many, make_sets, make_weights
 from .records import SCHEMA
@@ -99,6 +99,7 @@ class Settings:
     backends: Sequence[str]
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
+    graph: bool = False  # replay each contender's forward from a captured CUDA graph
 
 
 def points(
@@ -147,7 +148,8 @@ def measure(
     contenders = build(settings.kinds, settings.backends, w1, w2, dtype=dtype, layout=point.layout)
     with torch.set_grad_enabled(point.mode == "train"):
         checks, first_call = verify_point(point, contenders, sets[0], w1, w2, on_step)
-        timed = {c.name: Layer(c, sets) for c in contenders}
+        timed_as = Graphed if settings.graph else Layer
+        timed = {c.name: timed_as(c, sets) for c in contenders}
         timed.update({kind: COPIES[kind](sets) for kind in COPIES if kind in settings.kinds})
         clock = clock_for(settings.device, cache)
         seconds = in_turn(
@@ -173,6 +175,7 @@ def measure(
         "layout": point.layout,
         "mode": point.mode,
         "seed": settings.seed,
+        "graph": settings.graph,
         "input_sets": len(sets),
         "cache_bytes": cache,
         "flushed_bytes": clock.flush_bytes,

@@ -24,20 +24,23 @@ KERNELS = [name for name in se_kernels.available_backends() if name != "referenc
 
 
 def pytest_collection_modifyitems(config, items):
-    """``interpreted(every=n)``: in Triton's interpreter each n-th case of a test, the first too.
+    """``triton(every=n)``: on Triton each n-th case of a test only, the first too.
 
-    n shares no factor with the numbers of parameters, so every value of each parameter occurs; 0
-    leaves the test to real hardware.
+    Interpreted, a kernel takes some thousand times as long; compiled, each variant first takes a
+    second. n shares no factor with the numbers of parameters, so every value of each parameter
+    occurs. With 0 the interpreter runs none. SE_KERNELS_EVERY_CASE=1 runs all, on Triton too.
     """
+    if os.environ.get("SE_KERNELS_EVERY_CASE") == "1":
+        return
     seen, dropped = {}, []
     for item in items:
-        marker = item.get_closest_marker("interpreted")
+        marker = item.get_closest_marker("triton")
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        if marker is None or not interpreted(backend):
+        if marker is None or backend != "triton":
             continue
         count = seen[item.function] = seen.get(item.function, -1) + 1
         every = marker.kwargs["every"]
-        if every == 0 or count % every:
+        if count % every if every else interpreted(backend):
             dropped.append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)

@@ -12,7 +12,7 @@ from se_kernels import reference
 
 pytestmark = [
     pytest.mark.native,
-    pytest.mark.interpreted(every=0),  # it shares nothing among threads
+    pytest.mark.triton(every=0),  # it shares nothing among threads
     pytest.mark.usefixtures("poisoned_outputs"),
 ]
 

@@ -154,7 +154,7 @@ def place_of_tensors():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-MANY = Case(shape=(5, 10, 3, 7), reduced=35, residual=True, post="relu", squeeze="avgmax")
+MANY = Case(shape=(3, 6, 3, 5), reduced=35, residual=True, post="relu", squeeze="avgmax")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -165,20 +165,18 @@ MANY = Case(shape=(5, 10, 3, 7), reduced=35, residual=True, post="relu", squeeze
         dict(lag=2),
         dict(lag=3, images=1),
         dict(lag=5, images=1, span=99),
-        dict(images=4, rows=8, channels=2),
-        dict(images=8, channels=16, rows=2, block_pixels=1, span=1),
+        dict(images=4, rows=2, channels=2),
+        dict(images=8, channels=8, rows=16, block_pixels=2, span=3),
     ],
     ids=str,
 )
 def test_any_cut_gives_the_same_block(place_of_tensors, monkeypatch, sizes, layout):
     cut_small(monkeypatch, **sizes)
-    for squeeze in ("avg", "max", "avgmax"):
-        case = replace(MANY, layout=layout, squeeze=squeeze)
-        inputs, dy = make(case, place_of_tensors)
-        inputs["x"][:, ::3] = inputs["x"][:, ::3, :1, :1]  # ties in every part of the pixels
-        residual = inputs.pop("residual").abs() + 8  # far from the ReLU's jump
-        inputs["residual"] = residual
-        check(case, inputs, dy, run(block, inputs, dy, **case.variant))
+    case = replace(MANY, layout=layout)
+    inputs, dy = make(case, place_of_tensors)
+    inputs["x"][:, ::3] = inputs["x"][:, ::3, :1, :1]  # ties in every part of the pixels
+    inputs["residual"] = inputs["residual"].abs() + 8  # far from the ReLU's jump
+    check(case, inputs, dy, run(block, inputs, dy, **case.variant))
 
 
 @pytest.mark.parametrize("need", [["w1"], ["w2", "b2"], ["b1"], ["residual", "w1"], ["x"]])
@@ -198,16 +196,15 @@ def test_programs_in_any_order_give_the_same_bits(monkeypatch, lag, slots, layou
     from triton_interleaved import interleaved
 
     cut_small(monkeypatch, lag=lag, images=1, span=4)
-    case = replace(MANY, shape=(3, 10, 3, 7), layout=layout)
+    case = replace(MANY, shape=(2, 6, 3, 4), reduced=3, layout=layout)
     inputs, dy = make(case)
     expected = run(block, inputs, dy, **case.variant)
-    for seed in range(2):
-        with interleaved(slots, seed) as launches:
-            results = run(block, inputs, dy, **case.variant)
-        assert [launch.fn.__name__ for launch in launches] == ["forward_kernel", "backward_kernel"]
-        assert all(launch.switches > launch.programs for launch in launches)
-        for name, result in results.items():
-            assert torch.equal(result, expected[name]), name
+    with interleaved(slots, seed=lag) as launches:
+        results = run(block, inputs, dy, **case.variant)
+    assert [launch.fn.__name__ for launch in launches] == ["forward_kernel", "backward_kernel"]
+    assert all(launch.switches > launch.programs for launch in launches)
+    for name, result in results.items():
+        assert torch.equal(result, expected[name]), name
 
 
 @interpreted_only

@@ -3,6 +3,7 @@
 Triton is imported by the first call, not before.
 """
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -157,7 +158,7 @@ def _weight_gradients(gradients, needs, de, da, h, z) -> None:
     """dW1 = Σ_n da zᵀ, dW2 = Σ_n de hᵀ, db1 = Σ_n da, db2 = Σ_n de: torch's own products."""
     dw1, dw2, db1, db2 = gradients
     need_dw1, need_dw2, need_db1, need_db2 = needs
-    with outside_autocast(z.device.type):
+    with outside_autocast(z.device.type), _without_tf32():
         if need_dw1:
             dw1.copy_((da.t() @ z).view(dw1.shape))
         if need_dw2:
@@ -166,6 +167,21 @@ def _weight_gradients(gradients, needs, de, da, h, z) -> None:
             db1.copy_(da.sum(0))
         if need_db2:
             db2.copy_(de.sum(0))
+
+
+@contextlib.contextmanager
+def _without_tf32():
+    """A context in which float32 products are not rounded to 19 bits, whatever the user allows."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if before != "tf32":
+        yield
+        return
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 def _place(t, layout):
