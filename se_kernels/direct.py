@@ -20,9 +20,9 @@ try:
     )
     from torch.autograd import _profiler_enabled
 except ImportError:  # private names: without one of them, the long way always
-    _run = None
+    _native = None
 else:
-    _run = dispatch.direct_inference()
+    _native = dispatch.native_direct()
 
 
 def is_open(backend: str | None = None) -> bool:
@@ -30,7 +30,7 @@ def is_open(backend: str | None = None) -> bool:
     return not (
         is_compiling()  # first: a compiler sees the rest as false
         or is_grad_enabled()
-        or _run is None
+        or _native is None
         or (backend or dispatch.DEFAULT) not in (None, "cpu")
         or _len_torch_dispatch_stack()
         or _get_tracing_state() is not None
@@ -40,6 +40,10 @@ def is_open(backend: str | None = None) -> bool:
     )
 
 
-def run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
-    """y as of ``ops.inference``, or None where the long way is to be taken: it checks and tells."""
-    return _run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
+if _native is not None:  # once it is open, called with no step of Python between
+    # (x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post): y as of ``ops.inference``,
+    # or None where the long way is to be taken, which checks and tells
+    run = _native.direct_inference
+    # (((dict, key, value), ...), ((object, class, dict), ...)): whether every dict[key] is that
+    # value, and every object of that class, without "forward" in its dict
+    unchanged = _native.direct_unchanged

@@ -51,9 +51,9 @@ def choose(x: Tensor, backend: str | None = None) -> str:
     return name
 
 
-def direct_inference():
-    """The native call of ``se_kernels.direct`` for CPU tensors, or None where there is none."""
-    return cpu.direct_inference
+def native_direct():
+    """The native module with the calls of ``se_kernels.direct``, or None where there is none."""
+    return cpu.native_direct
 
 
 def _why_not_by_itself(module, x: Tensor) -> str | None:

@@ -3,6 +3,8 @@
 
 #include <omp.h>
 
+#include <type_traits>
+
 #include "plan.h"
 #include "plane.h"
 
@@ -27,7 +29,8 @@ struct Share {
 };
 
 // work(share) for every group: whole images a thread, then the rest, each split among all threads.
-// When all are done, finish(channels, reduced) with a thread's share of the rows of W2 and of W1.
+// When all are done, finish(channels, reduced), if any, with a thread's share of the rows of W2 and
+// of W1.
 template <class Work, class Finish>
 void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
   const bool rows = p.layout == Layout::nchw;
@@ -53,15 +56,17 @@ void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
       const std::int64_t end = n + plan.group < p.images ? n + plan.group : p.images;
       work(Share{{n, end}, region, channels, reduced, thread, 0, count});
     }
+    if constexpr (!std::is_null_pointer_v<Finish>) {
 #pragma omp barrier
-    finish(channels, reduced);
+      finish(channels, reduced);
+    }
     if (plan.streaming) fence_streaming_stores();
   }
 }
 
 template <class Work>
 void share_out(const Problem& p, const Plan& plan, Work work) {
-  share_out(p, plan, work, [](Range, Range) {});
+  share_out(p, plan, work, nullptr);
 }
 
 }  // namespace se_kernels::SE_ISA

@@ -185,6 +185,8 @@ PYBIND11_MODULE(_C, m) {
        METH_FASTCALL, nullptr},
       {"direct_inference", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_inference)),
        METH_FASTCALL, nullptr},
+      {"direct_unchanged", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_unchanged)),
+       METH_FASTCALL, nullptr},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), direct) != 0) throw py::error_already_set();
 }

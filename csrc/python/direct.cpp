@@ -15,6 +15,7 @@ const dlpack::Exchange* exchange = nullptr;
 PyObject* tensor_types[kMaxTypes];
 Py_ssize_t tensor_type_count = 0;
 PyObject *empty_like = nullptr, *get_num_threads = nullptr, *is_neg = nullptr;
+PyObject* forward_name = nullptr;
 
 bool is_tensor(PyObject* object) {
   for (Py_ssize_t i = 0; i < tensor_type_count; ++i)
@@ -134,7 +135,36 @@ PyObject* run(PyObject* const* v) {
   return PyErr_NoMemory();
 }
 
+bool is_triple(PyObject* t) { return PyTuple_Check(t) && PyTuple_GET_SIZE(t) == 3; }
+
+bool holds(PyObject* entry) {
+  PyObject* dict = PyTuple_GET_ITEM(entry, 0);
+  return PyDict_Check(dict) &&
+         PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(entry, 1)) == PyTuple_GET_ITEM(entry, 2);
+}
+
+bool is_as_it_was(PyObject* piece) {
+  PyObject* dict = PyTuple_GET_ITEM(piece, 2);
+  return reinterpret_cast<PyObject*>(Py_TYPE(PyTuple_GET_ITEM(piece, 0))) ==
+             PyTuple_GET_ITEM(piece, 1) &&
+         PyDict_Check(dict) && PyDict_Contains(dict, forward_name) == 0;
+}
+
+bool all(PyObject* triples, bool (*holds)(PyObject*)) {
+  if (!PyTuple_Check(triples)) return false;
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(triples); ++i)
+    if (!is_triple(PyTuple_GET_ITEM(triples, i)) || !holds(PyTuple_GET_ITEM(triples, i)))
+      return false;
+  return true;
+}
+
 }  // namespace
+
+PyObject* direct_unchanged(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  const bool unchanged = exchange && count == 2 && all(v[0], holds) && all(v[1], is_as_it_was);
+  PyErr_Clear();
+  return PyBool_FromLong(unchanged);
+}
 
 PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (count != 4 || !PyTuple_Check(v[1]) || PyTuple_GET_SIZE(v[1]) > kMaxTypes) {
@@ -151,6 +181,7 @@ PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   empty_like = Py_NewRef(v[2]);
   get_num_threads = Py_NewRef(v[3]);
   is_neg = PyUnicode_InternFromString("is_neg");
+  forward_name = PyUnicode_InternFromString("forward");
   exchange = table;
   Py_RETURN_TRUE;
 }

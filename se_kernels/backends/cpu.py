@@ -51,14 +51,14 @@ DEVICE = "cpu"  # whose tensors this backend is chosen for by itself
 _C, _reason = _load()
 
 _SUPPORTED = ("float32", "float64", "bfloat16", "float16")
-direct_inference = None  # as ``inference``; None for what it cannot read; see se_kernels.direct
+native_direct = None  # the module with the calls of se_kernels.direct, where they work
 if _C is not None:
     _DTYPES = {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED}
     _exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if _exchange is not None and _C.direct_setup(
         _exchange, (torch.Tensor, torch.nn.Parameter), torch.empty_like, torch.get_num_threads
     ):
-        direct_inference = _C.direct_inference
+        native_direct = _C
 
 
 def why_not() -> str | None:

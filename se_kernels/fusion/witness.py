@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from se_kernels import direct
 from se_kernels.fusion.run import Plan, child
 
 
@@ -16,21 +17,17 @@ class Witness(NamedTuple):
     """What is compared, by identity. Made of a module that ``can_run`` has just passed."""
 
     handles: int  # every hook that is registered anywhere counts RemovableHandle up
-    entries: tuple[tuple[dict, str, object], ...]  # mapping[key] is value
-    pieces: tuple[tuple[nn.Module, type, dict], ...]  # of this class, no forward in its __dict__
+    # as ``direct.unchanged`` takes them
+    entries: tuple[tuple[dict, str, object], ...]
+    pieces: tuple[tuple[nn.Module, type, dict], ...]
     fc1: dict  # parameters
     fc2: dict
 
     def holds(self) -> bool:
-        if RemovableHandle.next_id != self.handles:
-            return False
-        for mapping, key, value in self.entries:
-            if mapping.get(key) is not value:
-                return False
-        for piece, cls, state in self.pieces:
-            if type(piece) is not cls or "forward" in state:
-                return False
-        return True
+        """Only where ``direct.is_open``."""
+        return RemovableHandle.next_id == self.handles and direct.unchanged(
+            self.entries, self.pieces
+        )
 
 
 def witness_of(module: nn.Module, plan: Plan) -> Witness | None:
@@ -45,11 +42,12 @@ def witness_of(module: nn.Module, plan: Plan) -> Witness | None:
             keys = [name for name, _ in piece.settings]
             if piece.is_fc:
                 keys += ["_parameters", "padding"]  # the weight's shape tells the rest
-            entries.extend((state, key, state.get(key)) for key in keys)
+            entries.extend((state, key, state[key]) for key in keys if key in state)
             pieces.append((found, piece.cls, state))
             note(found, piece.inside)
 
-    entries.extend((module.__dict__, name, module.__dict__.get(name)) for name, _ in plan.settings)
+    state = module.__dict__
+    entries.extend((state, name, state[name]) for name, _ in plan.settings if name in state)
     note(module, plan.pieces)
     fc1, fc2 = (child(module, path).__dict__["_parameters"] for path in (plan.fc1, plan.fc2))
     if not ("weight" in fc1 and "bias" in fc1 and "weight" in fc2 and "bias" in fc2):
