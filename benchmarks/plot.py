@@ -158,10 +158,7 @@ def models(records: Sequence[dict], path: Path) -> None:
             [k + (i - (len(bars) - 1) / 2) * width for k, _ in found],
             [100 * share["p50"] for _, share in found],
             width * 0.94,
-            yerr=(
-                [100 * (share["p50"] - share["low"]) for _, share in found],
-                [100 * (share["high"] - share["p50"]) for _, share in found],
-            ),
+            yerr=[[_whisker(share, end) for _, share in found] for end in ("low", "high")],
             error_kw={"lw": 0.8, "alpha": 0.7},
             color=COLORS[name],
             label=name.replace("_", " "),
@@ -175,6 +172,11 @@ def models(records: Sequence[dict], path: Path) -> None:
         _network_axis(axis, records)
     _finish(figure, records[0], "")
     _save(figure, path)
+
+
+def _whisker(share: dict, end: str) -> float:
+    """From p50 to an end of its interval, in %; none of few rounds."""
+    return 0 if share[end] is None else 100 * abs(share[end] - share["p50"])
 
 
 def _network_times(axis, records: Sequence[dict]) -> None:

@@ -196,7 +196,7 @@ def _model_shares(name: str, records: Sequence[dict]) -> Table:
                 form,
                 _percent(share["before"]),
                 _percent(share.get("after")),
-                "" if left is None else f"{left['p50']:.2f} {_interval(left, '.2f')}",
+                "" if left is None else f"{left['p50']:.2f} {_interval(left, '.2f')}".rstrip(),
                 _verdict(left, lambda part: part <= 0.5) if "after" in share else "",
             )
             first = ""
@@ -214,12 +214,14 @@ def _percent(found: dict | None) -> str:
 
 
 def _interval(found: dict, spec: str) -> str:
+    if found["low"] is None:
+        return ""
     return f"[{found['low']:{spec}}, {found['high']:{spec}}]"
 
 
 def _verdict(found: dict | None, holds: Callable[[float], bool]) -> str:
     """yes or no where both ends of the 95 % interval agree."""
-    if found is None or holds(found["low"]) != holds(found["high"]):
+    if found is None or found["low"] is None or holds(found["low"]) != holds(found["high"]):
         return "unclear"
     return "yes" if holds(found["low"]) else "no"
 

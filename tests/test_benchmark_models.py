@@ -60,6 +60,14 @@ def test_shares_of_exact_times_have_no_spread():
     assert found["left"] == {"p50": 0.5, "low": 0.5, "high": 0.5}
 
 
+def test_few_rounds_have_no_interval():
+    for rounds in (1, shares.FEWEST - 1, shares.FEWEST):
+        for found in shares.shares(*times(rounds)).values():
+            ends = [found["low"], found["high"]]
+            assert (ends == [None, None]) == (rounds < shares.FEWEST)
+            assert isinstance(found["p50"], float)
+
+
 def test_a_few_disturbed_rounds_change_little():
     u, i, f = times(noise=0)
     f[::8] *= 5  # one round of eight
@@ -73,10 +81,15 @@ def test_what_is_left_of_a_cost_lost_in_noise_is_not_told():
 
 @pytest.mark.parametrize(
     "low, high, slower, halved",
-    [(0.3, 0.5, "no", "yes"), (0.45, 1.0, "no", "unclear"), (1.01, 1.2, "yes", "no")],
+    [
+        (0.3, 0.5, "no", "yes"),
+        (0.45, 1.0, "no", "unclear"),
+        (1.01, 1.2, "yes", "no"),
+        (None, None, "unclear", "unclear"),
+    ],
 )
 def test_the_table_says_whether_it_is_slower_and_halved(low, high, slower, halved):
-    numbers = {"p20": low, "p50": low, "p80": high, "low": low, "high": high}
+    numbers = {"p20": 0.4, "p50": 0.5, "p80": 0.6, "low": low, "high": high}
     record = {
         "model": TIMM,
         "mode": "train",
