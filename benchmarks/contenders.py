@@ -15,11 +15,11 @@ KINDS = ("eager", "compile", "fused", "copy", "clone")  # "fused": one contender
 
 
 def usable_backends(device: torch.device) -> list[str]:
-    """The backends that serve tensors on ``device`` here, without the reference."""
+    """The backends made for ``device`` that serve its tensors here."""
     return [
         name
-        for name in se_kernels.available_backends()
-        if name != dispatch.REFERENCE and why_not(name, device) is None
+        for name, module in dispatch.BACKENDS.items()
+        if device.type == module.DEVICE and why_not(name, device) is None
     ]
 
 

@@ -2,10 +2,10 @@
 
     python tools/gpu.py [test] [layer] [latency] [network]     all where none is named
 
-test: the GPU tests and the operator tests on the GPU's tensors. layer: the stages of SE-ResNet-50 at
-N = 256, bfloat16 and float32, both layouts, against eager and torch.compile. latency: N = 1, replayed
-from CUDA graphs. network: SE-ResNet-50's training step and inference. Some eight minutes; results are
-appended in benchmarks/results/. Speed is not measured on red tests. Needs no network.
+test: the GPU tests, and the operator tests on the GPU's tensors. layer: the stages of SE-ResNet-50
+at N = 256, bfloat16 and float32, both layouts, against eager and torch.compile. latency: N = 1,
+replayed from CUDA graphs. network: SE-ResNet-50's training step and inference. Some eight minutes;
+results are appended in benchmarks/results/. Speed is not measured on red tests. Needs no network.
 """
 
 import argparse

@@ -4,7 +4,6 @@ Triton is imported by the first call, not before.
 """
 
 import contextlib
-import functools
 import importlib.util
 import os
 
@@ -23,37 +22,36 @@ from se_kernels.layout import (
 )
 from se_kernels.reference import compute_dtype, outside_autocast
 
+_INSTALLED = importlib.util.find_spec("triton") is not None
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it, once
 DEVICE = "cuda"  # whose tensors this backend is chosen for by itself
+_MOST_PIXELS = 2**31 - 2**16  # of a channel: they are numbered in 32 bits
 _OLDEST = (7, 5)  # compute capability that Triton compiles for
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def why_not() -> str | None:
     """Why Triton cannot be used on this machine, or None where it can."""
-    if not _installed():
+    if not _INSTALLED:
         return "triton is not installed: pip install triton"
-    if not _interpreted() and not torch.cuda.is_available():
+    if not _INTERPRETED and not torch.cuda.is_available():
         return "torch finds no GPU; with TRITON_INTERPRET=1 it takes tensors on a CPU"
     return None
 
 
 def why_not_for(x: Tensor) -> str | None:
     """Why this backend does not serve x, or None where it does."""
-    if x.is_cpu and _interpreted():
-        return why_not()
-    if not x.is_cuda:
+    if not (x.is_cuda or (x.is_cpu and _INTERPRETED)):
         return f"expected x on a GPU (on a CPU with TRITON_INTERPRET=1), got {x.device}"
+    if x.dim() == 4 and x.shape[2] * x.shape[3] > _MOST_PIXELS:
+        return f"expected at most {_MOST_PIXELS} pixels, got {tuple(x.shape)}"
+    return _why_not_on(x.device.index) if x.is_cuda else why_not()
+
+
+@torch.compiler.assume_constant_result
+def _why_not_on(index: int) -> str | None:
     reason = why_not()
-    if reason is None and torch.cuda.get_device_capability(x.device) < _OLDEST:
-        found = "{}.{}".format(*torch.cuda.get_device_capability(x.device))
+    if reason is None and torch.cuda.get_device_capability(index) < _OLDEST:
+        found = "{}.{}".format(*torch.cuda.get_device_capability(index))
         return f"expected a GPU of compute capability 7.5 or later, got {found}"
     return reason
 
@@ -160,13 +158,22 @@ def _weight_gradients(gradients, needs, de, da, h, z) -> None:
     need_dw1, need_dw2, need_db1, need_db2 = needs
     with outside_autocast(z.device.type), _without_tf32():
         if need_dw1:
-            dw1.copy_((da.t() @ z).view(dw1.shape))
+            _product(da, z, dw1)
         if need_dw2:
-            dw2.copy_((de.t() @ h).view(dw2.shape))
+            _product(de, h, dw2)
         if need_db1:
             db1.copy_(da.sum(0))
         if need_db2:
             db2.copy_(de.sum(0))
+
+
+def _product(left, right, out) -> None:
+    """out = leftᵀ right, rounded once to out's dtype."""
+    matrix = out.view(out.shape[:2])
+    if out.dtype == left.dtype:
+        torch.mm(left.t(), right, out=matrix)
+    else:
+        matrix.copy_(left.t() @ right)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from se_kernels.backends.triton.phases.scale import gather_scale_backward, scale
 from se_kernels.backends.triton.phases.schedule import (
     EXCITE,
     FIRST_SWEEP,
+    completes,
     item_of,
     publish,
     take_ticket,
@@ -93,7 +94,7 @@ def backward_kernel(
             dr, dr_image, dr_row, s, parts, plane, n0, c0, split, splits, p0, p1, N, C,
             SQUEEZE, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
-        if publish(parted + group * blocks + block) == splits - 1:
+        if completes(parted + group * blocks + block, splits, BLOCK_S == 1):
             ds = gather_scale_backward(
                 parts, plane, peak, ties, n, c, valid, splits, C, SQUEEZE, BLOCK_S
             )

@@ -24,6 +24,7 @@ from se_kernels.backends.triton.phases.scale import scale_tile
 from se_kernels.backends.triton.phases.schedule import (
     EXCITE,
     FIRST_SWEEP,
+    completes,
     item_of,
     publish,
     take_ticket,
@@ -74,7 +75,7 @@ def forward_kernel(
             x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
             SQUEEZE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
-        if publish(parted + group * blocks + block) == splits - 1:
+        if completes(parted + group * blocks + block, splits, BLOCK_S == 1):
             v = gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
             contract_channels(v, w1, products + block * G * R, c, C, R, True, G, BLOCK_R)
             publish(squeezed + group)

@@ -16,7 +16,7 @@ from se_kernels.backends.triton.phases.scale import (
     scale_backward_tile,
     scale_tile,
 )
-from se_kernels.backends.triton.phases.schedule import publish
+from se_kernels.backends.triton.phases.schedule import completes
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
 from se_kernels.backends.triton.plan import WARPS
 
@@ -77,7 +77,7 @@ def scale_backward_kernel(
         "avg", POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
     )  # fmt: skip
     if ds is not None:  # noqa: SIM102 - Triton compiles no `and` with a program in it
-        if publish(counters + group * blocks + block) == splits - 1:
+        if completes(counters + group * blocks + block, splits, BLOCK_S == 1):
             total = gather_scale_backward(
                 parts, plane, ds, ds, n, c, valid, splits, C, "avg", BLOCK_S
             )  # fmt: skip

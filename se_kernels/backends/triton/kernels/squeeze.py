@@ -12,7 +12,7 @@ from se_kernels.backends.triton.launch import (
     unit_of,
 )
 from se_kernels.backends.triton.phases.scale import gather_scale_backward, scale_backward_tile
-from se_kernels.backends.triton.phases.schedule import publish
+from se_kernels.backends.triton.phases.schedule import completes
 from se_kernels.backends.triton.phases.squeeze import (
     gather_squeeze,
     spread_gradient,
@@ -56,7 +56,7 @@ def squeeze_kernel(
             None, 0, 0, peak, parts, plane, n0, c0, split, splits, p0, p1, N, C,
             SQUEEZE, "none", NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
-    if publish(counters + group * blocks + block) == splits - 1:
+    if completes(counters + group * blocks + block, splits, BLOCK_S == 1):
         if peak is None:
             gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
         else:

@@ -65,6 +65,17 @@ def publish(counter):
 
 
 @triton.jit
+def completes(counter, parts, ALONE: tl.constexpr):
+    """Whether this program is the last of ``parts``, and so sees what all stored. ALONE: of one."""
+    if ALONE:
+        tl.debug_barrier()
+        last = parts > 0
+    else:
+        last = publish(counter) == parts - 1
+    return last
+
+
+@triton.jit
 def wait_for(counter, expected):
     """Until ``expected`` programs were counted in; what they stored is seen from here on."""
     count = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
