@@ -40,7 +40,7 @@ def every_pattern(dtype):
     return torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.triton(every=0)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
@@ -87,7 +87,7 @@ def random_floats(count):
     return bits.to(torch.int32).view(torch.float32)
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.triton(every=0)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_rounding_of_float32(kernel, device, dtype, form):
@@ -101,7 +101,17 @@ def test_rounding_of_float32(kernel, device, dtype, form):
         assert same_bits(y.cpu(), expected)
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.parametrize("dtype", SIXTEEN_BITS)
+def test_some_roundings_and_patterns(kernel, device, dtype):
+    """A thirtieth of the two above, for a backend that takes its time."""
+    values = halves(dtype)[::97].to(device)
+    y = scale_by(kernel, torch.ones(values.numel(), 1, dtype=dtype, device=device), values)
+    assert same_bits(y[:, 0], values.to(dtype))
+    x = every_pattern(dtype)[::31].to(device)[None]
+    assert same_bits(scale_by(kernel, x, torch.ones(1, device=device)), x)
+
+
+@pytest.mark.triton(every=0)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_of_float64(kernel, device, dtype, form):
@@ -124,7 +134,7 @@ def units_in_the_last_place(result, exact):
     return (result.double() - exact).abs() / spacing
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.triton(every=0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigmoid(kernel, device, dtype):
     """Within 4 units in the last place over [-87, 90]; below, where 1 / (1 + exp(-e)) is no longer

@@ -200,7 +200,7 @@ def test_empty_tensors(backend, device, shape):
 # --- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.triton(every=7)
+@pytest.mark.triton(every=11)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -417,6 +417,7 @@ def test_transforms_see_the_definition(backend, device):
 # --- the ops -------------------------------------------------------------------------------------
 
 
+@pytest.mark.triton(every=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(backend, device, dtype, layout):

@@ -68,7 +68,9 @@ def test_aligned_accesses_are_16_bytes_wide(compiled):
 def test_stores_are_published_before_and_seen_after(compiled):
     """A barrier on either side of every atomic that programs meet at."""
     _, kernels = compiled
-    for kernel in kernels:
+    meeting = [k for k in kernels if k["name"].startswith(("forward_kernel", "backward_kernel"))]
+    for kernel in meeting:
         assert kernel["releases"] > 0
         assert kernel["acquires"] > 0
+    for kernel in kernels:
         assert kernel["without_barrier"] == [], kernel["name"]

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from se_kernels.backends.triton import launch
-from se_kernels.backends.triton.kernels import backward, forward
+from se_kernels.backends.triton.kernels import backward, forward, scale, squeeze
 from se_kernels.backends.triton.plan import WARPS, Device
 
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))  # C, H = W, R
@@ -37,6 +37,7 @@ class Config:
     dtype: torch.dtype = torch.bfloat16
     weight_dtype: torch.dtype = torch.bfloat16
     main: bool = False  # a stage of the network
+    alone: bool = False  # squeeze and scale on their own, too
     variant: dict = field(default_factory=dict)
 
     @property
@@ -56,9 +57,9 @@ def configs():
     for nhwc in (False, True):
         for channels, side, reduced in STAGES:
             yield Config(256, channels, side, reduced, nhwc, main=True)
-        yield Config(1, 256, 56, 16, nhwc, main=True)
+        yield Config(1, 256, 56, 16, nhwc, main=True, alone=True)
         yield Config(8, 72, 28, 18, nhwc, weight_dtype=torch.float32)
-        yield Config(32, 512, 28, 32, nhwc, weight_dtype=torch.float32, variant=ALL)
+        yield Config(32, 512, 28, 32, nhwc, weight_dtype=torch.float32, alone=True, variant=ALL)
         yield Config(32, 512, 28, 32, nhwc, torch.float32, torch.float32, variant=ALL)
         yield Config(4, 33, 7, 5, nhwc, torch.float64, torch.float64, variant=ALL)
 
@@ -77,7 +78,7 @@ class Recorder:
 
 
 def launches(config: Config):
-    """(kernel, arguments, constants) of forward and backward, as the launchers make them."""
+    """(kernel, arguments, constants) of each launch, as the launchers make them."""
     meta = functools.partial(torch.empty, device="meta")
     shape = (config.batch, config.channels, config.side, config.side)
     memory_format = torch.channels_last if config.nhwc else torch.contiguous_format
@@ -95,30 +96,38 @@ def launches(config: Config):
     masked = place if config.variant.get("post") == "relu" else None
     names = dict(squeeze="avg", act="relu", act_slope=0.0, gate="sigmoid", post="none")
     variant = [config.variant.get(name, default) for name, default in names.items()]
-    for module, name, run in (
-        (
-            forward,
-            "forward_kernel",
-            lambda: forward.run_forward(
-                layout, place, residual, place, w1, w2, *biases, small, a, small, *variant
-            ),
+    tail = (layout, place, place, masked, place, masked and residual)
+    calls = {
+        (forward, "forward_kernel"): lambda: forward.run_forward(
+            layout, place, residual, place, w1, w2, *biases, small, a, small, *variant
         ),
-        (
-            backward,
-            "backward_kernel",
-            lambda: backward.run_backward(
-                layout, place, place, masked, place, masked and residual, w1, w2, a, small, *variant
-            ),
+        (backward, "backward_kernel"): lambda: backward.run_backward(
+            *tail, w1, w2, a, small, *variant
         ),
-    ):
-        kernel = getattr(module, name)
-        recorder = Recorder(kernel)
-        setattr(module, name, recorder)
+    }
+    if config.alone:
+        kind, post = variant[0], variant[-1]
+        calls |= {
+            (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(layout, place, small, kind),
+            (squeeze, "squeeze_backward_kernel"): lambda: squeeze.run_squeeze_backward(
+                layout, place, place, place, small, small, kind
+            ),
+            (scale, "scale_kernel"): lambda: scale.run_scale(
+                layout, place, residual, place, small, post
+            ),
+            (scale, "scale_backward_kernel"): lambda: scale.run_scale_backward(
+                *tail, small, small, post
+            ),
+        }
+    for (module, name), run in calls.items():
+        kernels = {n: getattr(m, n) for m, n in calls if m is module}
+        recorders = {n: Recorder(kernel) for n, kernel in kernels.items()}
+        vars(module).update(recorders)
         try:
             run()
         finally:
-            setattr(module, name, kernel)
-        yield kernel, *recorder.launched
+            vars(module).update(kernels)
+        yield kernels[name], *recorders[name].launched
 
 
 def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
