@@ -84,7 +84,7 @@ sanitize: env
 	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	PYTHONPATH=$(SANITIZED):$(CURDIR) SE_KERNELS_SANITIZED=$(SANITIZED) \
-	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" $(PYTEST_ARGS) $$files
+	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" -k "not triton" $(PYTEST_ARGS) $$files
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
