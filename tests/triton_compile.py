@@ -179,17 +179,22 @@ def accesses(ptx: str) -> dict:
 
 
 def meetings(ptx: str) -> dict:
-    """The atomics that order memory, and those among them with no barrier before and after."""
-    release = re.compile(r"atom\S*\.acq_rel\.|atom\S*\.release\.|red\S*\.release\.")
-    acquire = re.compile(r"(?:atom|ld)\S*\.acquire\.|atom\S*\.acq_rel\.")
-    marks = re.compile(r"bar\.sync|barrier\.sync|\b(?:ld|st|atom|red)\.\S*global\S*")
-    order = [m[0] for m in marks.finditer(ptx)]
+    """The atomics that order memory, and those among them with no barrier before and after.
+
+    Before: nothing else since the last one. After: none of the block's own accesses without one.
+    """
+    release = re.compile(r"(?:atom|red)\S*\.(?:acq_rel|release)\.")
+    acquire = re.compile(r"(?:atom|ld)\S*\.(?:acquire|acq_rel)\.")
+    marks = re.compile(
+        r"bar\.sync|barrier\.sync|\b(?:ld|st|atom|red)\.\S*global\S*|\bbra\b|\bret\b|^\$L__BB\w+:",
+        re.MULTILINE,
+    )
+    order = ["start", *(m[0] for m in marks.finditer(ptx)), "end"]
     bare = []
-    for index, mark in enumerate(order):
-        before, after = order[max(0, index - 1)], order[min(len(order) - 1, index + 1)]
+    for before, mark, after in zip(order, order[1:], order[2:], strict=False):
         if release.search(mark) and "bar" not in before:
             bare.append(f"{before}, {mark}")
-        if acquire.search(mark) and "bar" not in after and not acquire.search(after):
+        if acquire.search(mark) and re.match("ld|st|red", after) and not acquire.search(after):
             bare.append(f"{mark}, {after}")
     return dict(
         releases=len(release.findall(ptx)),

@@ -6,7 +6,15 @@ from contextlib import nullcontext
 
 import torch
 
-from se_kernels.backends.triton.plan import SUMMED_BLOCKS, SUMMED_NUMBERS, Device, Plan, choose
+from se_kernels.backends.triton.plan import (
+    REGISTERS,
+    SUMMED_BLOCKS,
+    SUMMED_NUMBERS,
+    WARPS,
+    Device,
+    Plan,
+    choose,
+)
 
 
 @functools.cache
@@ -63,6 +71,17 @@ def unit_of(layout: str, places) -> int:
     extent = t.shape[1] if layout == "nhwc" else t.shape[2] * t.shape[3]
     strides = [stride for _, image, row in places for stride in (image, row)]
     return math.gcd(16 // t.element_size(), extent, *strides)
+
+
+def options(squeeze: str = "avg") -> dict:
+    """How the compiler is to build a kernel.
+
+    Peaks and ties are two more numbers an element: the assembler would rather spill than go without
+    its eight programs a multiprocessor.
+    """
+    return dict(
+        num_warps=WARPS, enable_fp_fusion=True, maxnreg=None if squeeze == "avg" else REGISTERS
+    )
 
 
 def constants(plan: Plan, layout: str, unit: int) -> dict:

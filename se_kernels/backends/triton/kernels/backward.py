@@ -11,6 +11,7 @@ from se_kernels.backends.triton.launch import (
     counters_of,
     excitation_constants,
     on_device,
+    options,
     plan_of,
     unit_of,
 )
@@ -34,7 +35,6 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import spread_gradient, squeeze_backward_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
-from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "dy_image", "dy_row", "y_image", "y_row", "dx_image", "dx_row"]
 _SIZES += [
@@ -185,8 +185,7 @@ def run_backward(
             SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
             GATE=gate,
             POST=post,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options(squeeze),
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )

@@ -9,6 +9,7 @@ from se_kernels.backends.triton.launch import (
     counters_of,
     excitation_constants,
     on_device,
+    options,
     plan_of,
     unit_of,
 )
@@ -32,7 +33,6 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
-from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
 _SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
@@ -147,8 +147,7 @@ def run_forward(
             SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
             GATE=gate,
             POST=post,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options(squeeze),
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )

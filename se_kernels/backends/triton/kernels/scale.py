@@ -8,6 +8,7 @@ from se_kernels.backends.triton.launch import (
     constants,
     counters_of,
     on_device,
+    options,
     plan_alone,
     unit_of,
 )
@@ -18,7 +19,6 @@ from se_kernels.backends.triton.phases.scale import (
 )
 from se_kernels.backends.triton.phases.schedule import completes
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
-from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "dy_image", "dy_row"]
 _SIZES += ["dx_image", "dx_row", "dr_image", "dr_row", "N", "C", "P", "blocks", "splits", "span"]
@@ -95,8 +95,7 @@ def run_scale(layout, x, residual, y, s, post) -> None:
             s,
             *alone(plan, x[0]),
             POST=post,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options(),
             **constants(plan, layout, unit_of(layout, [x, residual, y])),
         )
 
@@ -119,7 +118,6 @@ def run_scale_backward(layout, dy, x, y, dx, dr, s, ds, post) -> None:
             counters_of(plan, s),
             *alone(plan, x[0]),
             POST=post,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options(),
             **constants(plan, layout, unit_of(layout, [x, dy, y, dx, dr])),
         )

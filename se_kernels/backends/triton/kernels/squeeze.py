@@ -8,6 +8,7 @@ from se_kernels.backends.triton.launch import (
     constants,
     counters_of,
     on_device,
+    options,
     plan_alone,
     unit_of,
 )
@@ -20,7 +21,6 @@ from se_kernels.backends.triton.phases.squeeze import (
     squeeze_tile,
 )
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
-from se_kernels.backends.triton.plan import WARPS
 
 _SIZES = ["x_image", "x_row", "g_image", "g_row", "dx_image", "dx_row", "N", "C", "P"]
 _SIZES += ["blocks", "splits", "span"]
@@ -115,8 +115,7 @@ def _reduce(layout, x, z, peak, ties, squeeze) -> None:
             counters_of(plan, small),
             *alone(plan, x[0]),
             SQUEEZE=squeeze,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options(squeeze),
             **constants(plan, layout, unit_of(layout, [x])),
         )
 
@@ -140,7 +139,6 @@ def run_squeeze_backward(layout, g, x, dx, s, dz, squeeze) -> None:
             share,
             *alone(plan, x[0]),
             SQUEEZE=squeeze,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
+            **options(squeeze),
             **constants(plan, layout, unit_of(layout, [x, g, dx])),
         )
