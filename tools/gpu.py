@@ -1,11 +1,12 @@
 """Tests and measurements on a GPU: `make gpu`, or `make gpu GPU_STAGES="test latency"`.
 
-    python tools/gpu.py [test] [layer] [latency] [network]     all where none is named
+    python tools/gpu.py [test] [layer] [latency] [network] [drop_in]     all where none is named
 
 test: the GPU tests, and the operator tests on the GPU's tensors. layer: the stages of SE-ResNet-50
 at N = 256, bfloat16 and float32, both layouts, against eager and torch.compile. latency: N = 1,
-replayed from CUDA graphs. network: SE-ResNet-50's training step and inference. Some eight minutes;
-results are appended in benchmarks/results/. Speed is not measured on red tests. Needs no network.
+replayed from CUDA graphs. network: SE-ResNet-50's training step and inference. drop_in: models of
+timm, N = 256, before and after fuse. Within eight minutes; results are appended in
+benchmarks/results/. Speed is not measured on red tests. Needs no network.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+MODELS = ("seresnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnety_032")
 TESTS = ("gpu", "squeeze_excite", "odd_tensors", "phases", "conversions", "properties", "gradients")
 BENCHMARK = ["-m", "benchmarks"]
 ON_GPU = ["--device", "cuda", "--save"]
@@ -25,7 +27,7 @@ BOTH_LAYOUTS = ["--layout", "nchw", "--layout", "channels_last"]
 STAGES = {
     # name: seconds it may take, and its commands
     "test": (
-        210,
+        180,
         [
             [
                 *("-m", "pytest", "-q", "-n", str(min(12, os.cpu_count() or 1))),
@@ -35,18 +37,18 @@ STAGES = {
         ],
     ),
     "layer": (
-        180,
+        140,
         [
             [
                 *(*BENCHMARK, "layer", *ON_GPU, *BOTH_LAYOUTS, "--dtype", dtype),
-                *("--batch", "256", "--seconds", "1.5"),
+                *("--batch", "256", "--seconds", "1"),
                 *(f"--contender={kind}" for kind in ("eager", "compile", "fused", "copy")),
             ]
             for dtype in ("bfloat16", "float32")
         ],
     ),
     "latency": (
-        60,
+        50,
         [
             [
                 *(*BENCHMARK, "layer", *ON_GPU, *BOTH_LAYOUTS, "--dtype", "bfloat16"),
@@ -56,11 +58,21 @@ STAGES = {
         ],
     ),
     "network": (
-        60,
+        40,
         [
             [
                 *(*BENCHMARK, "network", *ON_GPU, "--dtype", "bfloat16"),
-                *("--layout", "channels_last", "--batch", "256", "--seconds", "6"),
+                *("--layout", "channels_last", "--batch", "256", "--seconds", "5"),
+            ]
+        ],
+    ),
+    "drop_in": (
+        70,
+        [
+            [
+                *(*BENCHMARK, "network", "--fuse", *ON_GPU, "--dtype", "bfloat16"),
+                *("--layout", "channels_last", "--batch", "256", "--mode", "train"),
+                *("--seconds", "3", *(f"--model=timm/{name}" for name in MODELS)),
             ]
         ],
     ),
