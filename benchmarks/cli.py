@@ -21,7 +21,7 @@ from .verify import VerificationError
 
 COMMAND = "benchmarks.command"
 QUICK_MODEL = "timm/efficientnet_b0"
-MIN_ROUNDS = {"layer": 10, "network": 5}
+MIN_ROUNDS = {"layer": 10, "network": 6}
 
 
 class Main(click.Group):
