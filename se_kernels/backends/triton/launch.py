@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 
 from se_kernels.backends.triton.plan import (
-    REGISTERS,
     SUMMED_BLOCKS,
     SUMMED_NUMBERS,
+    TRACKING_REGISTERS,
     WARPS,
     Device,
     Plan,
@@ -73,15 +73,18 @@ def unit_of(layout: str, places) -> int:
     return math.gcd(16 // t.element_size(), extent, *strides)
 
 
-def options(squeeze: str = "avg") -> dict:
+def options(registers: int | None = None) -> dict:
     """How the compiler is to build a kernel.
 
-    Peaks and ties are two more numbers an element: the assembler would rather spill than go without
-    its eight programs a multiprocessor.
+    ``registers``: of a thread, at most. None leaves it to the assembler, which stops at 64, for
+    eight programs a multiprocessor, even where it then spills.
     """
-    return dict(
-        num_warps=WARPS, enable_fp_fusion=True, maxnreg=None if squeeze == "avg" else REGISTERS
-    )
+    return dict(num_warps=WARPS, enable_fp_fusion=True, maxnreg=registers)
+
+
+def registers_for(squeeze: str, otherwise: int | None) -> int | None:
+    """Of a kernel that tracks maxima and ties where the squeeze has them."""
+    return otherwise if squeeze == "avg" else TRACKING_REGISTERS
 
 
 def constants(plan: Plan, layout: str, unit: int) -> dict:

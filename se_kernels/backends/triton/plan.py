@@ -6,7 +6,8 @@ The figures behind the numbers are counted in docs/triton.md.
 from dataclasses import dataclass
 
 WARPS = 4
-REGISTERS = 128  # a thread at most, where maxima are tracked
+BACKWARD_REGISTERS = 96  # a thread at most: twice the loads of forward in flight
+TRACKING_REGISTERS = 128  # where maxima and ties are tracked
 THREADS = 32 * WARPS
 RESIDENT_THREADS = 1024  # on a multiprocessor, at the kernels' 64 registers or fewer
 BLOCK_BYTES = 4096  # of x a program holds at a time: two 16-byte loads a thread

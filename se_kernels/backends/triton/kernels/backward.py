@@ -13,6 +13,7 @@ from se_kernels.backends.triton.launch import (
     on_device,
     options,
     plan_of,
+    registers_for,
     unit_of,
 )
 from se_kernels.backends.triton.phases.excite import (
@@ -35,6 +36,7 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import spread_gradient, squeeze_backward_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
+from se_kernels.backends.triton.plan import BACKWARD_REGISTERS
 
 _SIZES = ["x_image", "x_row", "dy_image", "dy_row", "y_image", "y_row", "dx_image", "dx_row"]
 _SIZES += [
@@ -185,7 +187,7 @@ def run_backward(
             SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
             GATE=gate,
             POST=post,
-            **options(squeeze),
+            **options(registers_for(squeeze, BACKWARD_REGISTERS)),
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )

@@ -11,6 +11,7 @@ from se_kernels.backends.triton.launch import (
     on_device,
     options,
     plan_of,
+    registers_for,
     unit_of,
 )
 from se_kernels.backends.triton.phases.excite import (
@@ -147,7 +148,7 @@ def run_forward(
             SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
             GATE=gate,
             POST=post,
-            **options(squeeze),
+            **options(registers_for(squeeze, None)),
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )

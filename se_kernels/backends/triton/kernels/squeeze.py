@@ -10,6 +10,7 @@ from se_kernels.backends.triton.launch import (
     on_device,
     options,
     plan_alone,
+    registers_for,
     unit_of,
 )
 from se_kernels.backends.triton.phases.scale import gather_scale_backward, scale_backward_tile
@@ -115,7 +116,7 @@ def _reduce(layout, x, z, peak, ties, squeeze) -> None:
             counters_of(plan, small),
             *alone(plan, x[0]),
             SQUEEZE=squeeze,
-            **options(squeeze),
+            **options(registers_for(squeeze, None)),
             **constants(plan, layout, unit_of(layout, [x])),
         )
 
@@ -139,6 +140,6 @@ def run_squeeze_backward(layout, g, x, dx, s, dz, squeeze) -> None:
             share,
             *alone(plan, x[0]),
             SQUEEZE=squeeze,
-            **options(squeeze),
+            **options(registers_for(squeeze, None)),
             **constants(plan, layout, unit_of(layout, [x, g, dx])),
         )
