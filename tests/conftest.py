@@ -24,7 +24,7 @@ KERNELS = [name for name in se_kernels.available_backends() if name != "referenc
 
 
 def pytest_collection_modifyitems(config, items):
-    """``triton(every=n)``: on Triton each n-th case of a test only, the first too.
+    """``sampled(every=n)``: on Triton each n-th case of a test only, the first too.
 
     Interpreted, a kernel takes some thousand times as long; compiled, each variant first takes a
     second. n shares no factor with the numbers of parameters, so every value of each parameter
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
         return
     seen, dropped = {}, []
     for item in items:
-        marker = item.get_closest_marker("triton")
+        marker = item.get_closest_marker("sampled")
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
         if marker is None or backend != "triton":
             continue

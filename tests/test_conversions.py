@@ -40,7 +40,7 @@ def every_pattern(dtype):
     return torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
-@pytest.mark.triton(every=0)
+@pytest.mark.sampled(every=0)
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
@@ -53,7 +53,7 @@ def test_every_bit_pattern_survives(kernel, device, dtype, form, weight_dtype):
     assert same_bits(y, x)
 
 
-@pytest.mark.triton(every=0)  # 65536 images
+@pytest.mark.sampled(every=0)  # 65536 images
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 @pytest.mark.parametrize("memory_format", ["nchw", "nhwc"])
 def test_every_bit_pattern_is_squeezed(backend, device, dtype, memory_format):
@@ -87,7 +87,7 @@ def random_floats(count):
     return bits.to(torch.int32).view(torch.float32)
 
 
-@pytest.mark.triton(every=0)
+@pytest.mark.sampled(every=0)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_rounding_of_float32(kernel, device, dtype, form):
@@ -111,7 +111,7 @@ def test_some_roundings_and_patterns(kernel, device, dtype):
     assert same_bits(scale_by(kernel, x, torch.ones(1, device=device)), x)
 
 
-@pytest.mark.triton(every=0)
+@pytest.mark.sampled(every=0)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_of_float64(kernel, device, dtype, form):
@@ -134,7 +134,7 @@ def units_in_the_last_place(result, exact):
     return (result.double() - exact).abs() / spacing
 
 
-@pytest.mark.triton(every=0)
+@pytest.mark.sampled(every=0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sigmoid(kernel, device, dtype):
     """Within 4 units in the last place over [-87, 90]; below, where 1 / (1 + exp(-e)) is no longer

@@ -31,7 +31,7 @@ def as_function(function, case, leaves):
     return block, [leaves[name] for name in present]
 
 
-@pytest.mark.triton(every=41)
+@pytest.mark.sampled(every=41)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("act", ACTS)
@@ -54,7 +54,7 @@ def test_gradcheck(kernel, device, squeeze, act, gate, layout):
         assert torch.autograd.gradgradcheck(block, tensors, fast_mode=True)
 
 
-@pytest.mark.triton(every=11)
+@pytest.mark.sampled(every=11)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 @pytest.mark.parametrize("post, residual", [("none", False), ("relu", True), ("relu", False)])
@@ -123,7 +123,7 @@ def penalised_training(function, case, steps, device):
     return losses, first
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_gradient_penalty_trains(kernel, device, layout, dtype):
@@ -207,7 +207,7 @@ class Calls(TorchDispatchMode):
 OP_ORDER = ("x", "residual", "w1", "w2", "b1", "b2")
 
 
-@pytest.mark.triton(every=11)
+@pytest.mark.sampled(every=11)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize(
     "need", [s for k in range(1, 7) for s in itertools.combinations(NAMES, k)], ids="-".join

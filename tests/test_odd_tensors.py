@@ -36,7 +36,7 @@ EMPTY = [
 ]
 
 
-@pytest.mark.triton(every=7)
+@pytest.mark.sampled(every=7)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -71,7 +71,7 @@ def test_sizes_of_zero(kernel, device, shape, reduced, squeeze, layout):
 PLACED = Case(shape=(3, 17, 5, 6), reduced=4, residual=True, post="relu", squeeze="avgmax")
 
 
-@pytest.mark.triton(every=7)
+@pytest.mark.sampled(every=7)
 @pytest.mark.parametrize("name", ["x", "residual", "dy"])
 @pytest.mark.parametrize("place", IMAGES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -101,7 +101,7 @@ def test_weights_placed_anyhow(kernel, device, name, place):
     check(PLACED, inputs, dy, run(kernel, inputs, dy, **PLACED.variant))
 
 
-@pytest.mark.triton(every=4)
+@pytest.mark.sampled(every=4)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 @pytest.mark.parametrize("expanded", [(0,), (1,), (2,), (3,), (2, 3), (0, 2, 3), (0, 1, 2, 3)])
 def test_expanded_x(kernel, device, expanded, squeeze):
@@ -111,7 +111,7 @@ def test_expanded_x(kernel, device, expanded, squeeze):
     check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 def test_expanded_dy_and_residual(kernel, device, post, layout):
@@ -219,7 +219,7 @@ def check_as_eager(case, inputs, dy, results):
             )
 
 
-@pytest.mark.triton(every=23)
+@pytest.mark.sampled(every=23)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -243,7 +243,7 @@ def test_not_finite(kernel, device, act, gate, squeeze, value, layout):
             check_as_eager(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", ["max", "avgmax"])
 @pytest.mark.parametrize("pixel", [0, 1, 4, 20, 34, 35, 36])
@@ -269,7 +269,7 @@ def test_overflow_gives_infinities(kernel, device, dtype):
 # --- ties ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.triton(every=7)
+@pytest.mark.sampled(every=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("squeeze", ["max", "avgmax"])
@@ -298,7 +298,7 @@ def test_ties_by_hand(kernel, device):
 # --- huge ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.triton(every=0)
+@pytest.mark.sampled(every=0)
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements(kernel, device, monkeypatch):
     """(1, 2, 32800, 32800) in bfloat16, 4.3 GB: indices past 2^31 in either layout, and past 2^30

@@ -84,7 +84,7 @@ def opcheck_all(arguments):
     torch.library.opcheck(ops.backward, backward_arguments(arguments))
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "no pixel"])
 def test_opcheck_layouts(forward_arguments, layout):
     opcheck_all(forward_arguments(layout))
@@ -99,7 +99,7 @@ def test_opcheck_no_pixel(forward_arguments):
     torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=untraced)
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize(
     "dtype, w_dtype",
     [
@@ -114,7 +114,7 @@ def test_opcheck_dtypes(forward_arguments, dtype, w_dtype):
     opcheck_all(forward_arguments("channels_last", dtype=dtype, w_dtype=w_dtype))
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(
     "variant",
     [
@@ -128,7 +128,7 @@ def test_opcheck_variants(forward_arguments, variant):
     opcheck_all(forward_arguments(variant=variant))
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
@@ -153,7 +153,7 @@ def described_fake(op, arguments):
         return described(op(*faked))
 
 
-@pytest.mark.triton(every=11)
+@pytest.mark.sampled(every=11)
 @pytest.mark.parametrize("dtype, w_dtype", [*itertools.product(DTYPES, DTYPES[:2])])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fakes_describe_the_real(forward_arguments, layout, dtype, w_dtype):

@@ -67,7 +67,7 @@ def assembled(request, backend):
 # --- right numbers -------------------------------------------------------------------------------
 
 
-@pytest.mark.triton(every=11)
+@pytest.mark.sampled(every=11)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("post", POSTS)
@@ -88,7 +88,7 @@ def test_every_variant(assembled, device, dtype, squeeze, post, residual, layout
         check(case, inputs, dy, run(assembled, inputs, dy, **case.variant))
 
 
-@pytest.mark.triton(every=7)
+@pytest.mark.sampled(every=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -137,7 +137,7 @@ def test_squeeze_gives_what_eager_gives(backend, device, dtype, layout):
         assert ((z.double() - exact).abs() <= eps * x.double().abs().amax((2, 3))).all()
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("s_shape", [(2, 5), (2, 5, 1, 1)])
 @pytest.mark.parametrize("s_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -200,7 +200,7 @@ def test_empty_tensors(backend, device, shape):
 # --- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.triton(every=11)
+@pytest.mark.sampled(every=11)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -225,7 +225,7 @@ def test_gradcheck(assembled, device, squeeze, post, layout):
     assert torch.autograd.gradgradcheck(block, leaves)
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize(
     "need", [s for k in range(1, 7) for s in itertools.combinations(NAMES, k)], ids="-".join
 )
@@ -417,7 +417,7 @@ def test_transforms_see_the_definition(backend, device):
 # --- the ops -------------------------------------------------------------------------------------
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(backend, device, dtype, layout):

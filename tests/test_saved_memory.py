@@ -22,7 +22,7 @@ def run_and_collect(kernel, leaves, variant):
     return y, saved
 
 
-@pytest.mark.triton(every=5)
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)

@@ -27,7 +27,7 @@ def test_automatic_choice_is_the_native_backend():
     assert se_kernels.dispatch.choose(torch.empty(1, 1, 1, 1)) == "cpu"
 
 
-@pytest.mark.triton(every=13)
+@pytest.mark.sampled(every=13)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("act", ACTS)
@@ -76,7 +76,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.triton(every=13)
+@pytest.mark.sampled(every=13)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape, reduced", SIZES)
@@ -87,7 +87,7 @@ def test_sizes(kernel, device, shape, reduced, layout, dtype):
     check_kernel(kernel, device, tail)
 
 
-@pytest.mark.triton(every=3)
+@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_of_another_dtype(kernel, device, dtype, weight_dtype):
@@ -131,7 +131,7 @@ REALISTIC = [
 ]
 
 
-@pytest.mark.triton(every=0)
+@pytest.mark.sampled(every=0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape, reduced", REALISTIC)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from se_kernels import SqueezeExcite
 
-pytestmark = pytest.mark.triton(every=0)  # it is not made for several threads
+pytestmark = pytest.mark.sampled(every=0)  # it is not made for several threads
 
 # large enough for several threads an image, and for whole images a thread
 SHAPES = [(1, 64, 28, 28), (5, 32, 28, 28)]
