@@ -1,6 +1,7 @@
 """Bad input: one error that names the argument, what was expected and what came; nothing is run."""
 
 import re
+from importlib import metadata
 
 import pytest
 import torch
@@ -205,6 +206,28 @@ def test_the_automatic_choice_says_why_it_falls_back(caplog):
         assert se_kernels.dispatch.choose(torch.empty(1, 1, 1, 1, device="meta")) == "reference"
     assert "cpu" in caplog.text
     assert "meta" in caplog.text or str(se_kernels.available_backends()["cpu"]) in caplog.text
+
+
+@pytest.mark.parametrize(
+    "triton, numpy, told",
+    [
+        ("3.6.0", "2.4.6", "needs NumPy before 2.4, got Triton 3.6.0 and NumPy 2.4.6"),
+        ("3.6.0", "2.3.9", None),
+        ("3.7.1", "2.4.0rc1", None),
+        ("3.10.0", "2.10", None),
+        ("3.9.0", None, "needs numpy, which is not installed"),
+    ],
+)
+def test_an_interpreter_that_cannot_run(monkeypatch, triton, numpy, told):
+    def version(name):
+        found = {"triton": triton, "numpy": numpy}[name]
+        if found is None:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(metadata, "version", version)
+    reason = se_kernels.backends.triton._interpreter_fault()
+    assert reason is None if told is None else told in reason
 
 
 # --- the layer -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Triton is imported by the first call, not before.
 import contextlib
 import importlib.util
 import os
+from importlib import metadata
 
 import torch
 from torch import Tensor
@@ -29,11 +30,33 @@ _MOST_PIXELS = 2**31 - 2**16  # of a channel: they are numbered in 32 bits
 _OLDEST = (7, 5)  # compute capability that Triton compiles for
 
 
+def _interpreter_fault() -> str | None:
+    try:
+        triton, numpy = (metadata.version(name) for name in ("triton", "numpy"))
+    except metadata.PackageNotFoundError as missing:
+        return f"the interpreter of Triton needs {missing.name}, which is not installed"
+    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
+        return (
+            "the interpreter of Triton before 3.7 needs NumPy before 2.4, "
+            f"got Triton {triton} and NumPy {numpy}"
+        )
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+_FAULT = _interpreter_fault() if _INSTALLED and _INTERPRETED else None
+
+
 def why_not() -> str | None:
     """Why Triton cannot be used on this machine, or None where it can."""
     if not _INSTALLED:
         return "triton is not installed: pip install triton"
-    if not _INTERPRETED and not torch.cuda.is_available():
+    if _INTERPRETED:
+        return _FAULT
+    if not torch.cuda.is_available():
         return "torch finds no GPU; with TRITON_INTERPRET=1 it takes tensors on a CPU"
     return None
 
