@@ -346,14 +346,21 @@ def test_tensors_the_kernels_do_not_take(se):
 def test_replica_of_data_parallel(network, native):
     """DataParallel's replicas hold their weights as plain attributes."""
     se_kernels.fuse(network)
-    replica = network.se._replicate_for_data_parallel()
+    x = torch.randn(2, CHANNELS, 3, 3)
+    with torch.no_grad():
+        network.se(x)  # what an inference remembers is not the replica's
+    replica, doubled = network.se._replicate_for_data_parallel(), copy.deepcopy(network.se)
     for name, fc in network.se.named_children():
         copied = fc._replicate_for_data_parallel()
         for key, p in fc._parameters.items():
-            setattr(copied, key, p.detach().clone())
+            setattr(copied, key, 2 * p.detach())
+            doubled._modules[name]._parameters[key].data *= 2
         replica._modules[name] = copied
-    x = torch.randn(2, CHANNELS, 3, 3)
-    assert torch.equal(replica(x), network.se(x))
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(replica(x), doubled(x))
+            assert not torch.equal(replica(x), network.se(x))
+    assert torch.equal(replica(x), doubled(x))
     assert ops_of(replica, x) == ["inference"]
 
 

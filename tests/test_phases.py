@@ -394,6 +394,20 @@ def test_compiles_without_a_graph_break(backend, device):
         torch.testing.assert_close(compiled, plain)
 
 
+def test_gradients_in_a_batch(assembled, device):
+    """torch.autograd.functional.jacobian(vectorize=True) and the like: backward under vmap."""
+    case = Case(dtype=torch.float64, act="silu", post="relu", residual=True)
+    inputs, _ = make(case, device)
+    leaves = [inputs[name].detach().requires_grad_() for name in NAMES]
+    y = assembled(**dict(zip(NAMES, leaves, strict=True)), **case.variant)
+    dys = torch.randn(3, *y.shape, dtype=torch.float64, device=device)
+    together = torch.autograd.grad(y, leaves, dys, is_grads_batched=True, retain_graph=True)
+    for i, dy in enumerate(dys):
+        alone = torch.autograd.grad(y, leaves, dy, retain_graph=True)
+        for batched, single in zip(together, alone, strict=True):
+            torch.testing.assert_close(batched[i], single)
+
+
 def test_transforms_see_the_definition(backend, device):
     fc = nn.Conv2d(4, 4, 1).to(device).double()
     x = torch.randn(3, 2, 4, 3, 3, device=device, dtype=torch.float64)

@@ -86,7 +86,7 @@ def _run_unchanged(module, plan, x):
         return None
     state = module.__dict__
     witness = state.get("se_kernels_witness")
-    if witness is None or not witness.holds():
+    if witness is None or not witness.holds(module):
         witness = witness_of(module, plan) if can_run(module, plan, x) else None
         if witness is None:
             return None

@@ -16,6 +16,7 @@ from se_kernels.fusion.run import Plan, child
 class Witness(NamedTuple):
     """What is compared, by identity. Made of a module that ``can_run`` has just passed."""
 
+    children: dict  # of the module; a replica of DataParallel takes the witness along, not these
     handles: int  # every hook that is registered anywhere counts RemovableHandle up
     # as ``direct.unchanged`` takes them
     entries: tuple[tuple[dict, str, object], ...]
@@ -23,10 +24,12 @@ class Witness(NamedTuple):
     fc1: dict  # parameters
     fc2: dict
 
-    def holds(self) -> bool:
+    def holds(self, module: nn.Module) -> bool:
         """Only where ``direct.is_open``."""
-        return RemovableHandle.next_id == self.handles and direct.unchanged(
-            self.entries, self.pieces
+        return (
+            module.__dict__["_modules"] is self.children
+            and RemovableHandle.next_id == self.handles
+            and direct.unchanged(self.entries, self.pieces)
         )
 
 
@@ -52,5 +55,5 @@ def witness_of(module: nn.Module, plan: Plan) -> Witness | None:
     fc1, fc2 = (child(module, path).__dict__["_parameters"] for path in (plan.fc1, plan.fc2))
     if not ("weight" in fc1 and "bias" in fc1 and "weight" in fc2 and "bias" in fc2):
         return None
-    handles = RemovableHandle.next_id
-    return Witness(handles, tuple(entries), tuple(pieces), fc1, fc2)
+    children, handles = state["_modules"], RemovableHandle.next_id
+    return Witness(children, handles, tuple(entries), tuple(pieces), fc1, fc2)
