@@ -170,3 +170,13 @@ def test_a_missing_core_named_in_the_environment_raises():
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: backend 'cpu' is not available: ")
     assert "undefined symbol: simulated" in last
+
+
+def test_importing_brings_no_compiler():
+    """Triton and torch's compiler take a second each to import: only a call that needs one does."""
+    script = (
+        "import sys, torch; before = set(sys.modules); import se_kernels; "
+        "late = set(sys.modules) - before; "
+        "print(sorted({'triton', 'torch._dynamo', 'torch._inductor'} & late))"
+    )
+    assert output("-c", script).strip() == "[]"

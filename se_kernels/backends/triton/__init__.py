@@ -70,12 +70,12 @@ def why_not_for(x: Tensor) -> str | None:
     return _why_not_on(x.device.index) if x.is_cuda else why_not()
 
 
-@torch.compiler.assume_constant_result
 def _why_not_on(index: int) -> str | None:
     reason = why_not()
-    if reason is None and torch.cuda.get_device_capability(index) < _OLDEST:
-        found = "{}.{}".format(*torch.cuda.get_device_capability(index))
-        return f"expected a GPU of compute capability 7.5 or later, got {found}"
+    if reason is None:
+        gpu = torch.cuda.get_device_properties(index)  # a constant to torch.compile
+        if (gpu.major, gpu.minor) < _OLDEST:
+            return f"expected a GPU of compute capability 7.5 or later, got {gpu.major}.{gpu.minor}"
     return reason
 
 
