@@ -1,0 +1,78 @@
+// The GPU that the tests pretend to have, the order of its work, and its launches: set and read by
+// ctypes (tests/host_gpu.py).
+#include <mutex>
+
+#include "machine.h"
+
+namespace se_kernels::cuda::host {
+namespace {
+
+std::mutex mutex;  // one launch at a time, of all threads of the process
+Gpu settings{0, 90, 4, 1 << 20, 227 << 10, 228 << 10, 64};
+unsigned seed = 1;
+int resident = 0;
+int launches = 0;
+std::string last_launch;
+
+void check(const Shape& shape) {
+  const auto expect = [&](bool right, const std::string& what) {
+    if (!right) fail(describe(shape) + ": invalid configuration: expected " + what);
+  };
+  constexpr int kMostThreads = 1024, kMostCluster = 16;
+  expect(shape.blocks > 0, "a block");
+  expect(shape.threads > 0 && shape.threads <= kMostThreads && shape.threads % kWarp == 0,
+         "whole warps, 1024 threads at most");
+  expect(shape.cluster > 0 && shape.cluster <= kMostCluster && shape.blocks % shape.cluster == 0,
+         "whole clusters, of 16 blocks at most");
+  expect(shape.cluster == 1 || settings.capability >= 90, "no clusters before 9.0");
+  expect(shape.shared_bytes >= 0 && shape.shared_bytes <= settings.shared_bytes,
+         std::to_string(settings.shared_bytes) + " bytes of shared memory at most");
+}
+
+}  // namespace
+
+Gpu gpu(int device) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  Gpu gpu = settings;
+  gpu.device = device;
+  return gpu;
+}
+
+void run(const Shape& shape, void (*thread)(const void*), const void* arguments) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  check(shape);
+  ++launches;
+  last_launch = describe(shape);
+  Launch(shape, thread, arguments, seed, resident).run();
+}
+
+}  // namespace se_kernels::cuda::host
+
+#define SE_EXPORT extern "C" __attribute__((visibility("default")))
+
+using namespace se_kernels::cuda::host;
+
+SE_EXPORT void se_host_set_gpu(int capability, int multiprocessors, int l2_bytes, int shared_bytes,
+                               int shared_bytes_in_all, int threads) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  settings = {0, capability, multiprocessors, l2_bytes, shared_bytes, shared_bytes_in_all, threads};
+}
+
+// seed 0: blocks, threads and copies in order, the copies as late as can be; else drawn.
+// resident: clusters at a time, 0 for all.
+SE_EXPORT void se_host_set_order(unsigned new_seed, int new_resident) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  seed = new_seed;
+  resident = new_resident;
+}
+
+SE_EXPORT int se_host_launches() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return launches;
+}
+
+// Writes the last launch's description, cut to the size.
+SE_EXPORT void se_host_last_launch(char* text, std::size_t size) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (size > 0) text[last_launch.copy(text, size - 1)] = '\0';
+}

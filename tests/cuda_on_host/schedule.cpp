@@ -1,0 +1,272 @@
+// A launch: which thread runs next, which cluster starts, when a copy is made, and how it ends.
+#include <algorithm>
+#include <exception>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "machine.h"
+
+namespace se_kernels::cuda::host {
+
+const ThreadFacts* here = nullptr;
+Launch* under_way = nullptr;
+
+namespace {
+
+constexpr int kMostThreads = 16384;    // at a time: each has a stack
+constexpr std::uint64_t kInVain = 20;  // questions for each thread, with nothing else happening
+constexpr unsigned kCopyChances[] = {1, 4, 16, 256};
+
+std::vector<std::unique_ptr<Fiber>> spare_fibers;
+
+std::uint32_t bit(std::uint32_t lane) { return std::uint32_t(1) << lane; }
+
+}  // namespace
+
+std::string name_of(const Block& block) { return "block " + std::to_string(block.index); }
+std::string name_of(const Thread& thread) {
+  return "thread " + std::to_string(thread.index) + " of " + name_of(*thread.warp->block);
+}
+
+void fail(const std::string& what) {
+  if (!under_way) throw std::runtime_error(what);
+  under_way->fail(what);
+}
+
+void turn(bool progress) {
+  progress ? under_way->progress() : under_way->asked_in_vain();
+  under_way->wait(at_turn);
+}
+
+Block::Block(const Shape& shape, Cluster* cluster_of, int rank)
+    : BlockFacts{0, shape.blocks, shape.threads, rank, shape.cluster, nullptr},
+      cluster_of(cluster_of),
+      memory(shape.shared_bytes),
+      warps(std::size_t(shape.threads / kWarp)) {
+  shared = memory.data();
+}
+
+Launch::Launch(const Shape& shape, void (*body)(const void*), const void* arguments, unsigned seed,
+               int resident)
+    : shape_(shape), body_(body), arguments_(arguments), in_order_(seed == 0), random_(seed) {
+  const int clusters = shape.blocks / shape.cluster,
+            most = std::max(1, kMostThreads / (shape.cluster * shape.threads));
+  order_.resize(std::size_t(clusters));
+  std::iota(order_.begin(), order_.end(), 0);
+  if (!in_order_) {
+    std::shuffle(order_.begin(), order_.end(), random_);
+    copy_chance_ = kCopyChances[any_of(std::size(kCopyChances))];
+  }
+
+  for (int slot = std::min({resident > 0 ? resident : clusters, clusters, most}); slot > 0;
+       --slot) {
+    slots_.push_back(std::make_unique<Cluster>());
+    Cluster& cluster = *slots_.back();
+    cluster.blocks.reserve(std::size_t(shape.cluster));
+    for (int rank = 0; rank < shape.cluster; ++rank) {
+      Block& block = cluster.blocks.emplace_back(shape, &cluster, rank);
+      for (int i = 0; i < shape.threads; ++i) {
+        Warp& warp = block.warps[std::size_t(i / kWarp)];
+        warp.block = &block;
+        if (spare_fibers.empty()) spare_fibers.push_back(std::make_unique<Fiber>(run_threads));
+        fibers_.push_back(std::move(spare_fibers.back()));
+        spare_fibers.pop_back();
+        warp.lanes[i % kWarp] = {{i, &block}, &warp, fibers_.back().get(), false, 0};
+      }
+    }
+  }
+  under_way = this;
+}
+
+Launch::~Launch() {
+  under_way = nullptr;
+  here = nullptr;
+  if (!error_.empty()) return;  // the fibers were left in mid-run: they go
+  std::move(fibers_.rbegin(), fibers_.rend(), std::back_inserter(spare_fibers));
+}
+
+void Launch::run() {
+  for (auto& cluster : slots_) start_next(*cluster);
+  running = draw();
+  here = running;
+  main_.switch_to(*running->fiber);
+  if (!error_.empty()) throw std::runtime_error(describe(shape_) + ": " + error_);
+}
+
+void Launch::fail(const std::string& what) {
+  error_ = what;
+  running->fiber->switch_to(main_);
+  std::terminate();  // nobody switches back
+}
+
+void Launch::start_next(Cluster& cluster) {
+  const int index = order_[started_++];
+  cluster.alive = shape_.cluster * shape_.threads;
+  cluster.arrived = 0;
+  cluster.phase = 0;
+  for (Block& block : cluster.blocks) {
+    block.index = index * shape_.cluster + block.rank;
+    block.memory.poison();
+    block.begun = false;
+    block.alive = shape_.threads;
+    block.at_barrier = 0;
+    block.barriers = 0;
+    block.arrivals.clear();
+    for (Warp& warp : block.warps) {
+      for (Thread& thread : warp.lanes) thread.arrived = false;
+      std::fill(std::begin(warp.waiting), std::end(warp.waiting), 0);
+      warp.shuffles = 0;
+      warp.ready = ~std::uint32_t(0);
+      warp.queued = true;
+      queue_.push_back(&warp);
+    }
+  }
+}
+
+// What every fiber runs: one thread after another.
+void Launch::run_threads() {
+  for (;;) {
+    std::string thrown;
+    try {
+      under_way->running->warp->block->begun = true;
+      under_way->body_(under_way->arguments_);
+    } catch (const std::exception& error) {
+      thrown = error.what();
+    } catch (...) {
+      thrown = "something unknown";
+    }
+    if (!thrown.empty()) under_way->fail(name_of(*under_way->running) + " threw: " + thrown);
+    under_way->end_thread();
+  }
+}
+
+void Launch::end_thread() {
+  const Thread& thread = *running;
+  Warp& warp = *thread.warp;
+  Block& block = *warp.block;
+  Cluster& cluster = *block.cluster_of;
+  progress();
+  if (block.at_barrier > 0)
+    fail("divergent barrier: " + name_of(thread) + " has returned, " +
+         std::to_string(block.at_barrier) + " threads wait at a block_barrier");
+  if (warp.waiting[at_shuffle] != 0)
+    fail("divergent shuffle: " + name_of(thread) + " has returned, others wait at a shuffle_xor");
+  if (thread.arrived)
+    fail(name_of(thread) + " has returned between cluster_arrive and cluster_wait");
+  --cluster.alive;
+  if (--block.alive == 0) {
+    check_copies_ended(block);
+    if (!block.memory.intact()) fail(name_of(block) + " wrote past its shared memory");
+  }
+  if (cluster.alive > 0) {
+    release_if_all_arrived(cluster);
+  } else {
+    ++ended_;
+    warp_ = nullptr;
+    if (started_ < order_.size()) start_next(cluster);
+  }
+  go_on();
+}
+
+void Launch::wait(Wait what) {
+  running->warp->waiting[what] |= bit(running->lane());
+  go_on();
+}
+
+void Launch::wake(Warp& warp, Wait what) {
+  warp.ready |= warp.waiting[what];
+  warp.waiting[what] = 0;
+  if (warp.ready == 0 || warp.queued || &warp == warp_) return;
+  warp.queued = true;
+  queue_.push_back(&warp);
+}
+
+void Launch::wake(Block& block, Wait what) {
+  for (Warp& warp : block.warps) wake(warp, what);
+}
+
+// Whoever is drawn runs; returns when the thread that called is drawn again.
+void Launch::go_on() {
+  Thread& before = *running;
+  Thread* const next = draw();
+  if (!next) {
+    if (ended_ < order_.size()) error_ = deadlock();
+    before.fiber->switch_to(main_);
+  } else if (next != &before) {
+    running = next;
+    here = next;
+    before.fiber->switch_to(*next->fiber);
+  }
+}
+
+std::size_t Launch::any_of(std::size_t count) { return in_order_ ? 0 : random_() % count; }
+
+Thread* Launch::draw() {
+  for (;;) {
+    if (warp_ && warp_->ready != 0) {
+      const int lane = __builtin_ctz(warp_->ready);
+      warp_->ready &= warp_->ready - 1;
+      return &warp_->lanes[lane];
+    }
+    if (Warp* const warp = std::exchange(warp_, nullptr)) wake(*warp, at_turn);
+    const bool stuck = queue_.empty() || in_vain_ > kInVain * fibers_.size();
+    if (!copies.empty() && (stuck || (!in_order_ && any_of(copy_chance_) == 0))) {
+      const auto at = copies.begin() + std::ptrdiff_t(any_of(copies.size()));
+      const Copy copy = *at;
+      copies.erase(at);
+      progress();
+      make(copy);
+    } else if (stuck) {
+      return nullptr;
+    } else {
+      const auto at = queue_.begin() + std::ptrdiff_t(any_of(queue_.size()));
+      warp_ = *at;
+      warp_->queued = false;
+      queue_.erase(at);
+    }
+  }
+}
+
+std::string Launch::deadlock() const {
+  static const char* const kPlaces[kWaits] = {"ask in vain (pause, read_count)",
+                                              "at a block_barrier", "at a cluster_wait",
+                                              "at a shuffle_xor", "at a wait_arrivals"};
+  constexpr int kMostBlocks = 8;
+  std::string report = "deadlock";
+  int blocks = 0;
+  for (const auto& cluster : slots_)
+    for (const Block& block : cluster->blocks) {
+      if (block.alive == 0 || ++blocks > kMostBlocks) continue;
+      report += "; " + name_of(block) + ":";
+      for (int wait = 0; wait < kWaits; ++wait) {
+        int threads = 0;
+        for (const Warp& warp : block.warps)
+          threads += __builtin_popcount(warp.waiting[wait] | (wait == at_turn ? warp.ready : 0));
+        if (threads > 0)
+          report += " " + std::to_string(threads) + " threads " + kPlaces[wait] + ",";
+      }
+      if (block.alive < block.threads)
+        report += " " + std::to_string(block.threads - block.alive) + " threads have returned,";
+      report += outstanding(block);
+      if (report.back() == ',') report.pop_back();
+    }
+  if (blocks > kMostBlocks)
+    report += "; and " + std::to_string(blocks - kMostBlocks) + " blocks more";
+  if (started_ < order_.size())
+    report += "; " + std::to_string(order_.size() - started_) + " clusters have not started";
+  return report;
+}
+
+}  // namespace se_kernels::cuda::host
+
+// What a failed assert() of a kernel calls, in place of the C library's.
+extern "C" __attribute__((visibility("hidden"))) void __assert_fail(const char* assertion,
+                                                                    const char* file, unsigned line,
+                                                                    const char*) noexcept {
+  using namespace se_kernels::cuda::host;
+  const std::string what =
+      std::string("assertion '") + assertion + "' failed, " + file + ":" + std::to_string(line);
+  if (!under_way) std::terminate();
+  under_way->fail(name_of(*under_way->running) + ": " + what);
+}

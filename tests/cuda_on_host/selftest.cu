@@ -1,0 +1,395 @@
+// Kernels for tests/test_cuda_on_host.py: some are right, some misuse the machine in one way each.
+#undef NDEBUG
+#include <cassert>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/primitives.cuh"
+#include "cuda/runtime.cuh"
+
+namespace se_kernels::cuda {
+namespace {
+
+struct Parameters {
+  const float* in;
+  float* out;
+  std::uint32_t* counters;
+  int size;
+};
+
+using Kernel = void (*)(Parameters);
+
+SE_DEVICE float warp_sum(float v) {
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
+  return v;
+}
+
+SE_DEVICE float block_sum(float v, float* scratch) {
+  v = warp_sum(v);
+  if (thread_index() % kWarp == 0) scratch[thread_index() / kWarp] = v;
+  block_barrier();
+  float sum = 0;
+  for (int warp = 0; warp < thread_count() / kWarp; ++warp) sum += scratch[warp];
+  block_barrier();
+  return sum;
+}
+
+// ---- right
+
+// Each block has `size` numbers of `in`, which come in two halves, the second over the first; out
+// gets, of every block, the sum of its whole cluster.
+SE_KERNEL(256, 1) cluster_sums(SE_PARAMETER Parameters p) {
+  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
+  auto* total = reinterpret_cast<float*>(shared_memory() + 16);
+  auto* scratch = reinterpret_cast<float*>(shared_memory() + 128);
+  auto* x = reinterpret_cast<float*>(shared_memory() + 256);
+  const int half = p.size / 2;
+  if (thread_index() == 0) start_arrivals(arrivals);
+  block_barrier();
+  float sum = 0;
+  for (int phase = 0; phase < 2; ++phase) {
+    if (thread_index() == 0) {
+      expect_bytes(arrivals, std::uint32_t(half * 4));
+      for (int part = 0; part < 2; ++part)
+        bulk_load(x + part * half / 2,
+                  p.in + block_index() * p.size + phase * half + part * half / 2,
+                  std::uint32_t(half * 2), arrivals);
+    }
+    wait_arrivals(arrivals, std::uint32_t(phase));
+    for (int i = thread_index(); i < half; i += thread_count()) sum += x[i];
+    sum = phase == 0 ? sum : block_sum(sum, scratch);
+    block_barrier();
+  }
+  if (thread_index() == 0) *total = sum;
+  cluster_arrive();
+  cluster_wait();
+  float all = 0;
+  for (int rank = 0; rank < cluster_size(); ++rank) all += load_remote(total, rank);
+  cluster_arrive();
+  if (thread_index() == 0) p.out[block_index()] = all;
+  cluster_wait();
+}
+
+// Blocks take tickets until there are no more. The first half of the tickets writes; the second
+// half waits for all of it, and reads. out gets the block of each ticket.
+SE_KERNEL(64, 1) tickets(SE_PARAMETER Parameters p) {
+  auto* ticket = reinterpret_cast<int*>(shared_memory());
+  for (;;) {
+    if (thread_index() == 0) *ticket = int(take(p.counters));
+    block_barrier();
+    const int mine = *ticket, half = p.size / 2;
+    block_barrier();
+    if (mine >= p.size) return;
+    if (mine < half) {
+      if (thread_index() == 0) {
+        p.out[mine] = float(block_index());
+        count_in(p.counters + 1);
+      }
+      continue;
+    }
+    if (thread_index() == 0) {
+      while (int(read_count(p.counters + 1)) < half) pause();
+      for (int i = 0; i < half; ++i)
+        if (load_shared_result(p.out + i) < 0) p.counters[2] = 1;
+      p.out[mine] = float(block_index());
+    }
+  }
+}
+
+// out: x as float16 and bfloat16 and back, in pairs and singly, of `size` numbers.
+SE_KERNEL(64, 1) conversions(SE_PARAMETER Parameters p) {
+  auto* words = reinterpret_cast<std::uint32_t*>(p.out);
+  for (int i = thread_index(); i < p.size; i += thread_count()) {
+    float16 half;
+    bfloat16 brain;
+    narrow(p.in[i], half);
+    narrow(p.in[i], brain);
+    words[i] = half.bits | std::uint32_t(brain.bits) << 16;
+    p.out[p.size + i] = widen(half);
+    p.out[2 * p.size + i] = widen(brain);
+    float low, high;
+    const float other = p.in[p.size - 1 - i];
+    float16 other_half;
+    narrow(other, other_half);
+    const std::uint32_t pair = narrow_pair(p.in[i], other, half);
+    widen_pair(pair, half, low, high);
+    const bool right = pair == (half.bits | std::uint32_t(other_half.bits) << 16) &&
+                       float_to_word(low) == float_to_word(widen(half)) &&
+                       float_to_word(high) == float_to_word(widen(other_half));
+    if (!right) p.counters[0] += 1;
+  }
+}
+
+SE_KERNEL(64, 1) vectors(SE_PARAMETER Parameters p) {
+  for (int i = 4 * thread_index(); i < p.size; i += 4 * thread_count()) {
+    const Vector16 v = i % 8 == 0 ? load_keep(p.in + i) : load_drop(p.in + i);
+    i % 8 == 0 ? store_keep(p.out + i, v) : store_stream(p.out + i, v);
+  }
+}
+
+// What is in shared memory before anybody wrote there.
+SE_KERNEL(64, 1) unwritten(SE_PARAMETER Parameters p) {
+  const auto* shared = reinterpret_cast<const float*>(shared_memory());
+  if (thread_index() == 0) p.out[block_index()] = shared[p.size - 1];
+  block_barrier();
+  reinterpret_cast<float*>(shared_memory())[thread_index()] = 1;
+}
+
+SE_KERNEL(64, 1) switches(SE_PARAMETER Parameters p) {
+  for (int i = 0; i < p.size; ++i) block_barrier();
+}
+
+// ---- wrong
+
+SE_KERNEL(64, 1) waits_for_the_last_block(SE_PARAMETER Parameters p) {
+  if (block_index() == block_count() - 1) {
+    if (thread_index() == 0) count_in(p.counters);
+  } else {
+    if (thread_index() == 0)
+      while (read_count(p.counters) == 0) pause();
+    block_barrier();
+  }
+}
+
+SE_KERNEL(64, 1) returns_before_a_barrier(SE_PARAMETER Parameters) {
+  if (thread_index() == 5) return;
+  block_barrier();
+}
+
+SE_KERNEL(64, 1) waits_at_different_places(SE_PARAMETER Parameters) {
+  if (thread_index() % 2 == 0) {
+    block_barrier();
+  } else {
+    cluster_arrive();
+    cluster_wait();
+  }
+}
+
+SE_KERNEL(64, 1) shuffles_without_a_lane(SE_PARAMETER Parameters p) {
+  if (thread_index() != 33) p.out[thread_index()] = shuffle_xor(1.f, 1);
+}
+
+SE_KERNEL(64, 1) shuffles_beyond_the_warp(SE_PARAMETER Parameters p) {
+  p.out[thread_index()] = shuffle_xor(1.f, kWarp);
+}
+
+SE_KERNEL(64, 1) loads_misaligned(SE_PARAMETER Parameters p) { load_keep(p.in + 1); }
+SE_KERNEL(64, 1) stores_misaligned(SE_PARAMETER Parameters p) { store_stream(p.out + 2, {}); }
+
+SE_KERNEL(64, 1) arrives_twice(SE_PARAMETER Parameters) {
+  cluster_arrive();
+  cluster_arrive();
+}
+SE_KERNEL(64, 1) waits_without_arriving(SE_PARAMETER Parameters) { cluster_wait(); }
+SE_KERNEL(64, 1) returns_before_waiting(SE_PARAMETER Parameters) { cluster_arrive(); }
+
+SE_KERNEL(64, 1) reads_a_block_that_has_ended(SE_PARAMETER Parameters p) {
+  cluster_arrive();
+  cluster_wait();
+  if (cluster_rank() == 0) return;
+  if (thread_index() == 0)
+    for (int i = 0; i < 1000; ++i) pause();
+  block_barrier();
+  p.out[0] = load_remote(reinterpret_cast<const float*>(shared_memory()), 0);
+}
+SE_KERNEL(64, 1) reads_a_block_that_has_not_begun(SE_PARAMETER Parameters p) {
+  if (block_index() == 0 && thread_index() == 0)
+    p.out[0] = load_remote(reinterpret_cast<const float*>(shared_memory()), 1);
+}
+SE_KERNEL(64, 1) reads_beyond_the_cluster(SE_PARAMETER Parameters p) {
+  p.out[0] = load_remote(reinterpret_cast<const float*>(shared_memory()), cluster_size());
+}
+SE_KERNEL(64, 1) reads_remote_global_memory(SE_PARAMETER Parameters p) {
+  p.out[0] = load_remote(p.in, 0);
+}
+
+SE_KERNEL(64, 1) writes_past_its_shared_memory(SE_PARAMETER Parameters p) {
+  if (thread_index() == 0) shared_memory()[p.size] = 0;
+}
+
+SE_KERNEL(64, 1) throws(SE_PARAMETER Parameters) {
+  if (thread_index() == 7) throw std::runtime_error("seven");
+}
+
+SE_KERNEL(64, 1) asserts(SE_PARAMETER Parameters) { assert(thread_index() != 9); }
+
+// One thread, arrivals at 0 and room at 16 of the shared memory.
+template <class Body>
+SE_DEVICE void with_arrivals(const Body& body) {
+  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
+  if (thread_index() == 0) {
+    start_arrivals(arrivals);
+    body(arrivals, shared_memory() + 16);
+  }
+  block_barrier();
+}
+
+SE_KERNEL(64, 1) reads_before_waiting(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    auto* x = reinterpret_cast<float*>(room);
+    x[3] = 1;
+    expect_bytes(arrivals, 16);
+    bulk_load(x, p.in, 16, arrivals);
+    p.out[0] = x[3];
+    wait_arrivals(arrivals, 0);
+    p.out[1] = x[3];
+  });
+}
+SE_KERNEL(64, 1) expects_too_much(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    expect_bytes(arrivals, 64);
+    bulk_load(room, p.in, 32, arrivals);
+    wait_arrivals(arrivals, 0);
+  });
+}
+SE_KERNEL(64, 1) expects_too_little(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    expect_bytes(arrivals, 16);
+    bulk_load(room, p.in, 32, arrivals);
+  });
+}
+SE_KERNEL(64, 1) expects_too_little_afterwards(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    bulk_load(room, p.in, 32, arrivals);
+    expect_bytes(arrivals, 16);
+  });
+}
+SE_KERNEL(64, 1) expects_twice(SE_PARAMETER Parameters) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char*) {
+    expect_bytes(arrivals, 16);
+    expect_bytes(arrivals, 16);
+  });
+}
+SE_KERNEL(64, 1) waits_for_the_wrong_phase(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    expect_bytes(arrivals, 16);
+    bulk_load(room, p.in, 16, arrivals);
+    wait_arrivals(arrivals, 0);
+    wait_arrivals(arrivals, 1);
+    wait_arrivals(arrivals, 0);
+    p.out[0] = 1;
+    expect_bytes(arrivals, 16);
+    wait_arrivals(arrivals, 1);
+  });
+}
+SE_KERNEL(64, 1) waits_for_parity_two(SE_PARAMETER Parameters) {
+  with_arrivals([](std::uint64_t* arrivals, unsigned char*) { wait_arrivals(arrivals, 2); });
+}
+SE_KERNEL(64, 1) loads_an_odd_size(SE_PARAMETER Parameters p) {
+  with_arrivals(
+      [&](std::uint64_t* arrivals, unsigned char* room) { bulk_load(room, p.in, 24, arrivals); });
+}
+SE_KERNEL(64, 1) loads_from_an_odd_address(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    bulk_load(room, p.in + 1, 16, arrivals);
+  });
+}
+SE_KERNEL(64, 1) loads_past_its_shared_memory(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    bulk_load(room, p.in, std::uint32_t(p.size), arrivals);
+  });
+}
+SE_KERNEL(64, 1) loads_over_a_load(SE_PARAMETER Parameters p) {
+  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
+    expect_bytes(arrivals, 64);
+    bulk_load(room, p.in, 32, arrivals);
+    bulk_load(room + 16, p.in, 32, arrivals);
+  });
+}
+SE_KERNEL(64, 1) ends_before_a_load(SE_PARAMETER Parameters p) {
+  if (thread_index() != 0) return;
+  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
+  start_arrivals(arrivals);
+  expect_bytes(arrivals, 16);
+  bulk_load(shared_memory() + 16, p.in, 16, arrivals);
+}
+SE_KERNEL(64, 1) ends_before_its_bytes(SE_PARAMETER Parameters) {
+  with_arrivals([](std::uint64_t* arrivals, unsigned char*) { expect_bytes(arrivals, 16); });
+}
+SE_KERNEL(64, 1) starts_twice(SE_PARAMETER Parameters) {
+  with_arrivals([](std::uint64_t* arrivals, unsigned char*) { start_arrivals(arrivals); });
+}
+SE_KERNEL(64, 1) never_starts(SE_PARAMETER Parameters) {
+  wait_arrivals(reinterpret_cast<std::uint64_t*>(shared_memory()), 0);
+}
+SE_KERNEL(64, 1) waits_without_a_barrier(SE_PARAMETER Parameters p) {
+  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
+  if (thread_index() == 0) {
+    start_arrivals(arrivals);
+    expect_bytes(arrivals, 16);
+    bulk_load(shared_memory() + 16, p.in, 16, arrivals);
+  }
+  for (int i = 0; i < 10; ++i) pause();
+  wait_arrivals(arrivals, 0);
+}
+
+struct Named {
+  const char* name;
+  Kernel kernel;
+};
+
+#define SE_NAMED(kernel) {#kernel, kernel}
+constexpr Named kKernels[] = {
+    SE_NAMED(cluster_sums),
+    SE_NAMED(tickets),
+    SE_NAMED(conversions),
+    SE_NAMED(vectors),
+    SE_NAMED(unwritten),
+    SE_NAMED(switches),
+    SE_NAMED(waits_for_the_last_block),
+    SE_NAMED(returns_before_a_barrier),
+    SE_NAMED(waits_at_different_places),
+    SE_NAMED(shuffles_without_a_lane),
+    SE_NAMED(shuffles_beyond_the_warp),
+    SE_NAMED(loads_misaligned),
+    SE_NAMED(stores_misaligned),
+    SE_NAMED(arrives_twice),
+    SE_NAMED(waits_without_arriving),
+    SE_NAMED(returns_before_waiting),
+    SE_NAMED(reads_a_block_that_has_ended),
+    SE_NAMED(reads_a_block_that_has_not_begun),
+    SE_NAMED(reads_beyond_the_cluster),
+    SE_NAMED(reads_remote_global_memory),
+    SE_NAMED(writes_past_its_shared_memory),
+    SE_NAMED(throws),
+    SE_NAMED(asserts),
+    SE_NAMED(reads_before_waiting),
+    SE_NAMED(expects_too_much),
+    SE_NAMED(expects_too_little),
+    SE_NAMED(expects_too_little_afterwards),
+    SE_NAMED(expects_twice),
+    SE_NAMED(waits_for_the_wrong_phase),
+    SE_NAMED(waits_for_parity_two),
+    SE_NAMED(loads_an_odd_size),
+    SE_NAMED(loads_from_an_odd_address),
+    SE_NAMED(loads_past_its_shared_memory),
+    SE_NAMED(loads_over_a_load),
+    SE_NAMED(ends_before_a_load),
+    SE_NAMED(ends_before_its_bytes),
+    SE_NAMED(starts_twice),
+    SE_NAMED(never_starts),
+    SE_NAMED(waits_without_a_barrier),
+};
+
+}  // namespace
+}  // namespace se_kernels::cuda
+
+// Launches a kernel by its name; the launch's error, cut to the size, or nothing.
+extern "C" __attribute__((visibility("default"))) void se_selftest(
+    const char* name, int blocks, int threads, int cluster, int shared_bytes, const float* in,
+    float* out, std::uint32_t* counters, int size, char* error, std::size_t error_size) {
+  using namespace se_kernels::cuda;
+  std::string what = std::string("no kernel ") + name;
+  for (const Named& named : kKernels)
+    if (what.substr(10) == named.name) {
+      try {
+        what.clear();
+        launch<Parameters>(named.kernel, {in, out, counters, size},
+                           {name, blocks, threads, cluster, shared_bytes}, nullptr);
+      } catch (const std::exception& thrown) {
+        what = thrown.what();
+      }
+      break;
+    }
+  if (error_size > 0) error[what.copy(error, error_size - 1)] = '\0';
+}

@@ -1,0 +1,72 @@
+"""A library of ``tests/cuda_on_host``: its pretended GPU, the order of its work, its launches.
+
+``make cuda-on-host`` builds them. SE_KERNELS_CUDA_ON_HOST names another folder of them.
+"""
+
+import contextlib
+import ctypes
+import os
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(os.environ.get("SE_KERNELS_CUDA_ON_HOST") or ROOT / "build" / "cuda_on_host")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Small, so that small tensors are cut into many parts."""
+
+    capability: int = 90
+    multiprocessors: int = 4
+    l2_bytes: int = 1 << 20
+    shared_bytes: int = 227 << 10  # that a block may have
+    shared_bytes_in_all: int = 228 << 10  # of a multiprocessor
+    threads: int = 64  # of a block
+
+
+class HostGpu:
+    """What the library at ``path`` pretends to run on, with ``Gpu()`` and the order of seed 1."""
+
+    def __init__(self, path: Path):
+        self.library = ctypes.CDLL(str(path))
+        self._set_gpu, self._order = self.library.se_host_set_gpu, (1, 0)
+        self._gpu = Gpu()
+        self._set_gpu(*astuple(self._gpu))
+        self.library.se_host_set_order(*self._order)
+
+    @contextlib.contextmanager
+    def gpu(self, gpu: Gpu):
+        """Pretends to be ``gpu`` meanwhile."""
+        before, self._gpu = self._gpu, gpu
+        self._set_gpu(*astuple(gpu))
+        try:
+            yield
+        finally:
+            self._gpu = before
+            self._set_gpu(*astuple(before))
+
+    @contextlib.contextmanager
+    def order(self, seed: int, resident: int = 0):
+        """Meanwhile blocks, threads and copies come in the order that ``seed`` draws.
+
+        With seed 0 all come in turn, and copies as late as they can. ``resident`` clusters run at
+        a time, all with 0.
+        """
+        before, self._order = self._order, (seed, resident)
+        self.library.se_host_set_order(seed, resident)
+        try:
+            yield
+        finally:
+            self._order = before
+            self.library.se_host_set_order(*before)
+
+    def launches(self) -> int:
+        """The number of launches so far."""
+        return self.library.se_host_launches()
+
+    def last_launch(self) -> str:
+        """The kernel and the configuration of the last launch."""
+        text = ctypes.create_string_buffer(1000)
+        self.library.se_host_last_launch(text, ctypes.c_size_t(len(text)))
+        return text.value.decode()
