@@ -31,7 +31,7 @@ export PATH := $(dir $(PY)):$(PATH)
 
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help requirements env test bench gpu lint format sanitize clean
+.PHONY: help requirements env cuda-on-host test bench gpu lint format sanitize clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -46,7 +46,17 @@ env: $(PY)
 	@$(PY) tools/dev_env.py --build
 	@$(PY) -m se_kernels
 
-test: env
+# The CUDA backend for the tests of a machine without a GPU: no nvcc, and no header of CUDA.
+CUDA_ON_HOST := $(CURDIR)/build/cuda_on_host
+build_cuda_on_host = \
+  cmake -S tests/cuda_on_host -B $(1) -G Ninja -DPython_EXECUTABLE=$(PY) \
+    -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)" $(2) $${CMAKE_ARGS:-} > /dev/null; \
+  cmake --build $(1)
+
+cuda-on-host: env
+	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
+
+test: env cuda-on-host
 	$(PYTEST) $(PYTEST_ARGS)
 
 bench: env
@@ -58,19 +68,21 @@ GPU_STAGES ?=
 gpu:
 	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu.py $(GPU_STAGES)
 
+NATIVE_SOURCES := find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'
+
 lint: requirements
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PYTHONPATH=$(CURDIR) lint-imports
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' \
-	  | xargs clang-format --dry-run --Werror
+	$(NATIVE_SOURCES) | xargs clang-format --dry-run --Werror
 
 format: requirements
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' | xargs clang-format -i
+	$(NATIVE_SOURCES) | xargs clang-format -i
 
-# The native core under AddressSanitizer and UndefinedBehaviorSanitizer (GCC). `pytest`, not
+# The native core, and the CUDA backend on the host, under AddressSanitizer and
+# UndefinedBehaviorSanitizer (GCC). `pytest`, not
 # `python -m pytest`, and an empty pythonpath: the checkout must not come before the sanitized copy.
 SANITIZED := $(CURDIR)/build/sanitize
 CXX_FOR_SANITIZE := $(if $(filter default,$(origin CXX)),g++,$(CXX))
@@ -80,10 +92,12 @@ sanitize: env
 	rm -rf $(SANITIZED)
 	SE_KERNELS_CPU=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_SANITIZE=ON" \
 	  $(PY) -m pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) .
+	$(call build_cuda_on_host,$(CUDA_ON_HOST)_sanitized,-DSE_KERNELS_SANITIZE=ON)
 	files="$$(grep -l 'mark\.native' tests/test_*.py)"; \
 	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	PYTHONPATH=$(SANITIZED):$(CURDIR) SE_KERNELS_SANITIZED=$(SANITIZED) \
+	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized \
 	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" -k "not triton" $(PYTEST_ARGS) $$files
 
 clean:

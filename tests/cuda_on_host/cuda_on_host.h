@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "cuda/api.h"
+#include "cuda/launch.h"
 #include "cuda/primitives.cuh"
 
 #define SE_DEVICE inline
@@ -35,7 +36,6 @@ extern const ThreadFacts* here;  // the thread that runs
 void turn(bool progress);  // lets others run; progress: not merely to ask again
 std::uint64_t exchange(std::uint64_t bits, int mask);
 const float* remote(const float* p, int rank);
-Gpu gpu(int device);
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments);
 
 inline void check_aligned(const void* p, const char* call) {
@@ -174,7 +174,7 @@ void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity);
 SE_DEVICE void order_before_bulk_load() {}
 
 // ---- the runtime
-inline Gpu gpu_at(int device) { return host::gpu(device); }
+Gpu properties_of(int device);
 
 class OnDevice {
  public:

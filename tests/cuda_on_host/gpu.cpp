@@ -4,7 +4,8 @@
 
 #include "machine.h"
 
-namespace se_kernels::cuda::host {
+namespace se_kernels::cuda {
+namespace host {
 namespace {
 
 std::mutex mutex;  // one launch at a time, of all threads of the process
@@ -31,13 +32,6 @@ void check(const Shape& shape) {
 
 }  // namespace
 
-Gpu gpu(int device) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  Gpu gpu = settings;
-  gpu.device = device;
-  return gpu;
-}
-
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments) {
   const std::lock_guard<std::mutex> lock(mutex);
   check(shape);
@@ -46,7 +40,16 @@ void run(const Shape& shape, void (*thread)(const void*), const void* arguments)
   Launch(shape, thread, arguments, seed, resident).run();
 }
 
-}  // namespace se_kernels::cuda::host
+}  // namespace host
+
+Gpu properties_of(int device) {
+  const std::lock_guard<std::mutex> lock(host::mutex);
+  Gpu gpu = host::settings;
+  gpu.device = device;
+  return gpu;
+}
+
+}  // namespace se_kernels::cuda
 
 #define SE_EXPORT extern "C" __attribute__((visibility("default")))
 
