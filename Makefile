@@ -82,8 +82,8 @@ format: requirements
 	$(NATIVE_SOURCES) | xargs clang-format -i
 
 # The native core, and the CUDA backend on the host, under AddressSanitizer and
-# UndefinedBehaviorSanitizer (GCC). `pytest`, not
-# `python -m pytest`, and an empty pythonpath: the checkout must not come before the sanitized copy.
+# UndefinedBehaviorSanitizer (GCC). `pytest`, not `python -m pytest`, and an empty pythonpath: the
+# checkout must not come before the sanitized copy.
 SANITIZED := $(CURDIR)/build/sanitize
 CXX_FOR_SANITIZE := $(if $(filter default,$(origin CXX)),g++,$(CXX))
 runtime = $(shell $(CXX_FOR_SANITIZE) -print-file-name=$(1))
