@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import se_kernels
-from se_kernels.models import ResNet, Stage
+from se_kernels.models import SE, ResNet, Stage
 
 BATCH = 64
 STAGES = (  # 3×3, 3×3 convolutions; 8×8 and 4×4 pixels
@@ -45,9 +45,8 @@ def digits():
 def train(se, images, labels, epochs, seed, backend, advance):
     """The trained network, and the loss of every step."""
     torch.manual_seed(seed)
-    model = ResNet(
-        STAGES, 10, in_channels=1, stem="cifar", se=se, rd_ratio=1 / 4, backend=backend
-    ).train()
+    blocks = SE(fused=se == "fused", rd_ratio=1 / 4, backend=backend)
+    model = ResNet(STAGES, 10, se=blocks, in_channels=1, stem="cifar").train()
     steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -1,0 +1,158 @@
+"""The SE blocks of a network: which, where, and made of what (sections 3 and 6)."""
+
+from dataclasses import dataclass
+from numbers import Real
+
+from torch import Tensor, nn
+
+from se_kernels import reference
+from se_kernels.module import SqueezeExcite
+from se_kernels.variants import ACTS, GATES, SQUEEZES
+
+# Fig. 5, and "3x3" of Table 15
+INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
+
+
+@dataclass(frozen=True)
+class SE:
+    """The SE blocks of a network. The defaults are the paper's own.
+
+    Args:
+        fused: ``se_kernels.SqueezeExcite``; False: the same as separate PyTorch operations, with
+            the same parameters under the same names.
+        rd_ratio: 1/r (Table 10). C channels are reduced to R = round(C * rd_ratio), at least 1.
+        bias: biases in both FCs; section 6 leaves them out.
+        squeeze: "avg", "max" (Table 11), "avgmax", or None: no pooling, the FCs become 1×1
+            convolutions on every pixel (NoSqueeze, section 7.1 and Table 16). There nothing can
+            be fused: ``fused`` then changes nothing.
+        act: δ, a name of ``variants.ACTS``.
+        gate: σ, "sigmoid", "tanh", "relu" (Table 12) or "hardsigmoid".
+        stages: the numbers of the stages that have SE blocks (Table 13), or None for all. Stages
+            are numbered as in the paper: in a residual network they are 2 to 5.
+        integration: where in a residual block: "standard", "pre", "post", "identity" (Table 14,
+            Fig. 5) or "3x3", after the 3×3 convolution of a bottleneck (Table 15).
+        backend: of the fused blocks; None chooses by itself.
+
+    Raises:
+        ValueError: a value not as above.
+    """
+
+    fused: bool = True
+    rd_ratio: float = 1 / 16
+    bias: bool = False
+    squeeze: str | None = "avg"
+    act: str = "relu"
+    gate: str = "sigmoid"
+    stages: tuple[int, ...] | None = None
+    integration: str = "standard"
+    backend: str | None = None
+
+    def __post_init__(self):
+        expect("squeeze", self.squeeze, (*SQUEEZES, None))
+        expect("act", self.act, ACTS)
+        expect("gate", self.gate, GATES)
+        expect("integration", self.integration, INTEGRATIONS)
+        if not (isinstance(self.rd_ratio, Real) and self.rd_ratio > 0):
+            raise ValueError(f"rd_ratio: expected a number above 0, got {self.rd_ratio!r}")
+
+    def is_in(self, stage: int) -> bool:
+        """Whether the stage of this number has SE blocks."""
+        return self.stages is None or stage in self.stages
+
+    def block(self, channels: int, post: str = "none") -> nn.Module:
+        """An SE block for (N, channels, H, W): called with x, or with x and a residual, it gives
+        post(s * x + residual). ``post``: "none" or "relu"."""
+        rd_channels = max(1, round(channels * self.rd_ratio))
+        if self.fused and self.squeeze is not None:
+            return SqueezeExcite(
+                channels,
+                rd_channels=rd_channels,
+                bias=self.bias,
+                act_layer=self.act,
+                gate_layer=self.gate,
+                squeeze=self.squeeze,
+                post=post,
+                backend=self.backend,
+            )
+        return EagerSqueezeExcite(
+            channels,
+            rd_channels,
+            bias=self.bias,
+            squeeze=self.squeeze,
+            act=self.act,
+            gate=self.gate,
+            post=post,
+        )
+
+
+class EagerSqueezeExcite(nn.Module):
+    """An SE block of separate PyTorch operations: sections 3.1 and 3.2, and the tail of Fig. 3.
+
+    It has the parameters of :class:`se_kernels.SqueezeExcite`, so a state dict of one loads into
+    the other, and it is what that one is compared with. ``squeeze=None`` does not pool: the gate
+    is then (N, C, H, W).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rd_channels: int,
+        *,
+        bias: bool = False,
+        squeeze: str | None = "avg",
+        act: str = "relu",
+        gate: str = "sigmoid",
+        post: str = "none",
+    ):
+        super().__init__()
+        self.squeeze, self.act, self.gate, self.post = squeeze, act, gate, post
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x (N, C, H, W) and residual, of x's shape or None, to y (N, C, H, W)."""
+        y = x * self.excite(x)
+        if residual is not None:
+            y += residual
+        return y.relu_() if self.post == "relu" else y
+
+    def excite(self, x: Tensor) -> Tensor:
+        """s: (N, C, 1, 1), or (N, C, H, W) without a squeeze."""
+        z = x if self.squeeze is None else reference.squeeze(x, self.squeeze)[:, :, None, None]
+        h = reference.activate(self.fc1(z), self.act)
+        return reference.open_gate(self.fc2(h), self.gate)
+
+    def extra_repr(self) -> str:
+        parts = f"squeeze={self.squeeze!r}, act={self.act!r}, gate={self.gate!r}"
+        return parts if self.post == "none" else f"{parts}, post={self.post!r}"
+
+
+def check_se(
+    se: SE | None,
+    network: str,
+    *,
+    stages: tuple[int, ...],
+    integrations: tuple[str, ...] = ("standard",),
+) -> None:
+    """ValueError where the network has not these stages, or not this place for SE blocks."""
+    if se is None:
+        return
+    if not isinstance(se, SE):
+        raise ValueError(f"se: expected a models.SE or None, got {se!r}")
+    if se.integration not in integrations:
+        raise ValueError(
+            f"integration: expected one of {listed(integrations)} in {network}; "
+            f"got {se.integration!r}"
+        )
+    if se.stages is not None and not (se.stages and set(se.stages) <= set(stages)):
+        raise ValueError(f"stages: expected some of {listed(stages)} in {network}; got {se.stages}")
+
+
+def expect(argument: str, value, values: tuple) -> None:
+    """ValueError where value is none of the values."""
+    if value not in values:
+        raise ValueError(f"{argument}: expected one of {listed(values)}; got {value!r}")
+
+
+def listed(values: tuple) -> str:
+    return ", ".join(str(value) for value in values)
