@@ -11,7 +11,14 @@ from se_kernels.models.resnet import (
     se_resnet101,
     se_resnet152,
 )
+from se_kernels.models.resnext import (
+    resnext50_32x4d,
+    resnext101_32x4d,
+    se_resnext50_32x4d,
+    se_resnext101_32x4d,
+)
 from se_kernels.models.se import SE
+from se_kernels.models.senet import senet154
 
 __all__ = [
     "RESNET50",
@@ -23,7 +30,12 @@ __all__ = [
     "resnet50",
     "resnet101",
     "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
     "se_resnet50",
     "se_resnet101",
     "se_resnet152",
+    "se_resnext50_32x4d",
+    "se_resnext101_32x4d",
+    "senet154",
 ]

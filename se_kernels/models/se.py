@@ -21,7 +21,8 @@ class SE:
         fused: ``se_kernels.SqueezeExcite``; False: the same as separate PyTorch operations, with
             the same parameters under the same names.
         rd_ratio: 1/r (Table 10). C channels are reduced to R = round(C * rd_ratio), at least 1.
-        bias: biases in both FCs; section 6 leaves them out.
+        bias: biases in both FCs; None: as the network has them, and only SENet-154 has any
+            (section 6 leaves them out).
         squeeze: "avg", "max" (Table 11), "avgmax", or None: no pooling, the FCs become 1×1
             convolutions on every pixel (NoSqueeze, section 7.1 and Table 16). There nothing can
             be fused: ``fused`` then changes nothing.
@@ -39,7 +40,7 @@ class SE:
 
     fused: bool = True
     rd_ratio: float = 1 / 16
-    bias: bool = False
+    bias: bool | None = None
     squeeze: str | None = "avg"
     act: str = "relu"
     gate: str = "sigmoid"
@@ -67,7 +68,7 @@ class SE:
             return SqueezeExcite(
                 channels,
                 rd_channels=rd_channels,
-                bias=self.bias,
+                bias=bool(self.bias),
                 act_layer=self.act,
                 gate_layer=self.gate,
                 squeeze=self.squeeze,
@@ -77,7 +78,7 @@ class SE:
         return EagerSqueezeExcite(
             channels,
             rd_channels,
-            bias=self.bias,
+            bias=bool(self.bias),
             squeeze=self.squeeze,
             act=self.act,
             gate=self.gate,
