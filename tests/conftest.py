@@ -107,3 +107,10 @@ def threads():
             torch.set_num_threads(before)
 
     return running
+
+
+@pytest.fixture
+def one_thread(threads):
+    """For small images: threads of one test wait long for each other beside other tests."""
+    with threads(1):
+        yield

@@ -1,34 +1,28 @@
-"""ResNet-50 and SE-ResNet-50 against the paper's numbers, and fused against eager networks."""
+"""The residual networks: the paper's numbers, timm's networks, and fused against eager ones."""
 
 import copy
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from networks import (
+    LAYOUTS,
+    assert_same_training_step,
+    batch,
+    count_parameters,
+    distance,
+    giga_multiply_adds,
+    logits_and_gradients,
+    on_meta,
+    pictures,
+    settle,
+    twins,
+)
 
+from se_kernels import models
 from se_kernels.models import RESNET50, SE, ResNet, Stage, resnet50, se_resnet50
 
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These images are small, and threads of one test wait long for each other beside others."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def count_parameters(model):
-    return sum(p.numel() for p in model.parameters())
-
-
-def on_meta(build, **arguments):
-    with torch.device("meta"):
-        return build(**arguments).eval()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # --- Section 4, Tables 1, 2 and 10 ---------------------------------------------------------------
@@ -48,24 +42,6 @@ def test_se_blocks_add_equation_5(r, millions):
     rows = [(stage.blocks, stage.channels[-1]) for stage in RESNET50]
     assert with_se - plain == 2 * sum(n * c**2 for n, c in rows) // r
     assert with_se / 1e6 == pytest.approx(millions, abs=0.15)
-
-
-def squeezed_elements(x_shape, *_, **__):
-    return 2 * torch.Size(x_shape).numel()
-
-
-def scaled_elements(*_, out_shape=None, **__):
-    return 2 * torch.Size(out_shape).numel()
-
-
-def giga_multiply_adds(model, elementwise):
-    """torch's counter takes convolutions and matrix products, the classifier included, as 2 flops a
-    multiply-add; with ``elementwise`` each pooled and each scaled element is one as well."""
-    aten = torch.ops.aten
-    mapping = {aten.mean: squeezed_elements, aten.mul: scaled_elements} if elementwise else None
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        model(torch.empty(1, 3, 224, 224, device="meta"))
-    return counter.get_total_flops() / 2e9
 
 
 @pytest.mark.parametrize("elementwise", [False, True])
@@ -125,6 +101,91 @@ def test_fcs_of_the_se_blocks_are_those_of_table_1():
     assert widths == [(16, 256), (32, 512), (64, 1024), (128, 2048)]
 
 
+# Table 2 counts 0.01 to 0.02 G more for the deep ones than their convolutions and classifier take.
+@pytest.mark.parametrize(
+    "name, giga, millions",
+    [
+        ("resnet101", 7.58, 44.5),
+        ("resnet152", 11.30, 60.2),
+        ("resnext50_32x4d", 4.24, 25.0),
+        ("resnext101_32x4d", 7.99, 44.2),
+    ],
+)
+def test_deep_and_grouped_networks_are_the_papers(name, giga, millions):
+    """GFLOPs of Table 2; parameters of the networks' own papers."""
+    plain, eager = (on_meta(models.create, name, se=se) for se in (None, "eager"))
+    assert giga_multiply_adds(plain, elementwise=False) == pytest.approx(giga, abs=0.025)
+    assert f"{count_parameters(plain) / 1e6:.1f}" == str(millions)
+    added = sum(
+        2 * len(getattr(plain, layer)) * channels**2 // 16
+        for layer, channels in zip(plain.layers, plain.feature_channels, strict=True)
+    )
+    assert count_parameters(eager) - count_parameters(plain) == added  # eq. 5
+
+
+# --- timm's networks: the same parameters by name, and the same logits ----------------------------
+
+# timm's name → (ours, options that its weights need)
+LEGACY = dict(bias=True, pool="ceil")
+TIMM = {
+    "seresnet50": ("resnet50", dict(bias=True, stride_in_1x1=False)),
+    "legacy_seresnet50": ("resnet50", LEGACY),
+    "legacy_seresnet101": ("resnet101", LEGACY),
+    "legacy_seresnet152": ("resnet152", LEGACY),
+    "legacy_seresnext50_32x4d": ("resnext50_32x4d", LEGACY),
+    "legacy_seresnext101_32x4d": ("resnext101_32x4d", LEGACY),
+    "legacy_senet154": ("senet154", {}),
+}
+SENET154_STEM = {"conv1.0": "conv1", "conv1.1": "bn1", "conv1.3": "conv2", "conv1.4": "bn2"}
+SENET154_STEM |= {"conv1.6": "conv3", "bn1": "bn3"}
+
+
+def timms_name(name, model):
+    """timm's name of our parameter or buffer ``name``."""
+    if not model.startswith("legacy"):
+        return name
+    module, _, leaf = name.rpartition(".")
+    if module == "fc":
+        return f"last_linear.{leaf}"
+    if module.startswith("layer"):
+        return name.replace(".se.", ".se_module.")
+    return f"layer0.{SENET154_STEM[module] if model == 'legacy_senet154' else module}.{leaf}"
+
+
+def ours_and_timms(model, classes):
+    timm = pytest.importorskip("timm")
+    name, options = TIMM[model]
+    with torch.device("meta"):
+        theirs = timm.create_model(model, num_classes=classes).eval()
+    return partial(models.create, name, classes, **options), theirs
+
+
+@pytest.mark.parametrize("model", TIMM)
+def test_parameters_and_buffers_are_timms(model):
+    build, theirs = ours_and_timms(model, 1000)
+    ours = on_meta(build).state_dict()
+    shapes = {timms_name(name, model): tensor.shape for name, tensor in ours.items()}
+    assert shapes == {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+
+
+# the others are the same builder with other numbers of blocks, which the state dicts show
+@pytest.mark.parametrize(
+    "model",
+    ["seresnet50", "legacy_seresnet50", "legacy_seresnext50_32x4d", "legacy_senet154"],
+)
+@torch.no_grad()
+def test_logits_are_timms(model):
+    build, theirs = ours_and_timms(model, 3)
+    torch.manual_seed(0)
+    # 66 pixels: the max pools, padded or rounding up, cut 33 differently
+    ours = settle(build(), pictures(2, 66).float()).eval().double()
+    weights = {timms_name(name, model): t for name, t in ours.state_dict().items()}
+    theirs.load_state_dict(weights, assign=True)
+    images = pictures(1, 66, seed=8)
+    # float64 rounding, 1e-16, through 154 layers whose norms divide by the spread of 2 images
+    assert distance(ours(images), theirs(images)) < 1e-10
+
+
 # --- fused against eager -------------------------------------------------------------------------
 
 # Every kind of block: with and without projection, bottleneck and basic, both stems.
@@ -141,45 +202,8 @@ NETWORKS = {
 }
 
 
-def twins(network, seed=0):
-    """The eager network and a fused one that has its state dict, in float64, with running
-    statistics of real activations, so that eval mode does not blow up."""
-    torch.manual_seed(seed)
-    eager = NETWORKS[network](fused=False).double()
-    norms = [m for m in eager.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None  # statistics become those of the batches below
-    with torch.no_grad():
-        eager(torch.randn(4, 3, 64, 64, dtype=torch.float64))
-    for norm in norms:
-        norm.momentum = 0.1
-    torch.manual_seed(seed + 1)  # other initial values: only the state dict can make them equal
-    fused = NETWORKS[network](fused=True).double()
-    fused.load_state_dict(eager.state_dict(), strict=True)
-    return eager, fused
-
-
-def logits_and_gradients(model, images, labels):
-    model.zero_grad()
-    logits = model(images)
-    nn.functional.cross_entropy(logits.double(), labels).backward()
-    gradients = {name: p.grad.double() for name, p in model.named_parameters()}
-    return logits.detach().double(), gradients
-
-
-def distance(a, b):
-    """Relative to the norm of ``b``, so that no tensor is small enough to pass unseen."""
-    return ((a - b).norm() / b.norm()).item()
-
-
-def total(gradients):
-    return torch.cat([gradient.flatten() for gradient in gradients.values()])
-
-
-def batch(dtype, layout):
-    torch.manual_seed(7)
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    return images.to(dtype).contiguous(memory_format=layout), torch.tensor([3, 8])
+def built(network):
+    return twins(NETWORKS[network], pictures(4, 64, seed=1))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -197,44 +221,35 @@ def test_one_seed_gives_one_network(network):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_fused_is_eager_in_float64(network, training, layout):
-    eager, fused = twins(network)
-    layout = LAYOUTS[layout]
-    images, labels = batch(torch.float64, layout)
+    eager, fused = built(network)
     for model in (eager, fused):
-        model.train(training).to(memory_format=layout)
-    logits, gradients = logits_and_gradients(eager, images, labels)
-    fused_logits, fused_gradients = logits_and_gradients(fused, images, labels)
-    # float64 rounding, 1e-16, grown by 50 layers with batch norm over 2 images of down to 2×2.
-    assert distance(fused_logits, logits) < 1e-11
-    assert gradients.keys() == fused_gradients.keys()
-    for name, gradient in gradients.items():
-        assert gradient.norm() > 0, name
-        assert distance(fused_gradients[name], gradient) < 1e-9, name
-    for (name, a), b in zip(eager.named_buffers(), fused.buffers(), strict=True):
-        assert torch.allclose(a.double(), b.double(), rtol=1e-11, atol=1e-13), name
+        model.train(training).to(memory_format=LAYOUTS[layout])
+    assert_same_training_step(eager, fused, *batch(layout))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("training, layout", [(True, "nchw"), (False, "channels_last")])
 def test_fused_is_as_exact_as_eager_in_float32(training, layout):
-    eager, fused = twins("se_resnet50")
-    layout = LAYOUTS[layout]
-    images, labels = batch(torch.float64, layout)
+    eager, fused = built("se_resnet50")
+    images, labels = batch(layout)
     eager.train(training)
     exact_logits, exact = logits_and_gradients(copy.deepcopy(eager), images, labels)
     results = []
     for model in (eager, fused):
-        model.float().train(training).to(memory_format=layout)
+        model.float().train(training).to(memory_format=LAYOUTS[layout])
         results.append(logits_and_gradients(model, images.float(), labels))
     (eager_logits, eager_gradients), (fused_logits, fused_gradients) = results
     # Both differ from float64 by rounding alone, 1e-5 after 50 layers. They sum in different
     # orders, so either may be the closer one; the fused may be at most twice as far off.
     assert distance(eager_logits, exact_logits) < 1e-4
     assert distance(fused_logits, exact_logits) < 2 * distance(eager_logits, exact_logits)
-    # A gradient jumps where a ReLU's input within rounding of 0 falls on the other side; over 2
+    # A gradient jumps where a ReLU's input within rounding of 0 falls on the other side: over 2
     # images one such unit is up to 2 % of it, in eager too. The next test is the tight one.
     for gradients in (eager_gradients, fused_gradients):
         assert distance(total(gradients), total(exact)) < 0.1
+
+
+def total(gradients):
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -242,8 +257,7 @@ def test_fused_is_as_exact_as_eager_in_float32(training, layout):
 @pytest.mark.parametrize("network", ["bottleneck", "basic"])
 def test_block_is_as_exact_as_eager_in_float32(network, training, layout):
     """One block: few enough units that none of this seed lies within rounding of a ReLU's edge."""
-    models = twins(network)
-    eager, fused = (model.layer2[1].train(training) for model in models)
+    eager, fused = (model.layer2[1].train(training) for model in built(network))
     width = eager.conv1.in_channels
     torch.manual_seed(3)
     x = torch.randn(2, width, 9, 7, dtype=torch.float64)
@@ -271,18 +285,18 @@ def test_block_is_as_exact_as_eager_in_float32(network, training, layout):
 
 
 def test_state_dict_loads_back_into_eager():
-    eager, fused = twins("basic")
+    eager, fused = built("basic")
     other = NETWORKS["basic"](fused=False).double()
     other.load_state_dict(fused.state_dict(), strict=True)
-    images, _ = batch(torch.float64, torch.contiguous_format)
+    images, _ = batch()
     assert torch.equal(other.eval()(images), eager.eval()(images))
 
 
 def test_reference_backend_can_be_named():
-    _, fused = twins("bottleneck")
+    _, fused = built("bottleneck")
     named = ResNet(num_classes=10, se=SE(backend="reference"), **SMALL["bottleneck"]).double()
     named.load_state_dict(fused.state_dict())
-    images, _ = batch(torch.float64, torch.contiguous_format)
+    images, _ = batch()
     assert distance(named.eval()(images), fused.eval()(images)) < 1e-12
 
 
