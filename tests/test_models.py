@@ -1,5 +1,8 @@
 """What all networks share: names, SE options, feature maps, images, initial values."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from networks import on_meta, pictures
@@ -10,6 +13,7 @@ from se_kernels.models import SE, ResNet, Stage
 from se_kernels.models.network import check_images, initialise
 from se_kernels.models.se import EagerSqueezeExcite
 
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 STAGES = [Stage((8, 8, 32), 1, 1), Stage((16, 16, 64), 2, 2)]
 
 
@@ -76,6 +80,17 @@ def test_an_unknown_option_is_named():
 def test_se_of_a_constructor_is_an_se():
     with pytest.raises(ValueError, match=r"se: expected a models.SE or None, got 'fused'"):
         on_meta(models.resnet50, se="fused")
+
+
+def test_the_guide_has_every_name():
+    rows = [line for line in GUIDE.read_text().splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall("`([^`]+)`", row.split("|")[1])}
+    assert set(models.names()) <= named
+
+
+def test_the_guides_example_runs():
+    (example,) = re.findall("```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    exec(compile(example, str(GUIDE), "exec"), {})
 
 
 # --- SE -------------------------------------------------------------------------------------------

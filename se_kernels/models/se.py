@@ -53,8 +53,10 @@ class SE:
         expect("act", self.act, ACTS)
         expect("gate", self.gate, GATES)
         expect("integration", self.integration, INTEGRATIONS)
-        if not (isinstance(self.rd_ratio, Real) and self.rd_ratio > 0):
+        if not (isinstance(self.rd_ratio, Real) and 0 < self.rd_ratio < float("inf")):
             raise ValueError(f"rd_ratio: expected a number above 0, got {self.rd_ratio!r}")
+        if not (self.stages is None or isinstance(self.stages, (tuple, list))):
+            raise ValueError(f"stages: expected a tuple of numbers or None, got {self.stages!r}")
 
     def is_in(self, stage: int) -> bool:
         """Whether the stage of this number has SE blocks."""
