@@ -19,10 +19,12 @@ from se_kernels.models.resnext import (
 )
 from se_kernels.models.se import SE
 from se_kernels.models.senet import senet154
+from se_kernels.models.vgg import VGG, se_vgg16, vgg16
 
 __all__ = [
     "RESNET50",
     "SE",
+    "VGG",
     "ResNet",
     "Stage",
     "create",
@@ -37,5 +39,7 @@ __all__ = [
     "se_resnet152",
     "se_resnext50_32x4d",
     "se_resnext101_32x4d",
+    "se_vgg16",
     "senet154",
+    "vgg16",
 ]
