@@ -1,5 +1,6 @@
 """The paper's networks, with SE blocks fused, eager or left out: docs/models.md."""
 
+from se_kernels.models.bn_inception import BNInception, bn_inception, se_bn_inception
 from se_kernels.models.registry import create, names
 from se_kernels.models.residual import ResNet, Stage
 from se_kernels.models.resnet import (
@@ -25,8 +26,10 @@ __all__ = [
     "RESNET50",
     "SE",
     "VGG",
+    "BNInception",
     "ResNet",
     "Stage",
+    "bn_inception",
     "create",
     "names",
     "resnet50",
@@ -34,6 +37,7 @@ __all__ = [
     "resnet152",
     "resnext50_32x4d",
     "resnext101_32x4d",
+    "se_bn_inception",
     "se_resnet50",
     "se_resnet101",
     "se_resnet152",
