@@ -1,6 +1,7 @@
 """The paper's networks, with SE blocks fused, eager or left out: docs/models.md."""
 
 from se_kernels.models.bn_inception import BNInception, bn_inception, se_bn_inception
+from se_kernels.models.mobilenet import MobileNet, mobilenet, se_mobilenet
 from se_kernels.models.registry import create, names
 from se_kernels.models.residual import ResNet, Stage
 from se_kernels.models.resnet import (
@@ -27,10 +28,12 @@ __all__ = [
     "SE",
     "VGG",
     "BNInception",
+    "MobileNet",
     "ResNet",
     "Stage",
     "bn_inception",
     "create",
+    "mobilenet",
     "names",
     "resnet50",
     "resnet101",
@@ -38,6 +41,7 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x4d",
     "se_bn_inception",
+    "se_mobilenet",
     "se_resnet50",
     "se_resnet101",
     "se_resnet152",
