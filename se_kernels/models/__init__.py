@@ -21,6 +21,7 @@ from se_kernels.models.resnext import (
 )
 from se_kernels.models.se import SE
 from se_kernels.models.senet import senet154
+from se_kernels.models.shufflenet import ShuffleNet, se_shufflenet, shufflenet
 from se_kernels.models.vgg import VGG, se_vgg16, vgg16
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "BNInception",
     "MobileNet",
     "ResNet",
+    "ShuffleNet",
     "Stage",
     "bn_inception",
     "create",
@@ -47,7 +49,9 @@ __all__ = [
     "se_resnet152",
     "se_resnext50_32x4d",
     "se_resnext101_32x4d",
+    "se_shufflenet",
     "se_vgg16",
     "senet154",
+    "shufflenet",
     "vgg16",
 ]
