@@ -1,6 +1,11 @@
 """The paper's networks, with SE blocks fused, eager or left out: docs/models.md."""
 
 from se_kernels.models.bn_inception import BNInception, bn_inception, se_bn_inception
+from se_kernels.models.inception_resnet import (
+    InceptionResNet,
+    inception_resnet_v2,
+    se_inception_resnet_v2,
+)
 from se_kernels.models.mobilenet import MobileNet, mobilenet, se_mobilenet
 from se_kernels.models.registry import create, names
 from se_kernels.models.residual import ResNet, Stage
@@ -29,12 +34,14 @@ __all__ = [
     "SE",
     "VGG",
     "BNInception",
+    "InceptionResNet",
     "MobileNet",
     "ResNet",
     "ShuffleNet",
     "Stage",
     "bn_inception",
     "create",
+    "inception_resnet_v2",
     "mobilenet",
     "names",
     "resnet50",
@@ -43,6 +50,7 @@ __all__ = [
     "resnext50_32x4d",
     "resnext101_32x4d",
     "se_bn_inception",
+    "se_inception_resnet_v2",
     "se_mobilenet",
     "se_resnet50",
     "se_resnet101",
