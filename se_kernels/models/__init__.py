@@ -1,6 +1,14 @@
 """The paper's networks, with SE blocks fused, eager or left out: docs/models.md."""
 
 from se_kernels.models.bn_inception import BNInception, bn_inception, se_bn_inception
+from se_kernels.models.cifar import (
+    resnet110,
+    resnet164,
+    se_resnet110,
+    se_resnet164,
+    se_wrn_16_8,
+    wrn_16_8,
+)
 from se_kernels.models.inception_resnet import (
     InceptionResNet,
     inception_resnet_v2,
@@ -46,7 +54,9 @@ __all__ = [
     "names",
     "resnet50",
     "resnet101",
+    "resnet110",
     "resnet152",
+    "resnet164",
     "resnext50_32x4d",
     "resnext101_32x4d",
     "se_bn_inception",
@@ -54,12 +64,16 @@ __all__ = [
     "se_mobilenet",
     "se_resnet50",
     "se_resnet101",
+    "se_resnet110",
     "se_resnet152",
+    "se_resnet164",
     "se_resnext50_32x4d",
     "se_resnext101_32x4d",
     "se_shufflenet",
     "se_vgg16",
+    "se_wrn_16_8",
     "senet154",
     "shufflenet",
     "vgg16",
+    "wrn_16_8",
 ]
