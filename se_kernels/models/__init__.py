@@ -34,6 +34,13 @@ from se_kernels.models.resnext import (
 )
 from se_kernels.models.se import SE
 from se_kernels.models.senet import senet154
+from se_kernels.models.shake import (
+    ShakeNet,
+    se_shake_even_29_2x4x64d,
+    se_shake_shake_26_2x96d,
+    shake_even_29_2x4x64d,
+    shake_shake_26_2x96d,
+)
 from se_kernels.models.shufflenet import ShuffleNet, se_shufflenet, shufflenet
 from se_kernels.models.vgg import VGG, se_vgg16, vgg16
 
@@ -45,6 +52,7 @@ __all__ = [
     "InceptionResNet",
     "MobileNet",
     "ResNet",
+    "ShakeNet",
     "ShuffleNet",
     "Stage",
     "bn_inception",
@@ -69,10 +77,14 @@ __all__ = [
     "se_resnet164",
     "se_resnext50_32x4d",
     "se_resnext101_32x4d",
+    "se_shake_even_29_2x4x64d",
+    "se_shake_shake_26_2x96d",
     "se_shufflenet",
     "se_vgg16",
     "se_wrn_16_8",
     "senet154",
+    "shake_even_29_2x4x64d",
+    "shake_shake_26_2x96d",
     "shufflenet",
     "vgg16",
     "wrn_16_8",
