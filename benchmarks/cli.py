@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks layer | network | photos | quick``."""
+"""The command line: ``python -m benchmarks layer | network | photos | quick | paper``."""
 
 import functools
 import shlex
@@ -11,7 +11,7 @@ import torch
 import se_kernels
 from se_kernels import dispatch
 
-from . import contenders, environment, layer, models, network, photos, records, report
+from . import contenders, environment, layer, models, network, paper, photos, records, report
 from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
 from .pair import Pair
@@ -330,6 +330,26 @@ def quick_command(ctx, backend, plots, **options):
             [1], [size], ["float32"], ["channels_last"], ["inference"], QUICK_MODEL
         )
         run_models(ctx, DropIn(fuse=True), points, settings, options)
+
+
+@main.command("paper")
+def paper_command():
+    """The paper's parameters and multiply-adds beside those of se_kernels.models.
+
+    Ends with an error where they differ by more than the paper's rounding, unless the row says
+    which other way of counting gives the paper's figure. Nothing is timed.
+    """
+    figures = paper.figures()
+    found = {}
+    with progress(list(figures)) as start:
+        for where in figures:
+            start(where)
+            found[where] = [paper.find(figure) for figure in figures[where]]
+    report.console().print(report.paper_table(found))
+    agreed = [finding.agrees for findings in found.values() for finding in findings]
+    wrong = agreed.count(False)
+    if wrong:
+        raise click.ClickException(f"{wrong} of {len(agreed)} figures differ from the paper's")
 
 
 def pick_backends(device: torch.device, named: Sequence[str]) -> list[str]:

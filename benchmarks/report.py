@@ -1,12 +1,13 @@
 """Tables of records, for people."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .contenders import COPIES
+from .paper import Finding
 from .timing import geometric_mean
 
 FUSED_OVER_UNFUSED = {
@@ -239,6 +240,41 @@ def photos_table(record: dict) -> Table:
     ):
         table.add_row(what, f"{record[field]:.3g}")
     return table
+
+
+def paper_table(found: Mapping[str, Sequence[Finding]]) -> Table:
+    """The paper's figures and ours; below, what the ways of counting mean."""
+    table = _table("The paper's figures, and ours", "where", "network", "of")
+    for heading in ("paper", "ours", "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("agrees", no_wrap=True)
+    readings = set()
+    for where, findings in found.items():
+        for finding in findings:
+            figure = finding.figure
+            decimals = len((figure.printed or "").partition(".")[2])
+            digits = max(decimals, min(4, decimals + 2))
+            table.add_row(
+                where,
+                figure.what,
+                figure.quantity,
+                figure.printed,
+                f"{finding.ours:.{digits}f}",
+                _number(finding.difference, f"+.{digits}f"),
+                _agreement(finding),
+            )
+            where = ""
+            if figure.printed is not None:
+                readings.add(f"{figure.reading.name}: {figure.reading.why}")
+        table.add_section()
+    table.caption, table.caption_justify = "\n".join(sorted(readings)), "left"
+    return table
+
+
+def _agreement(finding: Finding) -> str:
+    if finding.agrees is None:
+        return ""
+    return finding.figure.reading.name if finding.agrees else "NO"
 
 
 def network_point(record: dict) -> str:
