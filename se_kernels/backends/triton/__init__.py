@@ -3,7 +3,6 @@
 Triton is imported by the first call, not before.
 """
 
-import contextlib
 import importlib.util
 import os
 from importlib import metadata
@@ -11,6 +10,7 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
+from se_kernels.backends.weight_gradients import weight_gradients
 from se_kernels.layout import (
     empty_gradients,
     empty_output,
@@ -21,7 +21,7 @@ from se_kernels.layout import (
     row_major,
     walk,
 )
-from se_kernels.reference import compute_dtype, outside_autocast
+from se_kernels.reference import compute_dtype
 
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it, once
@@ -122,7 +122,7 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     variant = squeeze, act, act_slope, gate, post
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     de, da, h = run_backward(layout, *places, row_major(w1), row_major(w2), a, s, *variant)
-    _weight_gradients(gradients[2:], needs[2:], de, da, h, z)
+    weight_gradients(gradients[2:], needs[2:], de, da, h, z)
     return gradients
 
 
@@ -173,45 +173,6 @@ def squeeze_backward(g, x, s, dz, squeeze):
         places = (_place(t, layout) for t in (like_layout(g, layout), x, dx))
         run_squeeze_backward(layout, *places, flat(s), dz.contiguous(), squeeze)
     return dx
-
-
-def _weight_gradients(gradients, needs, de, da, h, z) -> None:
-    """dW1 = Σ_n da zᵀ, dW2 = Σ_n de hᵀ, db1 = Σ_n da, db2 = Σ_n de: torch's own products."""
-    dw1, dw2, db1, db2 = gradients
-    need_dw1, need_dw2, need_db1, need_db2 = needs
-    with outside_autocast(z.device.type), _without_tf32():
-        if need_dw1:
-            _product(da, z, dw1)
-        if need_dw2:
-            _product(de, h, dw2)
-        if need_db1:
-            db1.copy_(da.sum(0))
-        if need_db2:
-            db2.copy_(de.sum(0))
-
-
-def _product(left, right, out) -> None:
-    """out = leftᵀ right, rounded once to out's dtype."""
-    matrix = out.view(out.shape[:2])
-    if out.dtype == left.dtype:
-        torch.mm(left.t(), right, out=matrix)
-    else:
-        matrix.copy_(left.t() @ right)
-
-
-@contextlib.contextmanager
-def _without_tf32():
-    """A context in which float32 products are not rounded to 19 bits, whatever the user allows."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    if before != "tf32":
-        yield
-        return
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 def _place(t, layout):
