@@ -5,11 +5,11 @@ import os
 
 from torch import Tensor
 
-from se_kernels.backends import cpu, triton
+from se_kernels.backends import cpu, cuda, triton
 
 REFERENCE = "reference"
 # In the order of the automatic choice; each has why_not(), why_not_for(x) and the ops' functions.
-BACKENDS = {"cpu": cpu, "triton": triton}
+BACKENDS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 NAMES = (*BACKENDS, REFERENCE)
 
 _log = logging.getLogger("se_kernels")

@@ -1,0 +1,56 @@
+// The C++ interface of the CUDA backend. Shapes as in ../api.h; pointers are of the GPU's memory.
+// Errors are std::runtime_error with the kernel's name and configuration.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "../api.h"
+
+namespace se_kernels::cuda {
+
+// What a plan asks of a GPU.
+struct Gpu {
+  int device;
+  int capability;  // 90: 9.0
+  int multiprocessors;
+  int l2_bytes;
+  int shared_bytes;         // that a block may have
+  int shared_bytes_in_all;  // of a multiprocessor
+  int threads;              // of a block, a multiple of 32
+};
+
+// One pass over x in a cluster's shared memory; or two sweeps, the second out of the L2.
+enum class Way { automatic, cluster, two_sweeps };
+
+struct Call {
+  Gpu gpu;
+  Way way;
+  void* stream;
+  void* workspace;  // workspace_bytes of the GPU's memory, aligned to 128
+};
+
+struct Backward {
+  Input x, dy, y;  // y only for Post::relu
+  const void *w1, *w2;
+  const void *a, *s;
+  Output dx, dr;      // each of these may be null
+  void *de, *da, *h;  // (N,C), (N,R), (N,R): the weights' gradients are products of these
+};
+
+Gpu gpu_at(int device);
+
+std::int64_t workspace_bytes(const Problem&, const Gpu&);
+
+// z, a, s of Forward may be null.
+void forward(const Problem&, const Forward&, const Call&);
+void backward(const Problem&, const Backward&, const Call&);
+void squeeze(const Problem&, const SqueezeForward&, const Call&);
+void scale(const Problem&, const ScaleForward&, const Call&);
+void scale_backward(const Problem&, const ScaleBackward&, const Call&);
+void squeeze_backward(const Problem&, const SqueezeBackward&, const Call&);
+
+// Which way forward goes, and why.
+std::string explain(const Problem&, const Forward&, const Call&);
+
+}  // namespace se_kernels::cuda

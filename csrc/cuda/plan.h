@@ -1,0 +1,80 @@
+// How a problem is cut: plain arithmetic on shapes, no search on a GPU. docs/kernels.md has the
+// counted figures behind the numbers.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "api.h"
+
+namespace se_kernels::cuda {
+
+constexpr int kThreads = 256;  // of a block
+
+struct Sizes {
+  int images, channels, reduced, pixels;  // N, C, R, P
+};
+
+// What a plan depends on beside the sizes. peaks: the squeeze takes a maximum.
+struct Traits {
+  int item_bytes, weight_bytes, sum_bytes;
+  bool nhwc, backward, peaks;
+};
+
+// ---- two sweeps
+
+// How a tile is read: 16 bytes at a time along its rows; 16 bytes at a time whatever the rows
+// (nchw, through shared memory); one number at a time.
+enum class Access { vectors, flat, numbers };
+
+// A group is `images` images; a tile is a group's `channels` channels by `span` pixels; blocks of
+// channels by splits of pixels make a group. excites: parts of the excitation, each of
+// `excite_size` numbers. lag: groups between the sweeps; ahead: from the excitation to the second.
+// chunk: numbers of the second FC's input in shared memory at a time, of each image. The launch has
+// `items` items, numbered from first_item.
+struct Cut {
+  int images, channels, span;
+  int groups, blocks, splits, excites, excite_size, lag, ahead, chunk;
+  int first_item, items;
+};
+
+// Where things lie in a block's shared memory, in bytes from its start; a word lies there.
+struct Shared {
+  int found, scratch, work, bytes;
+};
+
+Cut cut_of(const Sizes&, const Traits&, const Gpu&);
+
+// The cut with the items of one sweep only, or of the first and the excitation.
+enum class Sweep { both, first, first_and_excite, second };
+Cut only(Cut, Sweep);
+
+Access access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<Input> images);
+Shared shared_of(const Cut&, const Traits&, const Gpu&);
+
+// ---- one pass in a cluster
+
+// A cluster of `ranks` blocks takes `images` images at a time. A block's slice of one is, of nchw,
+// `channels` channels, of nhwc `pixels` pixels; of the excitation each has `channels` channels.
+// chunk: bytes copied at a time. staged: x of one image comes into shared memory too (backward).
+struct Slices {
+  int images, ranks, clusters, channels, pixels, chunk;
+  bool staged;
+};
+
+// Where things lie in the shared memory of a block of a cluster, in bytes.
+struct SlicesShared {
+  int arrivals, found, own, partial, hidden, scratch, x, slots, slot_bytes, bytes;
+};
+
+struct ClusterPlan {
+  std::string why_not;  // empty where a cluster can do it
+  Slices slices;
+  SlicesShared shared;
+};
+
+ClusterPlan cluster_plan(const Sizes&, const Traits&, const Gpu&,
+                         std::initializer_list<Input> images);
+
+}  // namespace se_kernels::cuda

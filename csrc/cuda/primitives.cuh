@@ -1,0 +1,285 @@
+// What the kernels ask of the machine: threads, barriers, shuffles, memory, clusters, bulk copies.
+// The only place for intrinsics and PTX. A host compiler gets the stand-in of the tests instead.
+#pragma once
+
+#include <cstdint>
+
+namespace se_kernels::cuda {
+
+struct alignas(16) Vector16 {
+  std::uint32_t words[4];
+};
+struct bfloat16 {
+  std::uint16_t bits;
+};
+struct float16 {
+  std::uint16_t bits;
+};
+
+constexpr int kWarp = 32;
+
+}  // namespace se_kernels::cuda
+
+#ifdef __CUDACC__
+#define SE_UNROLL _Pragma("unroll")
+#else
+#define SE_UNROLL
+#endif
+
+#ifndef __CUDACC__
+#include "cuda_on_host.h"
+#else
+
+#define SE_DEVICE __device__ __forceinline__
+#define SE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define SE_PARAMETER const __grid_constant__
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define SE_HAS_CLUSTERS 1
+#else
+#define SE_HAS_CLUSTERS 0
+#endif
+
+namespace se_kernels::cuda {
+
+// ---- threads
+SE_DEVICE int thread_index() { return int(threadIdx.x); }
+SE_DEVICE int thread_count() { return int(blockDim.x); }
+SE_DEVICE int block_index() { return int(blockIdx.x); }
+SE_DEVICE int block_count() { return int(gridDim.x); }
+
+SE_DEVICE void block_barrier() { __syncthreads(); }
+
+template <class T>
+SE_DEVICE T shuffle_xor(T v, int mask) {
+  return __shfl_xor_sync(0xffffffffu, v, mask);
+}
+
+// The block's dynamic shared memory, aligned to 128 bytes.
+SE_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char se_kernels_shared[];
+  return se_kernels_shared;
+}
+
+// ---- global memory: 16 bytes, aligned
+// What is read again soon: kept in the L2.
+SE_DEVICE Vector16 load_keep(const void* p) {
+  Vector16 v;
+#if __CUDA_ARCH__ >= 800
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "l"(p), "l"(policy));
+#else
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "l"(p));
+#endif
+  return v;
+}
+
+// What is not read again: first to leave the L2.
+SE_DEVICE Vector16 load_drop(const void* p) {
+  Vector16 v;
+#if __CUDA_ARCH__ >= 800
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "l"(p), "l"(policy));
+#else
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+               : "l"(p));
+#endif
+  return v;
+}
+
+SE_DEVICE void store_keep(void* p, Vector16 v) {
+#if __CUDA_ARCH__ >= 800
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(p),
+               "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3]), "l"(policy)
+               : "memory");
+#else
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.words[0]),
+               "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3])
+               : "memory");
+#endif
+}
+
+// What nobody reads soon: past what the L2 keeps.
+SE_DEVICE void store_stream(void* p, Vector16 v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.words[0]),
+               "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3])
+               : "memory");
+}
+
+// ---- numbers of 16 bits
+SE_DEVICE float widen(float v) { return v; }
+SE_DEVICE float widen(bfloat16 v) { return __uint_as_float(std::uint32_t(v.bits) << 16); }
+SE_DEVICE float widen(float16 v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v.bits));
+  return f;
+}
+
+// To the nearest, ties to even.
+SE_DEVICE void narrow(float v, float& out) { out = v; }
+SE_DEVICE void narrow(float v, float16& out) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+}
+SE_DEVICE void narrow(float v, bfloat16& out) {
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
+#else
+  const std::uint32_t bits = __float_as_uint(v);
+  out.bits = std::uint16_t(v == v ? (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16 : 0x7fffu);
+#endif
+}
+
+// Two numbers of a 32-bit word, the first in the low half.
+SE_DEVICE void widen_pair(std::uint32_t word, float16, float& low, float& high) {
+  low = widen(float16{std::uint16_t(word)});
+  high = widen(float16{std::uint16_t(word >> 16)});
+}
+SE_DEVICE void widen_pair(std::uint32_t word, bfloat16, float& low, float& high) {
+  low = __uint_as_float(word << 16);
+  high = __uint_as_float(word & 0xffff0000u);
+}
+SE_DEVICE std::uint32_t narrow_pair(float low, float high, float16) {
+  std::uint32_t word;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+#else
+  float16 l, h;
+  narrow(low, l), narrow(high, h);
+  word = l.bits | std::uint32_t(h.bits) << 16;
+#endif
+  return word;
+}
+SE_DEVICE std::uint32_t narrow_pair(float low, float high, bfloat16) {
+  std::uint32_t word;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+#else
+  bfloat16 l, h;
+  narrow(low, l), narrow(high, h);
+  word = l.bits | std::uint32_t(h.bits) << 16;
+#endif
+  return word;
+}
+
+SE_DEVICE float word_to_float(std::uint32_t word) { return __uint_as_float(word); }
+SE_DEVICE std::uint32_t float_to_word(float v) { return __float_as_uint(v); }
+
+// ---- counters that blocks share, zero at the launch
+SE_DEVICE std::uint32_t take(std::uint32_t* counter) { return atomicAdd(counter, 1u); }
+
+// Adds one and gives what was there. Orders what this thread knows of before it, for whoever reads
+// the sum.
+SE_DEVICE std::uint32_t count_in(std::uint32_t* counter) {
+  std::uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
+SE_DEVICE std::uint32_t read_count(const std::uint32_t* counter) {
+  std::uint32_t count;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(count) : "l"(counter) : "memory");
+  return count;
+}
+
+// Lets others run, in a loop that waits for them.
+SE_DEVICE void pause() { __nanosleep(32); }
+
+// Written by another block of this launch: past the L1.
+SE_DEVICE float load_shared_result(const float* p) { return __ldcg(p); }
+SE_DEVICE double load_shared_result(const double* p) { return __ldcg(p); }
+
+// ---- clusters (9.0 and later)
+#if SE_HAS_CLUSTERS
+
+SE_DEVICE int cluster_rank() {
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return int(rank);
+}
+SE_DEVICE int cluster_size() {
+  std::uint32_t size;
+  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return int(size);
+}
+
+// A cluster's barrier in two halves: what was written before arriving is seen after waiting.
+SE_DEVICE void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+SE_DEVICE void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What lies at p, an address of this block's shared memory, in the block of that rank.
+SE_DEVICE float load_remote(const float* p, int rank) {
+  float v;
+  std::uint32_t here = std::uint32_t(__cvta_generic_to_shared(p)), there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there) : "memory");
+  return v;
+}
+
+// ---- bulk copies into shared memory; sizes and addresses are multiples of 16 bytes
+// A barrier that counts bytes; `once` by one thread, seen by all after a block_barrier.
+SE_DEVICE void start_arrivals(std::uint64_t* arrivals) {
+  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(arrivals));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// One thread: the phase under way ends when so many bytes have come.
+SE_DEVICE void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes) {
+  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(arrivals));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
+               : "memory");
+}
+
+SE_DEVICE void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* arrivals) {
+  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(to)),
+                      barrier = std::uint32_t(__cvta_generic_to_shared(arrivals));
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1], %2, [%3], %4;" ::"r"(at),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// Until the phase of that parity (0, 1, 0, ...) has ended; the bytes are seen from here on.
+SE_DEVICE void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity) {
+  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(arrivals));
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(at),
+      "r"(parity)
+      : "memory");
+}
+
+// Between a thread's own writes to shared memory and a bulk copy over them.
+SE_DEVICE void order_before_bulk_load() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+#endif
+
+}  // namespace se_kernels::cuda
+#endif

@@ -1,0 +1,177 @@
+// A reduction of every channel of a block's images: Σ, and for a maximum the largest x with its
+// ties.
+#pragma once
+
+#include "number.cuh"
+
+namespace se_kernels::cuda {
+
+template <class A>
+struct Sums {
+  A total = 0, peak = -INFINITY, ties = 0;
+
+  // A NaN replaces the peak, and is not replaced but by one.
+  SE_DEVICE void add(A term, A x, bool tracks) {
+    total += term;
+    if (tracks) meet(x, A(1));
+  }
+  SE_DEVICE void meet(A other, A times) {
+    if (other > peak || other != other)
+      peak = other, ties = times;
+    else if (other == peak)
+      ties += times;
+  }
+  SE_DEVICE void merge(const Sums& other, bool tracks) {
+    total += other.total;
+    if (tracks && other.ties > 0) meet(other.peak, other.ties);
+  }
+  SE_DEVICE void exchange(int mask, bool tracks) {
+    Sums other;
+    other.total = shuffle_xor(total, mask);
+    if (tracks) {
+      // both halves merge in the same order
+      const bool upper = (thread_index() & mask) != 0;
+      other.peak = shuffle_xor(peak, mask), other.ties = shuffle_xor(ties, mask);
+      if (upper) {
+        Sums mine = *this;
+        *this = other, other = mine;
+      }
+    }
+    merge(other, tracks);
+  }
+};
+
+// In shared memory, a number each for rows (image, channel) of the block; planes `size` apart.
+template <class A>
+struct Found {
+  A* data;
+  int size;
+  bool tracks;
+  SE_DEVICE void put(int at, const Sums<A>& sums) const {
+    data[at] = sums.total;
+    if (tracks) data[at + size] = sums.peak, data[at + 2 * size] = sums.ties;
+  }
+  SE_DEVICE Sums<A> get(int at) const {
+    Sums<A> sums;
+    sums.total = data[at];
+    if (tracks) sums.peak = data[at + size], sums.ties = data[at + 2 * size];
+    return sums;
+  }
+};
+
+// The threads that share a row of so many loads, a power of two: about four loads each.
+SE_DEVICE int lanes_for(int loads) {
+  return smaller(power_of_two((loads + 3) / 4), thread_count());
+}
+
+// Rows whose numbers lie side by side (nchw): load(row, i) gives what lies at the row's i-th V
+// numbers, terms(row, i, raw, term, x) the V terms and numbers of it.
+template <int V, int Batch, bool tracks, class A, class Load, class Terms>
+SE_DEVICE void reduce_rows_tracking(int rows, int length, const Found<A>& found, A* scratch,
+                                    const Load& load, const Terms& terms) {
+  const int loads = length / V, lanes = lanes_for(loads), lane = thread_index() % lanes,
+            side_by_side = thread_count() / lanes;
+  for (int first = 0; first < rows; first += side_by_side) {
+    const int row = first + thread_index() / lanes;
+    Sums<A> sums;
+    if (row < rows)
+      walk<Batch>(
+          lane, loads, lanes, [&](int i) { return load(row, i); },
+          [&](int i, const auto& raw) {
+            A term[V], x[V];
+            terms(row, i, raw, term, x);
+            SE_UNROLL
+            for (int j = 0; j < V; ++j) sums.add(term[j], x[j], tracks);
+          });
+    for (int mask = smaller(lanes, kWarp) / 2; mask > 0; mask /= 2) sums.exchange(mask, tracks);
+    if (lanes <= kWarp) {
+      if (lane == 0 && row < rows) found.put(row, sums);
+      continue;
+    }
+    const int warp = thread_index() / kWarp, warps = lanes / kWarp;
+    const Found<A> parts{scratch, thread_count() / kWarp, tracks};
+    if (thread_index() % kWarp == 0) parts.put(warp, sums);
+    block_barrier();
+    if (lane == 0 && row < rows) {
+      for (int other = 1; other < warps; ++other) sums.merge(parts.get(warp + other), tracks);
+      found.put(row, sums);
+    }
+    block_barrier();
+  }
+  block_barrier();
+}
+
+// Channels that lie side by side in each pixel (nhwc), V of them in a load: load(column, pixel),
+// terms(column, pixel, raw, term, x). The channels' numbers go to found from `at` on.
+template <int V, int Batch, bool tracks, class A, class Load, class Terms>
+SE_DEVICE void reduce_columns_tracking(int channels, int first_pixel, int end_pixel, int at,
+                                       const Found<A>& found, A* scratch, const Load& load,
+                                       const Terms& terms) {
+  const int columns = channels / V, threads = thread_count(),
+            width = smaller(power_of_two(columns), threads), rows = threads / width,
+            row = thread_index() / width;
+  for (int first = 0; first < columns; first += width) {
+    const int column = first + thread_index() % width;
+    Sums<A> sums[V];
+    if (column < columns)
+      walk<Batch>(
+          first_pixel + row, end_pixel, rows, [&](int p) { return load(column, p); },
+          [&](int p, const auto& raw) {
+            A term[V], x[V];
+            terms(column, p, raw, term, x);
+            SE_UNROLL
+            for (int j = 0; j < V; ++j) sums[j].add(term[j], x[j], tracks);
+          });
+    if (rows == 1) {
+      SE_UNROLL
+      for (int j = 0; j < V; ++j)
+        if (column < columns) found.put(at + column * V + j, sums[j]);
+      continue;
+    }
+    for (int mask = width; mask < kWarp; mask *= 2) {
+      SE_UNROLL
+      for (int j = 0; j < V; ++j) sums[j].exchange(mask, tracks);
+    }
+    // the rows, or warps of rows, side by side: (parts, width, V)
+    const int parts = width < kWarp ? threads / kWarp : rows,
+              part = width < kWarp ? thread_index() / kWarp : row;
+    const Found<A> all{scratch, threads * V, tracks};
+    if (width >= kWarp || thread_index() % kWarp < width) {
+      SE_UNROLL
+      for (int j = 0; j < V; ++j) all.put((part * width + thread_index() % width) * V + j, sums[j]);
+    }
+    block_barrier();
+    for (int i = thread_index(); i < width * V; i += threads) {
+      if (first * V + i >= channels) break;
+      Sums<A> total = all.get(i);
+      for (int other = 1; other < parts; ++other)
+        total.merge(all.get(other * width * V + i), tracks);
+      found.put(at + first * V + i, total);
+    }
+    block_barrier();
+  }
+  block_barrier();
+}
+
+// With what the squeeze needs, and no more registers: loads under way make room for the peaks.
+template <int V, int Batch, class A, class Load, class Terms>
+SE_DEVICE void reduce_rows(int rows, int length, const Found<A>& found, A* scratch,
+                           const Load& load, const Terms& terms) {
+  if (found.tracks)
+    reduce_rows_tracking<V, 1, true>(rows, length, found, scratch, load, terms);
+  else
+    reduce_rows_tracking<V, Batch, false>(rows, length, found, scratch, load, terms);
+}
+template <int V, int Batch, class A, class Load, class Terms>
+SE_DEVICE void reduce_columns(int channels, int first_pixel, int end_pixel, int at,
+                              const Found<A>& found, A* scratch, const Load& load,
+                              const Terms& terms) {
+  if (found.tracks)
+    reduce_columns_tracking<V, 1, true>(channels, first_pixel, end_pixel, at, found, scratch, load,
+                                        terms);
+  else
+    reduce_columns_tracking<V, Batch, false>(channels, first_pixel, end_pixel, at, found, scratch,
+                                             load, terms);
+}
+
+}  // namespace se_kernels::cuda

@@ -1,0 +1,92 @@
+// What the launchers ask of the CUDA runtime: the GPU, its memory, a launch.
+#pragma once
+
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+#include "launch.h"
+#include "plan.h"
+
+#ifndef __CUDACC__
+#include "cuda_on_host.h"
+#else
+#include <cuda_runtime.h>
+
+namespace se_kernels::cuda {
+
+inline void check(cudaError_t error, const std::string& what) {
+  if (error != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(error));
+}
+
+inline Gpu properties_of(int device) {
+  const auto get = [device](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+    return value;
+  };
+  return {device,
+          10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
+          get(cudaDevAttrMultiProcessorCount),
+          get(cudaDevAttrL2CacheSize),
+          get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          get(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          kThreads};
+}
+
+// Makes a GPU the current one, and the one before again at the end.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ != device) check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = before_ != device;
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+inline void zero(void* data, std::size_t bytes, void* stream) {
+  check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
+}
+
+// kernel(parameters) by shape.blocks blocks, in clusters of shape.cluster.
+template <class Parameters>
+void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shape& shape,
+            void* stream) {
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const auto checked = [&](cudaError_t error) {
+    if (error == cudaSuccess) return;
+    cudaGetLastError();  // not for the next call to find
+    throw std::runtime_error(describe(shape) + ": " + cudaGetErrorString(error));
+  };
+  if (shape.shared_bytes > 48 * 1024)
+    checked(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 shape.shared_bytes));
+  if (shape.cluster > 8)
+    checked(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = unsigned(shape.cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t configuration{};
+  configuration.gridDim = dim3(unsigned(shape.blocks));
+  configuration.blockDim = dim3(unsigned(shape.threads));
+  configuration.dynamicSmemBytes = std::size_t(shape.shared_bytes);
+  configuration.stream = static_cast<cudaStream_t>(stream);
+  configuration.attrs = &attribute;
+  configuration.numAttrs = shape.cluster > 1 ? 1 : 0;
+  void* arguments[] = {const_cast<Parameters*>(&parameters)};
+  checked(cudaLaunchKernelExC(&configuration, function, arguments));
+}
+
+}  // namespace se_kernels::cuda
+#endif
