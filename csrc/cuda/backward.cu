@@ -38,8 +38,8 @@ backward_two_sweeps(SE_PARAMETER BackwardTwoSweeps parameters) {
       each_row([&](int row, std::int64_t at) { gates[row] = s[at]; });
       block_barrier();
     }
-    scale_backward_tile<X, layout, Prologue, tail>(t, tile, parameters.access, Prologue{}, found,
-                                                   room.scratch, room.work);
+    scale_backward_tile<X, layout, Prologue, tail>(t, tile, parameters.access, sizes.by_pixels,
+                                                   Prologue{}, found, room.scratch, room.work);
     if (!gather(passing, found, tile, group, block, split, sizes, cut, room.word)) return;
     A *ds = static_cast<A*>(p.ds), *de = static_cast<A*>(p.de);
     each_row([&](int row, std::int64_t at) {
@@ -93,7 +93,8 @@ backward_two_sweeps(SE_PARAMETER BackwardTwoSweeps parameters) {
     // dx = g s + dz / P; dr is g
     const bool stored = tail && p.dr.data;
     squeeze_backward_tile<X, layout>(stored ? p.dr : p.dy, stored ? Images{} : p.y, p.x, p.dx, tile,
-                                     parameters.access, Spread<A>{gates, mean, tops, share, peaks});
+                                     parameters.access, sizes.by_pixels,
+                                     Spread<A>{gates, mean, tops, share, peaks});
   }
 }
 
@@ -114,17 +115,25 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
   const Prologue pre{};
   const bool masks = tail && p.y.data, stores = tail && p.dr.data;
 
+  struct Starts {
+    unsigned char *y, *x, *dr, *dx;
+  };
+  const auto start = [&](int n) {
+    return Starts{block.run_of(p.y, n), block.run_of(p.x, n), block.run_of(p.dr, n),
+                  block.run_of(p.dx, n)};
+  };
   // g of slot k from its i-th number on: masked in place, dr written
-  const auto mask = [&](int n, int k, int i, A(&g)[V]) {
+  const auto mask = [&](const Starts& at, int k, int i, A(&g)[V]) {
+    const std::size_t offset = std::size_t(i) * sizeof(X);
     unpack<X, V>(load_staged<X, V>(block.slot(k), i), g);
     if (masks) {
       A y[V];
-      unpack<X, V>(load_raw<X, V, Reuse::drop>(p.y, n * p.y.image + block.first + i), y);
+      unpack<X, V>(load_raw<X, V, Reuse::drop>(at.y + offset, p.y.type), y);
       SE_UNROLL
       for (int j = 0; j < V; ++j) g[j] = post_backward(g[j], y[j]);
-      *reinterpret_cast<Vector16*>(block.slot(k) + std::size_t(i) * sizeof(X)) = pack<X, V>(g);
+      *reinterpret_cast<Vector16*>(block.slot(k) + offset) = pack<X, V>(g);
     }
-    if (stores) store_values<X, V, Reuse::drop>(p.dr, n * p.dr.image + block.first + i, g);
+    if (stores) store_values<X, V, Reuse::drop>(at.dr + offset, p.dr.type, g);
   };
 
   block.start();
@@ -141,13 +150,13 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
 
     // ds = Σ g v
     for (int k = 0; k < here; ++k) {
-      const int n = n0 + k;
-      if (slices.staged) block.fetch_x(p.x, n);
+      const Starts starts = start(n0 + k);
+      if (slices.staged) block.fetch_x(p.x, n0 + k);
       block.wait_slot(k, round);
       if (slices.staged) {
         for (int i = thread_index() * V; i < block.count; i += thread_count() * V) {
           A g[V];
-          mask(n, k, i, g);
+          mask(starts, k, i, g);
         }
         block.wait_x(staged++);
         block_barrier();
@@ -156,22 +165,22 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
         };
         reduce_rows<1, 2>(
             block.channels, sizes.pixels, {found.data + block.own_at(k, 0), found.size, false},
-            block.scratch,
-            [&](int row, int i) {
-              const int at = row * sizes.pixels + i;
-              return Both{load_staged<X, 1>(block.slot(k), at), load_staged<X, 1>(block.x, at)};
+            block.scratch, [&](int row) { return row * sizes.pixels; },
+            [&](int first, int i) {
+              return Both{load_staged<X, 1>(block.slot(k), first + i),
+                          load_staged<X, 1>(block.x, first + i)};
             },
-            [&](int row, int, const Both& raw, A(&term)[1], A(&v)[1]) {
+            [&](int, int row, int, const Both& raw, A(&term)[1], A(&v)[1]) {
               v[0] = pre(raw.v.v, block.c0 + row);
               term[0] = raw.g.v * v[0];
             });
         continue;
       }
       const auto load = [&](int i) {
-        return load_raw<X, V, Reuse::drop>(p.x, n * p.x.image + block.first + i);
+        return load_raw<X, V, Reuse::drop>(starts.x + std::size_t(i) * sizeof(X), p.x.type);
       };
       const auto terms = [&](int c, int i, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
-        mask(n, k, i, term);
+        mask(starts, k, i, term);
         unpack<X, V>(raw, v);
         SE_UNROLL
         for (int j = 0; j < V; ++j) term[j] *= v[j] = pre(v[j], layout == Layout::nchw ? c : c + j);
@@ -179,16 +188,18 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
       if constexpr (layout == Layout::nchw)
         reduce_rows<V, 4>(
             block.channels, sizes.pixels, {found.data + block.own_at(k, 0), found.size, false},
-            block.scratch, [&](int row, int i) { return load(row * sizes.pixels + i * V); },
-            [&](int row, int i, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
-              terms(block.c0 + row, row * sizes.pixels + i * V, raw, term, v);
+            block.scratch, [&](int row) { return row * sizes.pixels; },
+            [&](int first, int i) { return load(first + i * V); },
+            [&](int first, int row, int i, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
+              terms(block.c0 + row, first + i * V, raw, term, v);
             });
       else
         reduce_columns<V, 4>(
             C, 0, block.count / C, k * C, found, block.scratch,
-            [&](int column, int pixel) { return load(pixel * C + column * V); },
-            [&](int column, int pixel, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
-              terms(column * V, pixel * C + column * V, raw, term, v);
+            [&](int column) { return column * V; },
+            [&](int first, int pixel) { return load(first + pixel * C); },
+            [&](int first, int column, int pixel, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
+              terms(column * V, first + pixel * C, raw, term, v);
             });
     }
     if (round > 0) block.wait();  // what the turn before left is read
@@ -234,15 +245,16 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
 
     // dx = g s + dz / P
     block.template walk_slots<V, 4>(
-        p.dy, turn, masks, [&](int k, int i) { return load_staged<X, V>(block.slot(k), i); },
-        [&](int k, int i, const Raw<X, V>& raw) {
+        p.dy, turn, masks, [&](int n) { return block.run_of(p.dx, n); },
+        [&](unsigned char*, int k, int i) { return load_staged<X, V>(block.slot(k), i); },
+        [&](unsigned char* dx, int k, int i, const Raw<X, V>& raw) {
           A g[V];
           int rows[V];
           block.template rows_of<V>(k, i, rows);
           unpack<X, V>(raw, g);
           SE_UNROLL
           for (int j = 0; j < V; ++j) g[j] = g[j] * gates[rows[j]] + mean[rows[j]];
-          store_values<X, V, Reuse::drop>(p.dx, (n0 + k) * p.dx.image + block.first + i, g);
+          store_values<X, V, Reuse::drop>(dx + std::size_t(i) * sizeof(X), p.dx.type, g);
         });
   }
   if (round > 0) block.wait();  // nobody leaves before its memory is read

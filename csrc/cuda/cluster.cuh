@@ -70,16 +70,19 @@ struct Block {
   template <int V>
   SE_DEVICE void rows_of(int k, int i, int (&rows)[V]) const {
     if constexpr (layout == Layout::nchw) {
-      rows_of_run<V>(i, sizes.pixels, rows);
-      SE_UNROLL
-      for (int j = 0; j < V; ++j) rows[j] += own_at(k, 0);
+      rows_of_run<V>(i, sizes.by_pixels, own_at(k, 0), rows);
     } else {
-      SE_UNROLL
-      for (int j = 0; j < V; ++j) rows[j] = k * sizes.channels + i % sizes.channels + j;
+      const int c = i - divide(i, sizes.by_channels) * sizes.channels;
+      rows_from<layout, V>(k * sizes.channels + c, rows);
     }
   }
   SE_DEVICE int channel_of(int row) const {
     return layout == Layout::nchw ? c0 + row % slices.channels : row % sizes.channels;
+  }
+
+  // The memory of image n at this block's run; null where t is absent.
+  SE_DEVICE unsigned char* run_of(const Images& t, int n) const {
+    return t.data ? t.data + (n * t.image + first) * std::int64_t(sizeof(X)) : nullptr;
   }
 
   // One thread: image n's elements from `begin` of the run, a chunk of them, on their way to slot
@@ -88,8 +91,8 @@ struct Block {
     if (begin == 0) expect_bytes(arrivals + k, std::uint32_t(count * int(sizeof(X))));
     const int size = smaller(chunk(), count - begin);
     bulk_load(slot(k) + std::size_t(begin) * sizeof(X),
-              t.data + (n * t.image + first + begin) * std::int64_t(sizeof(X)),
-              std::uint32_t(size * int(sizeof(X))), arrivals + k);
+              run_of(t, n) + std::size_t(begin) * sizeof(X), std::uint32_t(size * int(sizeof(X))),
+              arrivals + k);
   }
   SE_DEVICE void fetch_all(const Images& t, int turn) const {
     if (thread_index() == 0)
@@ -102,8 +105,7 @@ struct Block {
     if (thread_index() != 0 || count == 0) return;
     std::uint64_t* come = arrivals + slices.images;
     expect_bytes(come, std::uint32_t(count * int(sizeof(X))));
-    bulk_load(x, t.data + (n * t.image + first) * std::int64_t(sizeof(X)),
-              std::uint32_t(count * int(sizeof(X))), come);
+    bulk_load(x, run_of(t, n), std::uint32_t(count * int(sizeof(X))), come);
   }
   SE_DEVICE void wait_x(int fetched) const {
     if (count > 0) wait_arrivals(arrivals + slices.images, std::uint32_t(fetched & 1));
@@ -112,25 +114,28 @@ struct Block {
     if (count > 0) wait_arrivals(arrivals + k, std::uint32_t(round & 1));
   }
 
-  // load(k, i), then use(k, i, raw), for every V numbers of the slots, from the i-th on; a chunk
-  // that is done is filled with the image that comes next there. written: by this block's threads.
-  template <int V, int Batch, class Load, class Use>
-  SE_DEVICE void walk_slots(const Images& t, int turn, bool written, const Load& load,
-                            const Use& use) const {
+  // start(n) for each slot's image, load(starts, k, i), then use(starts, k, i, raw), for every V
+  // numbers of slot k, from the i-th on; a chunk that is done is filled with the image that comes
+  // next there. written: by this block's threads.
+  template <int V, int Batch, class Start, class Load, class Use>
+  SE_DEVICE void walk_slots(const Images& t, int turn, bool written, const Start& start,
+                            const Load& load, const Use& use) const {
     const int next = turn + slices.clusters;
-    for (int k = 0; k < images_of(turn); ++k)
+    for (int k = 0; k < images_of(turn); ++k) {
+      const auto starts = start(turn * slices.images + k);
       for (int begin = 0; begin < count; begin += chunk()) {
         const int end = smaller(begin + chunk(), count);
         walk<Batch>(
             begin / V + thread_index(), end / V, thread_count(),
-            [&](int i) { return load(k, i * V); },
-            [&](int i, const auto& raw) { use(k, i * V, raw); });
+            [&](int i) { return load(starts, k, i * V); },
+            [&](int i, const auto& raw) { use(starts, k, i * V, raw); });
         if (next >= turns()) continue;
         if (written) order_before_bulk_load();
         block_barrier();
         const int n = next * slices.images + k;
         if (thread_index() == 0 && n < sizes.images) fetch(t, n, k, begin);
       }
+    }
   }
 
   SE_DEVICE void arrive() const {
@@ -169,7 +174,7 @@ struct Block {
   // nhwc: own (images, channels) of every block, put together in (images, C).
   SE_DEVICE void gather_own(int images, A* to) const {
     for (int i = thread_index(); i < images * sizes.channels; i += thread_count()) {
-      const int k = i / sizes.channels, c = i % sizes.channels;
+      const int k = divide(i, sizes.by_channels), c = i - k * sizes.channels;
       to[i] = load_remote(own + own_at(k, c % slices.channels), c / slices.channels);
     }
   }

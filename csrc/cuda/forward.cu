@@ -84,8 +84,8 @@ forward_two_sweeps(SE_PARAMETER ForwardTwoSweeps parameters) {
     }
     block_barrier();
     // equation 4
-    scale_tile<X, layout>(p.x, p.residual, p.y, tile, parameters.access, Prologue{},
-                          epilogue<Epilogue>(p), gates);
+    scale_tile<X, layout>(p.x, p.residual, p.y, tile, parameters.access, sizes.by_pixels,
+                          Prologue{}, epilogue<Epilogue>(p), gates);
   }
 }
 
@@ -171,16 +171,20 @@ forward_cluster(SE_PARAMETER ForwardCluster parameters) {
     block_barrier();
 
     // equation 4
+    struct Starts {
+      unsigned char *residual, *y;
+    };
     block.template walk_slots<V, 4>(
         p.x, turn, false,
-        [&](int k, int i) {
+        [&](int n) { return Starts{block.run_of(p.residual, n), block.run_of(p.y, n)}; },
+        [&](const Starts& at, int, int i) {
           Raw<X, V> residual{};
           if (Epilogue::kTail && p.residual.data)
-            residual = load_raw<X, V, Reuse::drop>(p.residual,
-                                                   (n0 + k) * p.residual.image + block.first + i);
+            residual = load_raw<X, V, Reuse::drop>(at.residual + std::size_t(i) * sizeof(X),
+                                                   p.residual.type);
           return residual;
         },
-        [&](int k, int i, const Raw<X, V>& residual) {
+        [&](const Starts& at, int k, int i, const Raw<X, V>& residual) {
           A v[V], r[V];
           int rows[V];
           block.template rows_of<V>(k, i, rows);
@@ -188,7 +192,7 @@ forward_cluster(SE_PARAMETER ForwardCluster parameters) {
           SE_UNROLL
           for (int j = 0; j < V; ++j)
             v[j] = post(pre(v[j], block.channel_of(rows[j])) * gates[rows[j]], r[j]);
-          store_values<X, V, Reuse::drop>(p.y, (n0 + k) * p.y.image + block.first + i, v);
+          store_values<X, V, Reuse::drop>(at.y + std::size_t(i) * sizeof(X), p.y.type, v);
         });
   }
   if (round > 0) block.wait();  // nobody leaves before its memory is read

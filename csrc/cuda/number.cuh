@@ -44,6 +44,27 @@ struct Images {
   DType type;  // for Any
 };
 
+template <class X>
+SE_DEVICE int bytes_of(const Images& t) {
+  if constexpr (std::is_same_v<X, Any>)
+    return t.type == DType::float64 ? 8 : t.type == DType::float32 ? 4 : 2;
+  else
+    return int(sizeof(X));
+}
+
+// Where image n's channel c begins; null where t is absent.
+template <class X, Layout layout>
+SE_DEVICE unsigned char* start_of(const Images& t, int n, int c) {
+  if (!t.data) return nullptr;
+  return t.data + (n * t.image + (layout == Layout::nchw ? c * t.row : c)) * bytes_of<X>(t);
+}
+
+// Pixel p of what starts there.
+template <class X, Layout layout>
+SE_DEVICE unsigned char* pixel_of(const Images& t, unsigned char* start, int p) {
+  return start + (layout == Layout::nchw ? p : p * t.row) * bytes_of<X>(t);
+}
+
 // V numbers as they lie.
 template <class X, int V>
 struct Raw {
@@ -94,15 +115,14 @@ using Flag = std::integral_constant<bool, B>;
 enum class Reuse { keep, drop };  // read again soon, or not
 
 template <class X, int V, Reuse reuse>
-SE_DEVICE Raw<X, V> load_raw(const Images& t, std::int64_t at) {
+SE_DEVICE Raw<X, V> load_raw(const unsigned char* from, DType type) {
   if constexpr (V > 1) {
-    const unsigned char* from = t.data + at * std::int64_t(sizeof(X));
     if constexpr (reuse == Reuse::keep) return {load_keep(from)};
     return {load_drop(from)};
   } else if constexpr (std::is_same_v<X, Any>) {
-    return {load_any<double>(t.data, t.type, at)};
+    return {load_any<double>(from, type, 0)};
   } else {
-    return {widen(reinterpret_cast<const X*>(t.data)[at])};
+    return {widen(*reinterpret_cast<const X*>(from))};
   }
 }
 
@@ -133,17 +153,16 @@ SE_DEVICE Vector16 pack(const Sum<X> (&v)[V]) {
 }
 
 template <class X, int V, Reuse reuse>
-SE_DEVICE void store_values(const Images& t, std::int64_t at, const Sum<X> (&v)[V]) {
+SE_DEVICE void store_values(unsigned char* to, DType type, const Sum<X> (&v)[V]) {
   if constexpr (V > 1) {
-    unsigned char* to = t.data + at * std::int64_t(sizeof(X));
     if constexpr (reuse == Reuse::keep)
       store_keep(to, pack<X, V>(v));
     else
       store_stream(to, pack<X, V>(v));
   } else if constexpr (std::is_same_v<X, Any>) {
-    store_any(t.data, t.type, at, v[0]);
+    store_any(to, type, 0, v[0]);
   } else {
-    narrow(v[0], reinterpret_cast<X*>(t.data)[at]);
+    narrow(v[0], *reinterpret_cast<X*>(to));
   }
 }
 

@@ -14,7 +14,7 @@ bool is_wide(const Problem& p) { return p.x_type == DType::float64 || p.w_type =
 int bytes_of(DType type) { return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2; }
 
 Sizes sizes_of(const Problem& p) {
-  return {int(p.images), int(p.channels), int(p.reduced), int(p.pixels)};
+  return with_divisors(int(p.images), int(p.channels), int(p.reduced), int(p.pixels));
 }
 
 Traits traits_of(const Problem& p, bool backward) {

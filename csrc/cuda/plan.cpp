@@ -8,18 +8,20 @@ namespace se_kernels::cuda {
 namespace {
 
 constexpr int kVectorBytes = 16;
-constexpr int kTileBytes = 24 * 1024;  // of each tensor
+constexpr int kTileBytes = 28 * 1024;  // of each tensor
 constexpr int kSmallestTileBytes = 2 * 1024;
-constexpr int kStageBytes = 40 * 1024;      // of shared memory that a tile may take
 constexpr int kTilesPerMultiprocessor = 2;  // at least, where there is so much to do
 constexpr int kResidentBlocks = 4;          // on a multiprocessor
 constexpr int kLargestGroup = 16;
-constexpr int kMostRows = 1024;      // (image, channel) pairs of a tile
-constexpr int kRowBytes = 128;       // of nhwc that lie side by side, at least
-constexpr int kSpan = 64;            // pixels that a part of them is a multiple of
-constexpr int kExciteSize = 64;      // numbers of the hidden layer that one block sums
-constexpr int kChunkNumbers = 2048;  // of the second FC's input, in shared memory
-constexpr int kL2Share = 4;          // a group comes back before 1 / kL2Share of the cache was read
+constexpr int kMostRows = 1024;            // (image, channel) pairs of a tile
+constexpr int kFoundShare = 16;            // of shared memory, that a plane of them may take
+constexpr double kWeightsShare = 1.0 / 4;  // of x, that one FC of a tile may read
+constexpr int kRowBytes = 128;             // of nhwc that lie side by side, at least
+constexpr int kSpan = 64;                  // pixels that a part of them is a multiple of
+constexpr int kExciteSize = 64;            // numbers of the hidden layer that one block sums
+constexpr int kChunkNumbers = 2048;        // of the second FC's input, in shared memory
+constexpr int kChunkShare = 8;             // of shared memory, that they may take
+constexpr int kL2Share = 4;  // a group comes back before 1 / kL2Share of the cache was read
 
 // Of a cluster's turn, to compare ways to slice: an H100, bytes a microsecond of one
 // multiprocessor.
@@ -56,12 +58,17 @@ bool is_dense(const Input& t, const Sizes& sizes, bool nhwc) {
 
 // (images, channels) of a tile of some `rows` pairs: of the ways to cut, the one with the fewest
 // bytes of weights and of partial products beside.
-std::pair<int, int> cut_channels(const Sizes& sizes, const Traits& traits, std::int64_t rows) {
+std::pair<int, int> cut_channels(const Sizes& sizes, const Traits& traits, const Gpu& gpu,
+                                 std::int64_t rows, std::int64_t row_bytes) {
   const int widest = power_of_two(sizes.channels),
             narrowest = traits.nhwc ? std::min(widest, kRowBytes / traits.item_bytes) : 1;
   rows = std::max<std::int64_t>(narrowest, at_most(rows));
-  const std::int64_t all = std::int64_t(widest) * power_of_two(sizes.images);
-  rows = std::min(rows, std::min<std::int64_t>(all, kMostRows));
+  const double weights_of_narrowest = double(narrowest) * sizes.reduced * traits.weight_bytes;
+  if (traits.nhwc && weights_of_narrowest > kWeightsShare * double(rows * row_bytes))
+    rows *= 2;  // it cannot be narrower: more images share the weights
+  const std::int64_t all = std::int64_t(widest) * power_of_two(sizes.images),
+                     most = at_most(gpu.shared_bytes / kFoundShare / traits.sum_bytes);
+  rows = std::min<std::int64_t>({rows, all, most, kMostRows});
   std::pair<int, int> best{1, int(std::min<std::int64_t>(widest, rows))};
   double fewest = -1;
   for (int group = 1;
@@ -80,6 +87,23 @@ std::pair<int, int> cut_channels(const Sizes& sizes, const Traits& traits, std::
 
 }  // namespace
 
+Divisor divisor(int by) {
+  int log = 0;
+  while ((std::int64_t(1) << log) < by) ++log;
+  // a multiplier m with m by - 2^(31 + log) < 2^log: exact below 2^31
+  const std::uint64_t power = std::uint64_t(1) << (31 + log);
+  return {std::uint32_t((power + by - 1) / by), 31 + log, by};
+}
+
+Sizes with_divisors(int images, int channels, int reduced, int pixels) {
+  return {images,
+          channels,
+          reduced,
+          pixels,
+          divisor(std::max(1, channels)),
+          divisor(std::max(1, pixels))};
+}
+
 Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   const int pixels = std::max(1, sizes.pixels);
   const std::int64_t row_bytes = std::int64_t(pixels) * traits.item_bytes;
@@ -87,11 +111,11 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
                              (kTilesPerMultiprocessor * gpu.multiprocessors);
   const std::int64_t tensors =
       traits.backward ? 2 : 1;  // that a flat tile brings into shared memory
-  const std::int64_t largest =
-      std::min<std::int64_t>({kTileBytes, kStageBytes / tensors, gpu.shared_bytes / (2 * tensors)});
+  const std::int64_t largest = std::min<std::int64_t>(kTileBytes, gpu.shared_bytes / (2 * tensors));
   const std::int64_t target = std::min(largest, std::max<std::int64_t>(kSmallestTileBytes, share));
   Cut cut{};
-  std::tie(cut.images, cut.channels) = cut_channels(sizes, traits, target / row_bytes);
+  std::tie(cut.images, cut.channels) =
+      cut_channels(sizes, traits, gpu, target / row_bytes, row_bytes);
   if (!traits.nhwc) {
     // so many channels that a tile of odd rows starts at 16 bytes too
     const int together = kVectorBytes / int(std::gcd<std::int64_t>(kVectorBytes, row_bytes));
@@ -106,7 +130,8 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   cut.blocks = ceil_div(sizes.channels, cut.channels);
   cut.excite_size = kExciteSize;
   cut.excites = ceil_div(std::int64_t(cut.images) * sizes.reduced, kExciteSize);
-  cut.chunk = std::max(1, std::min(sizes.reduced, kChunkNumbers / cut.images));
+  const int numbers = std::min(kChunkNumbers, gpu.shared_bytes / kChunkShare / traits.sum_bytes);
+  cut.chunk = std::max(1, std::min(sizes.reduced, numbers / cut.images));
 
   const std::int64_t group_bytes = std::int64_t(cut.images) * sizes.channels * row_bytes;
   const int tiles = cut.blocks * cut.splits,

@@ -12,9 +12,18 @@ namespace se_kernels::cuda {
 
 constexpr int kThreads = 256;  // of a block
 
+// i / by for 0 <= i < 2^31, without a division.
+struct Divisor {
+  std::uint32_t multiplier;
+  int shift, by;
+};
+Divisor divisor(int by);  // at least 1
+
 struct Sizes {
   int images, channels, reduced, pixels;  // N, C, R, P
+  Divisor by_channels, by_pixels;
 };
+Sizes with_divisors(int images, int channels, int reduced, int pixels);
 
 // What a plan depends on beside the sizes. peaks: the squeeze takes a maximum.
 struct Traits {

@@ -64,25 +64,28 @@ SE_DEVICE int lanes_for(int loads) {
   return smaller(power_of_two((loads + 3) / 4), thread_count());
 }
 
-// Rows whose numbers lie side by side (nchw): load(row, i) gives what lies at the row's i-th V
-// numbers, terms(row, i, raw, term, x) the V terms and numbers of it.
-template <int V, int Batch, bool tracks, class A, class Load, class Terms>
+// Rows whose numbers lie side by side (nchw): start(row) gives where a row begins, load(starts, i)
+// what lies at its i-th V numbers, terms(starts, row, i, raw, term, x) the V terms and numbers of
+// it.
+template <int V, int Batch, bool tracks, class A, class Start, class Load, class Terms>
 SE_DEVICE void reduce_rows_tracking(int rows, int length, const Found<A>& found, A* scratch,
-                                    const Load& load, const Terms& terms) {
+                                    const Start& start, const Load& load, const Terms& terms) {
   const int loads = length / V, lanes = lanes_for(loads), lane = thread_index() % lanes,
             side_by_side = thread_count() / lanes;
   for (int first = 0; first < rows; first += side_by_side) {
     const int row = first + thread_index() / lanes;
     Sums<A> sums;
-    if (row < rows)
+    if (row < rows) {
+      const auto starts = start(row);
       walk<Batch>(
-          lane, loads, lanes, [&](int i) { return load(row, i); },
+          lane, loads, lanes, [&](int i) { return load(starts, i); },
           [&](int i, const auto& raw) {
             A term[V], x[V];
-            terms(row, i, raw, term, x);
+            terms(starts, row, i, raw, term, x);
             SE_UNROLL
             for (int j = 0; j < V; ++j) sums.add(term[j], x[j], tracks);
           });
+    }
     for (int mask = smaller(lanes, kWarp) / 2; mask > 0; mask /= 2) sums.exchange(mask, tracks);
     if (lanes <= kWarp) {
       if (lane == 0 && row < rows) found.put(row, sums);
@@ -101,27 +104,30 @@ SE_DEVICE void reduce_rows_tracking(int rows, int length, const Found<A>& found,
   block_barrier();
 }
 
-// Channels that lie side by side in each pixel (nhwc), V of them in a load: load(column, pixel),
-// terms(column, pixel, raw, term, x). The channels' numbers go to found from `at` on.
-template <int V, int Batch, bool tracks, class A, class Load, class Terms>
+// Channels that lie side by side in each pixel (nhwc), V of them in a load: start(column),
+// load(starts, pixel), terms(starts, column, pixel, raw, term, x). The channels' numbers go to
+// found from `at` on.
+template <int V, int Batch, bool tracks, class A, class Start, class Load, class Terms>
 SE_DEVICE void reduce_columns_tracking(int channels, int first_pixel, int end_pixel, int at,
-                                       const Found<A>& found, A* scratch, const Load& load,
-                                       const Terms& terms) {
+                                       const Found<A>& found, A* scratch, const Start& start,
+                                       const Load& load, const Terms& terms) {
   const int columns = channels / V, threads = thread_count(),
             width = smaller(power_of_two(columns), threads), rows = threads / width,
             row = thread_index() / width;
   for (int first = 0; first < columns; first += width) {
     const int column = first + thread_index() % width;
     Sums<A> sums[V];
-    if (column < columns)
+    if (column < columns) {
+      const auto starts = start(column);
       walk<Batch>(
-          first_pixel + row, end_pixel, rows, [&](int p) { return load(column, p); },
+          first_pixel + row, end_pixel, rows, [&](int p) { return load(starts, p); },
           [&](int p, const auto& raw) {
             A term[V], x[V];
-            terms(column, p, raw, term, x);
+            terms(starts, column, p, raw, term, x);
             SE_UNROLL
             for (int j = 0; j < V; ++j) sums[j].add(term[j], x[j], tracks);
           });
+    }
     if (rows == 1) {
       SE_UNROLL
       for (int j = 0; j < V; ++j)
@@ -154,24 +160,24 @@ SE_DEVICE void reduce_columns_tracking(int channels, int first_pixel, int end_pi
 }
 
 // With what the squeeze needs, and no more registers: loads under way make room for the peaks.
-template <int V, int Batch, class A, class Load, class Terms>
+template <int V, int Batch, class A, class Start, class Load, class Terms>
 SE_DEVICE void reduce_rows(int rows, int length, const Found<A>& found, A* scratch,
-                           const Load& load, const Terms& terms) {
+                           const Start& start, const Load& load, const Terms& terms) {
   if (found.tracks)
-    reduce_rows_tracking<V, 1, true>(rows, length, found, scratch, load, terms);
+    reduce_rows_tracking<V, 1, true>(rows, length, found, scratch, start, load, terms);
   else
-    reduce_rows_tracking<V, Batch, false>(rows, length, found, scratch, load, terms);
+    reduce_rows_tracking<V, Batch, false>(rows, length, found, scratch, start, load, terms);
 }
-template <int V, int Batch, class A, class Load, class Terms>
+template <int V, int Batch, class A, class Start, class Load, class Terms>
 SE_DEVICE void reduce_columns(int channels, int first_pixel, int end_pixel, int at,
-                              const Found<A>& found, A* scratch, const Load& load,
-                              const Terms& terms) {
+                              const Found<A>& found, A* scratch, const Start& start,
+                              const Load& load, const Terms& terms) {
   if (found.tracks)
-    reduce_columns_tracking<V, 1, true>(channels, first_pixel, end_pixel, at, found, scratch, load,
-                                        terms);
+    reduce_columns_tracking<V, 1, true>(channels, first_pixel, end_pixel, at, found, scratch, start,
+                                        load, terms);
   else
     reduce_columns_tracking<V, Batch, false>(channels, first_pixel, end_pixel, at, found, scratch,
-                                             load, terms);
+                                             start, load, terms);
 }
 
 }  // namespace se_kernels::cuda

@@ -28,48 +28,50 @@ struct Tail {
 // y of a tile, s of its rows in shared memory.
 template <class X, Layout layout, class Prologue, class Epilogue>
 SE_DEVICE void scale_tile(const Images& x, const Images& residual, const Images& y,
-                          const Tile& tile, Access access, const Prologue& pre,
-                          const Epilogue& post, const Sum<X>* s) {
+                          const Tile& tile, Access access, const Divisor& by_pixels,
+                          const Prologue& pre, const Epilogue& post, const Sum<X>* s) {
   using A = Sum<X>;
+  struct Starts {
+    unsigned char *x, *residual, *y;
+  };
+  const auto start = [&](int n, int c) {
+    return Starts{start_of<X, layout>(x, n, c), start_of<X, layout>(residual, n, c),
+                  start_of<X, layout>(y, n, c)};
+  };
   const auto run = [&](auto width, auto flat) {
     constexpr int W = decltype(width)::value;
     struct Two {
       Raw<X, W> x, residual;
     };
-    const auto load_at = [&](int n, int c, int p) {
+    const auto load = [&](const Starts& at, int p) {
       Two raw{};
-      raw.x = load_raw<X, W, Reuse::drop>(x, place<layout>(x, n, c, p));
+      raw.x = load_raw<X, W, Reuse::drop>(pixel_of<X, layout>(x, at.x, p), x.type);
       if (Epilogue::kTail && residual.data)
-        raw.residual = load_raw<X, W, Reuse::drop>(residual, place<layout>(residual, n, c, p));
+        raw.residual = load_raw<X, W, Reuse::drop>(pixel_of<X, layout>(residual, at.residual, p),
+                                                   residual.type);
       return raw;
     };
-    const auto use_at = [&](const int (&rows)[W], int n, int c, int p, const Two& raw) {
+    const auto finish = [&](const Starts& at, const int (&rows)[W], int p, const Two& raw) {
       A v[W], r[W];
       unpack<X, W>(raw.x, v), unpack<X, W>(raw.residual, r);
       SE_UNROLL
       for (int j = 0; j < W; ++j)
         v[j] = post(pre(v[j], tile.channel_of(rows[j])) * s[rows[j]], r[j]);
-      store_values<X, W, Reuse::drop>(y, place<layout>(y, n, c, p), v);
+      store_values<X, W, Reuse::drop>(pixel_of<X, layout>(y, at.y, p), y.type, v);
     };
-    int rows[W];
     if constexpr (decltype(flat)::value)
-      walk_runs<W, 4>(
-          tile.images, tile.channels * tile.p1,
-          [&](int k, int i) { return load_at(tile.n0 + k, tile.c0, i); },
-          [&](int k, int i, const Two& raw) {
-            rows_of_run<W>(i, tile.p1, rows);
-            SE_UNROLL
-            for (int j = 0; j < W; ++j) rows[j] += k * tile.channels;
-            use_at(rows, tile.n0 + k, tile.c0, i, raw);
-          });
+      walk_runs<W, 4>(tile, start, load, [&](const Starts& at, int k, int i, const Two& raw) {
+        int rows[W];
+        rows_of_run<W>(i, by_pixels, k * tile.channels, rows);
+        finish(at, rows, i, raw);
+      });
     else
-      walk_tile<layout, W, 4>(
-          tile, [&](int, int n, int c, int p) { return load_at(n, c, p); },
-          [&](int row, int n, int c, int p, const Two& raw) {
-            SE_UNROLL
-            for (int j = 0; j < W; ++j) rows[j] = layout == Layout::nchw ? row : row + j;
-            use_at(rows, n, c, p, raw);
-          });
+      walk_tile<layout, W, 4>(tile, start, load,
+                              [&](const Starts& at, int row, int p, const Two& raw) {
+                                int rows[W];
+                                rows_from<layout, W>(row, rows);
+                                finish(at, rows, p, raw);
+                              });
   };
   constexpr int V = Number<X>::kVector;
   if constexpr (V > 1) {
@@ -87,33 +89,43 @@ struct Gradients {
   Images dy, y, x, dr, dx;
   const A* s;  // of the tile's rows, for dx
 };
-
+struct GradientsStarts {
+  unsigned char *dy, *y, *x, *dr, *dx;
+};
 template <class X, int W>
 struct GradientsRaw {
   Raw<X, W> dy, y, x;
 };
 
+template <class X, Layout layout>
+SE_DEVICE GradientsStarts start_of(const Gradients<Sum<X>>& t, int n, int c) {
+  return {start_of<X, layout>(t.dy, n, c), start_of<X, layout>(t.y, n, c),
+          start_of<X, layout>(t.x, n, c), start_of<X, layout>(t.dr, n, c),
+          start_of<X, layout>(t.dx, n, c)};
+}
+
 template <class X, Layout layout, bool tail, int W>
-SE_DEVICE GradientsRaw<X, W> load_gradients(const Gradients<Sum<X>>& t, bool peaks, int n, int c,
-                                            int p) {
-  const auto load = [&](const Images& image, bool again) {
-    const std::int64_t at = place<layout>(image, n, c, p);
-    return again ? load_raw<X, W, Reuse::keep>(image, at) : load_raw<X, W, Reuse::drop>(image, at);
+SE_DEVICE GradientsRaw<X, W> load_gradients(const Gradients<Sum<X>>& t, bool peaks,
+                                            const GradientsStarts& at, int p) {
+  const auto load = [&](const Images& image, unsigned char* start, bool again) {
+    const unsigned char* from = pixel_of<X, layout>(image, start, p);
+    return again ? load_raw<X, W, Reuse::keep>(from, image.type)
+                 : load_raw<X, W, Reuse::drop>(from, image.type);
   };
   // dy and y come again, unless dr takes their place or this is the only sweep; x for its maxima
   const bool again = !(tail && t.dr.data) && !t.dx.data;
   GradientsRaw<X, W> raw{};
-  if (t.dy.data) raw.dy = load(t.dy, again);
-  if (tail && t.y.data) raw.y = load(t.y, again);
-  if (t.x.data) raw.x = load(t.x, peaks);
+  if (t.dy.data) raw.dy = load(t.dy, at.dy, again);
+  if (tail && t.y.data) raw.y = load(t.y, at.y, again);
+  if (t.x.data) raw.x = load(t.x, at.x, peaks);
   return raw;
 }
 
 // g and v from what was loaded; dr and dx written. The numbers are of these rows of the tile.
 template <class X, Layout layout, class Prologue, bool tail, int W>
 SE_DEVICE void use_gradients(const Gradients<Sum<X>>& t, const Tile& tile, const Prologue& pre,
-                             const GradientsRaw<X, W>& raw, const int (&rows)[W], int n, int c,
-                             int p, Sum<X> (&g)[W], Sum<X> (&v)[W]) {
+                             const GradientsRaw<X, W>& raw, const int (&rows)[W],
+                             const GradientsStarts& at, int p, Sum<X> (&g)[W], Sum<X> (&v)[W]) {
   Sum<X> y[W];
   unpack<X, W>(raw.dy, g), unpack<X, W>(raw.y, y), unpack<X, W>(raw.x, v);
   SE_UNROLL
@@ -121,60 +133,54 @@ SE_DEVICE void use_gradients(const Gradients<Sum<X>>& t, const Tile& tile, const
     if (tail && t.y.data) g[j] = post_backward(g[j], y[j]);
     v[j] = pre(v[j], tile.channel_of(rows[j]));
   }
-  if (tail && t.dr.data) store_values<X, W, Reuse::keep>(t.dr, place<layout>(t.dr, n, c, p), g);
+  if (tail && t.dr.data)
+    store_values<X, W, Reuse::keep>(pixel_of<X, layout>(t.dr, at.dr, p), t.dr.type, g);
   if (t.dx.data) {
     Sum<X> dx[W];
     SE_UNROLL
     for (int j = 0; j < W; ++j) dx[j] = g[j] * t.s[rows[j]];
-    store_values<X, W, Reuse::drop>(t.dx, place<layout>(t.dx, n, c, p), dx);
+    store_values<X, W, Reuse::drop>(pixel_of<X, layout>(t.dx, at.dx, p), t.dx.type, dx);
   }
-}
-
-// The rows of W numbers of a tile, from one on.
-template <Layout layout, int W>
-SE_DEVICE void rows_from(int row, int (&rows)[W]) {
-  SE_UNROLL
-  for (int j = 0; j < W; ++j) rows[j] = layout == Layout::nchw ? row : row + j;
 }
 
 // ds = Σ g v of a tile's rows, and for a maximum the largest v and its ties.
 template <class X, Layout layout, class Prologue, bool tail>
 SE_DEVICE void scale_backward_tile(const Gradients<Sum<X>>& t, const Tile& tile, Access access,
-                                   const Prologue& pre, const Found<Sum<X>>& found, Sum<X>* scratch,
+                                   const Divisor& by_pixels, const Prologue& pre,
+                                   const Found<Sum<X>>& found, Sum<X>* scratch,
                                    unsigned char* stage) {
   using A = Sum<X>;
   constexpr int V = Number<X>::kVector;
   const auto in_place = [&](auto width) {
     constexpr int W = decltype(width)::value;
     using Loaded = GradientsRaw<X, W>;
-    const auto load = [&](int n, int c, int p) {
-      return load_gradients<X, layout, tail, W>(t, found.tracks, n, c, p);
+    const auto load = [&](const GradientsStarts& at, int p) {
+      return load_gradients<X, layout, tail, W>(t, found.tracks, at, p);
     };
-    const auto terms = [&](int row, int n, int c, int p, const Loaded& raw, A(&term)[W], A(&v)[W]) {
+    const auto terms = [&](const GradientsStarts& at, int row, int p, const Loaded& raw,
+                           A(&term)[W], A(&v)[W]) {
       int rows[W];
       rows_from<layout, W>(row, rows);
-      use_gradients<X, layout, Prologue, tail, W>(t, tile, pre, raw, rows, n, c, p, term, v);
+      use_gradients<X, layout, Prologue, tail, W>(t, tile, pre, raw, rows, at, p, term, v);
       SE_UNROLL
       for (int j = 0; j < W; ++j) term[j] *= v[j];
     };
     if constexpr (layout == Layout::nchw) {
       reduce_rows<W, 2>(
           tile.rows(), tile.p1 - tile.p0, found, scratch,
-          [&](int row, int i) {
-            return load(tile.image_of(row), tile.channel_of(row), tile.p0 + i * W);
-          },
-          [&](int row, int i, const Loaded& raw, A(&term)[W], A(&v)[W]) {
-            terms(row, tile.image_of(row), tile.channel_of(row), tile.p0 + i * W, raw, term, v);
+          [&](int row) { return start_of<X, layout>(t, tile.image_of(row), tile.channel_of(row)); },
+          [&](const GradientsStarts& at, int i) { return load(at, tile.p0 + i * W); },
+          [&](const GradientsStarts& at, int row, int i, const Loaded& raw, A(&term)[W], A(&v)[W]) {
+            terms(at, row, tile.p0 + i * W, raw, term, v);
           });
     } else {
       for (int k = 0; k < tile.images; ++k)
         reduce_columns<W, 2>(
             tile.channels, tile.p0, tile.p1, k * tile.channels, found, scratch,
-            [&](int column, int p) { return load(tile.n0 + k, tile.c0 + column * W, p); },
-            [&](int column, int p, const Loaded& raw, A(&term)[W], A(&v)[W]) {
-              terms(k * tile.channels + column * W, tile.n0 + k, tile.c0 + column * W, p, raw, term,
-                    v);
-            });
+            [&](int column) { return start_of<X, layout>(t, tile.n0 + k, tile.c0 + column * W); },
+            load,
+            [&](const GradientsStarts& at, int column, int p, const Loaded& raw, A(&term)[W],
+                A(&v)[W]) { terms(at, k * tile.channels + column * W, p, raw, term, v); });
     }
   };
 
@@ -186,33 +192,30 @@ SE_DEVICE void scale_backward_tile(const Gradients<Sum<X>>& t, const Tile& tile,
         const int run = tile.channels * tile.p1, all = tile.images * run;
         unsigned char* stage_v = stage + std::size_t(all) * sizeof(X);
         walk_runs<V, 2>(
-            tile.images, run,
-            [&](int k, int i) {
-              return load_gradients<X, layout, tail, V>(t, found.tracks, tile.n0 + k, tile.c0, i);
+            tile, [&](int n, int c) { return start_of<X, layout>(t, n, c); },
+            [&](const GradientsStarts& at, int i) {
+              return load_gradients<X, layout, tail, V>(t, found.tracks, at, i);
             },
-            [&](int k, int i, const GradientsRaw<X, V>& raw) {
+            [&](const GradientsStarts& at, int k, int i, const GradientsRaw<X, V>& raw) {
               int rows[V];
               A g[V], v[V];
-              rows_of_run<V>(i, tile.p1, rows);
-              SE_UNROLL
-              for (int j = 0; j < V; ++j) rows[j] += k * tile.channels;
-              use_gradients<X, layout, Prologue, tail, V>(t, tile, pre, raw, rows, tile.n0 + k,
-                                                          tile.c0, i, g, v);
-              const std::size_t at = std::size_t(k * run + i) * sizeof(X);
-              *reinterpret_cast<Vector16*>(stage + at) = pack<X, V>(g);
-              *reinterpret_cast<Vector16*>(stage_v + at) = raw.x.v;
+              rows_of_run<V>(i, by_pixels, k * tile.channels, rows);
+              use_gradients<X, layout, Prologue, tail, V>(t, tile, pre, raw, rows, at, i, g, v);
+              const std::size_t staged = std::size_t(k * run + i) * sizeof(X);
+              *reinterpret_cast<Vector16*>(stage + staged) = pack<X, V>(g);
+              *reinterpret_cast<Vector16*>(stage_v + staged) = raw.x.v;
             });
         block_barrier();
         struct Both {
           Raw<X, 1> g, v;
         };
         return reduce_rows<1, 4>(
-            tile.rows(), tile.p1, found, scratch,
-            [&](int row, int i) {
-              return Both{load_staged<X, 1>(stage, row * tile.p1 + i),
-                          load_staged<X, 1>(stage_v, row * tile.p1 + i)};
+            tile.rows(), tile.p1, found, scratch, [&](int row) { return row * tile.p1; },
+            [&](int start, int i) {
+              return Both{load_staged<X, 1>(stage, start + i),
+                          load_staged<X, 1>(stage_v, start + i)};
             },
-            [&](int row, int, const Both& raw, A(&term)[1], A(&v)[1]) {
+            [&](int, int row, int, const Both& raw, A(&term)[1], A(&v)[1]) {
               v[0] = pre(raw.v.v, tile.channel_of(row));
               term[0] = raw.g.v * v[0];
             });

@@ -31,9 +31,9 @@ SE_DEVICE void squeeze_staged_rows(const unsigned char* x, int rows, int pixels,
   const auto run = [&](auto width) {
     constexpr int W = decltype(width)::value;
     reduce_rows<W, 2>(
-        rows, pixels, found, scratch,
-        [&](int row, int i) { return load_staged<X, W>(x, row * pixels + i * W); },
-        [&](int row, int, const Raw<X, W>& raw, A(&term)[W], A(&v)[W]) {
+        rows, pixels, found, scratch, [&](int row) { return row * pixels; },
+        [&](int start, int i) { return load_staged<X, W>(x, start + i * W); },
+        [&](int, int row, int, const Raw<X, W>& raw, A(&term)[W], A(&v)[W]) {
           unpack<X, W>(raw, v);
           SE_UNROLL
           for (int j = 0; j < W; ++j) term[j] = v[j] = pre(v[j], c0 + row % channels);
@@ -53,9 +53,9 @@ SE_DEVICE void squeeze_staged_columns(const unsigned char* x, int channels, int 
   using A = Sum<X>;
   constexpr int V = Number<X>::kVector;
   reduce_columns<V, 2>(
-      channels, 0, pixels, at, found, scratch,
-      [&](int column, int p) { return load_staged<X, V>(x, p * channels + column * V); },
-      [&](int column, int, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
+      channels, 0, pixels, at, found, scratch, [&](int column) { return column * V; },
+      [&](int start, int p) { return load_staged<X, V>(x, start + p * channels); },
+      [&](int, int column, int, const Raw<X, V>& raw, A(&term)[V], A(&v)[V]) {
         unpack<X, V>(raw, v);
         SE_UNROLL
         for (int j = 0; j < V; ++j) term[j] = v[j] = pre(v[j], column * V + j);
@@ -64,14 +64,15 @@ SE_DEVICE void squeeze_staged_columns(const unsigned char* x, int channels, int 
 
 // Copies the tile's run of each image into shared memory, one after the other (nchw, all pixels).
 template <class X, Reuse reuse>
-SE_DEVICE void stage_runs(const Images& x, const Tile& tile, int run, unsigned char* stage) {
+SE_DEVICE void stage_runs(const Images& x, const Tile& tile, unsigned char* stage) {
   constexpr int V = Number<X>::kVector;
+  const int run = tile.channels * tile.p1;
   walk_runs<V, 4>(
-      tile.images, run,
-      [&](int k, int i) {
-        return load_raw<X, V, reuse>(x, place<Layout::nchw>(x, tile.n0 + k, tile.c0, 0) + i);
+      tile, [&](int n, int c) { return start_of<X, Layout::nchw>(x, n, c); },
+      [&](const unsigned char* start, int i) {
+        return load_raw<X, V, reuse>(start + std::size_t(i) * sizeof(X), x.type);
       },
-      [&](int k, int i, const Raw<X, V>& raw) {
+      [&](const unsigned char*, int k, int i, const Raw<X, V>& raw) {
         *reinterpret_cast<Vector16*>(stage + std::size_t(k * run + i) * sizeof(X)) = raw.v;
       });
 }
@@ -86,11 +87,14 @@ SE_DEVICE void squeeze_tile(const Images& x, const Tile& tile, Access access, co
     if constexpr (layout == Layout::nchw) {
       reduce_rows<W, 4>(
           tile.rows(), tile.p1 - tile.p0, found, scratch,
-          [&](int row, int i) {
-            return load_raw<X, W, Reuse::keep>(
-                x, place<layout>(x, tile.image_of(row), tile.channel_of(row), tile.p0 + i * W));
+          [&](int row) {
+            unsigned char* start = start_of<X, layout>(x, tile.image_of(row), tile.channel_of(row));
+            return pixel_of<X, layout>(x, start, tile.p0);
           },
-          [&](int row, int, const Raw<X, W>& raw, A(&term)[W], A(&v)[W]) {
+          [&](unsigned char* start, int i) {
+            return load_raw<X, W, Reuse::keep>(pixel_of<X, layout>(x, start, i * W), x.type);
+          },
+          [&](unsigned char*, int row, int, const Raw<X, W>& raw, A(&term)[W], A(&v)[W]) {
             unpack<X, W>(raw, v);
             SE_UNROLL
             for (int j = 0; j < W; ++j) term[j] = v[j] = pre(v[j], tile.channel_of(row));
@@ -99,11 +103,11 @@ SE_DEVICE void squeeze_tile(const Images& x, const Tile& tile, Access access, co
       for (int k = 0; k < tile.images; ++k)
         reduce_columns<W, 4>(
             tile.channels, tile.p0, tile.p1, k * tile.channels, found, scratch,
-            [&](int column, int p) {
-              return load_raw<X, W, Reuse::keep>(
-                  x, place<layout>(x, tile.n0 + k, tile.c0 + column * W, p));
+            [&](int column) { return start_of<X, layout>(x, tile.n0 + k, tile.c0 + column * W); },
+            [&](unsigned char* start, int p) {
+              return load_raw<X, W, Reuse::keep>(pixel_of<X, layout>(x, start, p), x.type);
             },
-            [&](int column, int, const Raw<X, W>& raw, A(&term)[W], A(&v)[W]) {
+            [&](unsigned char*, int column, int, const Raw<X, W>& raw, A(&term)[W], A(&v)[W]) {
               unpack<X, W>(raw, v);
               SE_UNROLL
               for (int j = 0; j < W; ++j) term[j] = v[j] = pre(v[j], tile.c0 + column * W + j);
@@ -115,7 +119,7 @@ SE_DEVICE void squeeze_tile(const Images& x, const Tile& tile, Access access, co
     if (access == Access::vectors) return in_place(Width<V>{});
     if constexpr (layout == Layout::nchw)
       if (access == Access::flat) {
-        stage_runs<X, Reuse::keep>(x, tile, tile.channels * tile.p1, stage);
+        stage_runs<X, Reuse::keep>(x, tile, stage);
         block_barrier();
         return squeeze_staged_rows<X>(stage, tile.rows(), tile.p1, tile.c0, tile.channels, pre,
                                       found, scratch);
@@ -159,21 +163,29 @@ struct Spread {
 template <class X, Layout layout>
 SE_DEVICE void squeeze_backward_tile(const Images& g, const Images& y, const Images& x,
                                      const Images& dx, const Tile& tile, Access access,
-                                     const Spread<Sum<X>>& spread) {
+                                     const Divisor& by_pixels, const Spread<Sum<X>>& spread) {
   using A = Sum<X>;
+  struct Starts {
+    unsigned char *g, *y, *x, *dx;
+  };
+  const auto start = [&](int n, int c) {
+    return Starts{start_of<X, layout>(g, n, c), start_of<X, layout>(y, n, c),
+                  start_of<X, layout>(x, n, c), start_of<X, layout>(dx, n, c)};
+  };
   const auto run = [&](auto width, auto flat) {
     constexpr int W = decltype(width)::value;
     struct Three {
       Raw<X, W> g, y, x;
     };
-    const auto load_at = [&](int n, int c, int p) {
+    const auto load = [&](const Starts& at, int p) {
       Three raw{};
-      if (g.data) raw.g = load_raw<X, W, Reuse::drop>(g, place<layout>(g, n, c, p));
-      if (y.data) raw.y = load_raw<X, W, Reuse::drop>(y, place<layout>(y, n, c, p));
-      if (spread.peaks) raw.x = load_raw<X, W, Reuse::drop>(x, place<layout>(x, n, c, p));
+      if (g.data) raw.g = load_raw<X, W, Reuse::drop>(pixel_of<X, layout>(g, at.g, p), g.type);
+      if (y.data) raw.y = load_raw<X, W, Reuse::drop>(pixel_of<X, layout>(y, at.y, p), y.type);
+      if (spread.peaks)
+        raw.x = load_raw<X, W, Reuse::drop>(pixel_of<X, layout>(x, at.x, p), x.type);
       return raw;
     };
-    const auto use_at = [&](const int (&rows)[W], int n, int c, int p, const Three& raw) {
+    const auto finish = [&](const Starts& at, const int (&rows)[W], int p, const Three& raw) {
       A g_v[W], y_v[W], x_v[W];
       unpack<X, W>(raw.g, g_v), unpack<X, W>(raw.y, y_v), unpack<X, W>(raw.x, x_v);
       SE_UNROLL
@@ -181,27 +193,21 @@ SE_DEVICE void squeeze_backward_tile(const Images& g, const Images& y, const Ima
         if (y.data) g_v[j] = post_backward(g_v[j], y_v[j]);
         g_v[j] = spread.dx(g_v[j], x_v[j], rows[j]);
       }
-      store_values<X, W, Reuse::drop>(dx, place<layout>(dx, n, c, p), g_v);
+      store_values<X, W, Reuse::drop>(pixel_of<X, layout>(dx, at.dx, p), dx.type, g_v);
     };
-    int rows[W];
     if constexpr (decltype(flat)::value)
-      walk_runs<W, 2>(
-          tile.images, tile.channels * tile.p1,
-          [&](int k, int i) { return load_at(tile.n0 + k, tile.c0, i); },
-          [&](int k, int i, const Three& raw) {
-            rows_of_run<W>(i, tile.p1, rows);
-            SE_UNROLL
-            for (int j = 0; j < W; ++j) rows[j] += k * tile.channels;
-            use_at(rows, tile.n0 + k, tile.c0, i, raw);
-          });
+      walk_runs<W, 2>(tile, start, load, [&](const Starts& at, int k, int i, const Three& raw) {
+        int rows[W];
+        rows_of_run<W>(i, by_pixels, k * tile.channels, rows);
+        finish(at, rows, i, raw);
+      });
     else
-      walk_tile<layout, W, 2>(
-          tile, [&](int, int n, int c, int p) { return load_at(n, c, p); },
-          [&](int row, int n, int c, int p, const Three& raw) {
-            SE_UNROLL
-            for (int j = 0; j < W; ++j) rows[j] = layout == Layout::nchw ? row : row + j;
-            use_at(rows, n, c, p, raw);
-          });
+      walk_tile<layout, W, 2>(tile, start, load,
+                              [&](const Starts& at, int row, int p, const Three& raw) {
+                                int rows[W];
+                                rows_from<layout, W>(row, rows);
+                                finish(at, rows, p, raw);
+                              });
   };
   constexpr int V = Number<X>::kVector;
   if constexpr (V > 1) {

@@ -23,65 +23,74 @@ SE_DEVICE Tile tile_of(int group, int block, int split, const Sizes& sizes, cons
   return tile;
 }
 
-// Elements from the start of t to image n, channel c, pixel p.
-template <Layout layout>
-SE_DEVICE std::int64_t place(const Images& t, int n, int c, int p) {
-  const std::int64_t image = n * t.image;
-  return layout == Layout::nchw ? image + c * t.row + p : image + p * t.row + c;
-}
-
 // (N,C) at a row of the tile.
 SE_DEVICE std::int64_t entry(const Tile& tile, int row, int all_channels) {
   return std::int64_t(tile.image_of(row)) * all_channels + tile.channel_of(row);
 }
 
-// Every V numbers of the tile, where its rows lie side by side: load(row, n, c, p), then
-// use(row, n, c, p, raw); row is the (image, channel) of the first of them.
-template <Layout layout, int V, int Batch, class Load, class Use>
-SE_DEVICE void walk_tile(const Tile& tile, const Load& load, const Use& use) {
+// Every V numbers of the tile, where its rows lie side by side: start(n, c) gives where they begin,
+// load(starts, p), then use(starts, row, p, raw); row is the (image, channel) of the first of them.
+template <Layout layout, int V, int Batch, class Start, class Load, class Use>
+SE_DEVICE void walk_tile(const Tile& tile, const Start& start, const Load& load, const Use& use) {
   if constexpr (layout == Layout::nchw) {
     const int loads = (tile.p1 - tile.p0) / V, rows = tile.rows(),
               lanes = smaller(power_of_two((loads + 3) / 4), thread_count()),
               lane = thread_index() % lanes;
     for (int row = thread_index() / lanes; row < rows; row += thread_count() / lanes) {
-      const int n = tile.image_of(row), c = tile.channel_of(row);
+      const auto starts = start(tile.image_of(row), tile.channel_of(row));
       walk<Batch>(
-          lane, loads, lanes, [&](int i) { return load(row, n, c, tile.p0 + i * V); },
-          [&](int i, const auto& raw) { use(row, n, c, tile.p0 + i * V, raw); });
+          lane, loads, lanes, [&](int i) { return load(starts, tile.p0 + i * V); },
+          [&](int i, const auto& raw) { use(starts, row, tile.p0 + i * V, raw); });
     }
   } else {
     const int columns = tile.channels / V, width = smaller(power_of_two(columns), thread_count()),
               rows = thread_count() / width;
     for (int k = 0; k < tile.images; ++k)
       for (int column = thread_index() % width; column < columns; column += width) {
-        const int n = tile.n0 + k, row = k * tile.channels + column * V, c = tile.c0 + column * V;
+        const int row = k * tile.channels + column * V;
+        const auto starts = start(tile.n0 + k, tile.c0 + column * V);
         walk<Batch>(
-            tile.p0 + thread_index() / width, tile.p1, rows,
-            [&](int p) { return load(row, n, c, p); },
-            [&](int p, const auto& raw) { use(row, n, c, p, raw); });
+            tile.p0 + thread_index() / width, tile.p1, rows, [&](int p) { return load(starts, p); },
+            [&](int p, const auto& raw) { use(starts, row, p, raw); });
       }
   }
 }
 
 // Every V numbers of the tile's channels of each image, where they are one run of memory (nchw, all
-// pixels): load(k, i), then use(k, i, raw), for the i-th number of the k-th image's run.
-template <int V, int Batch, class Load, class Use>
-SE_DEVICE void walk_runs(int images, int run, const Load& load, const Use& use) {
-  for (int k = 0; k < images; ++k)
+// pixels): load(starts, i), then use(starts, k, i, raw), for the i-th number of the k-th image's
+// run.
+template <int V, int Batch, class Start, class Load, class Use>
+SE_DEVICE void walk_runs(const Tile& tile, const Start& start, const Load& load, const Use& use) {
+  const int run = tile.channels * tile.p1;
+  for (int k = 0; k < tile.images; ++k) {
+    const auto starts = start(tile.n0 + k, tile.c0);
     walk<Batch>(
-        thread_index(), run / V, thread_count(), [&](int i) { return load(k, i * V); },
-        [&](int i, const auto& raw) { use(k, i * V, raw); });
+        thread_index(), run / V, thread_count(), [&](int i) { return load(starts, i * V); },
+        [&](int i, const auto& raw) { use(starts, k, i * V, raw); });
+  }
 }
 
-// The rows that V numbers of a run belong to, from the i-th on, `pixels` to a row.
+SE_DEVICE int divide(int i, const Divisor& divisor) {
+  return int(std::uint64_t(std::uint32_t(i)) * divisor.multiplier >> divisor.shift);
+}
+
+// The rows that V numbers of a run belong to, from the i-th on, `pixels` to a row; `first` more.
 template <int V>
-SE_DEVICE void rows_of_run(int i, int pixels, int (&rows)[V]) {
-  int row = i / pixels, rest = i - row * pixels;
+SE_DEVICE void rows_of_run(int i, const Divisor& pixels, int first, int (&rows)[V]) {
+  int row = divide(i, pixels), rest = i - row * pixels.by;
+  row += first;
   SE_UNROLL
   for (int j = 0; j < V; ++j) {
     rows[j] = row;
-    if (++rest == pixels) ++row, rest = 0;
+    if (++rest == pixels.by) ++row, rest = 0;
   }
+}
+
+// The rows that V numbers of a tile belong to where they lie side by side.
+template <Layout layout, int V>
+SE_DEVICE void rows_from(int row, int (&rows)[V]) {
+  SE_UNROLL
+  for (int j = 0; j < V; ++j) rows[j] = layout == Layout::nchw ? row : row + j;
 }
 
 }  // namespace se_kernels::cuda

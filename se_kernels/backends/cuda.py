@@ -61,7 +61,8 @@ def why_not_for(x: Tensor) -> str | None:
     device = DEVICE if native is None else native.DEVICE_TYPE
     if x.device.type != device:
         return f"expected x on {'a GPU' if device == 'cuda' else device}, got {x.device}"
-    if x.dim() == 4 and max(*x.shape[:2], x.shape[2] * x.shape[3]) > _MOST:
+    # each on its own, for torch.export: their maximum would fix their order
+    if x.dim() == 4 and any(size > _MOST for size in (*x.shape[:2], x.shape[2] * x.shape[3])):
         return f"expected at most {_MOST} images, channels and pixels, got {tuple(x.shape)}"
     missing = why_not()
     return missing if missing is not None or not x.is_cuda else _why_not_on(x.device.index)
