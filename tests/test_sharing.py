@@ -156,4 +156,6 @@ def test_large_outputs_beside_an_offset_input(kernel, device, layout):
         shifted[name] = t.new_empty(t.numel() + 1).as_strided(t.shape, t.stride(), 1).copy_(t)
     results = run(kernel, {**inputs, "x": shifted["x"]}, shifted["dy"], **case.variant)
     for name, result in results.items():
-        assert torch.equal(result, expected[name]), name
+        # a kernel may sum in another order there: some roundings
+        tolerance = 16 * torch.finfo(case.dtype).eps * expected[name].abs().max().item()
+        torch.testing.assert_close(result, expected[name], rtol=0, atol=tolerance)

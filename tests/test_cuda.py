@@ -1,0 +1,226 @@
+"""The CUDA kernels' two ways, on whatever GPU the machine has or pretends to have: which is taken and
+why, every cut of every problem, blocks in any order. The operator tests run on the backend too."""
+
+import contextlib
+
+import pytest
+import torch
+from host_gpu import CUDA, Gpu, HostGpu
+from hypothesis import given
+from hypothesis import strategies as st
+from operator_cases import DTYPES, Case, check, make, run
+from random_cases import check_placed, placed_cases, random_cases
+
+import se_kernels
+from se_kernels.backends import cuda
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(cuda.why_not() is not None, reason=f"backend cuda: {cuda.why_not()}"),
+]
+on_host = pytest.mark.skipif(
+    cuda.native is None or cuda.native.DEVICE_TYPE != "cpu", reason="pretends to be other GPUs"
+)
+
+WAYS = ("cluster", "two_sweeps")
+TAIL = dict(residual=True, post="relu")
+
+
+@pytest.fixture(scope="module")
+def device():
+    return "cpu" if cuda.native.DEVICE_TYPE == "cpu" else "cuda"
+
+
+@pytest.fixture(scope="module")
+def host():
+    return HostGpu(CUDA)
+
+
+@contextlib.contextmanager
+def going(way):
+    before, cuda.way = cuda.way, way
+    try:
+        yield
+    finally:
+        cuda.way = before
+
+
+def kernel(*arguments, **options):
+    return se_kernels.squeeze_excite(*arguments, **options, backend="cuda")
+
+
+def w1_like(x, reduced=4):
+    return torch.ones(reduced, x.shape[1], dtype=torch.float32, device=x.device)
+
+
+# --- the predicate ------------------------------------------------------------------------------
+
+# (8, 16, 4, 4) in bfloat16 fits; each change is refused, for this reason
+X = torch.zeros(8, 16, 4, 4, dtype=torch.bfloat16)
+GAPS = torch.zeros(8, 32, 4, 4, dtype=torch.bfloat16)[:, ::2]
+SHIFTED = torch.zeros(8 * 256 + 1, dtype=torch.bfloat16)[1:].view(8, 16, 4, 4)
+REFUSED = {
+    "float64": (X.double(), Gpu(), "expected sums in float32, got float64"),
+    "odd bytes": (X[:, :3, :3, :3].contiguous(), Gpu(), "a multiple of 16 bytes, got 54 bytes"),
+    "gaps": (GAPS, Gpu(), "images without gaps"),
+    "shifted": (SHIFTED, Gpu(), "images that start at 16 bytes"),
+    "few channels last": (
+        X[:, :4].contiguous(memory_format=torch.channels_last),
+        Gpu(),
+        "a multiple of 8 channels in channels_last, got 4",
+    ),
+    "older": (X, Gpu(capability=89), "compute capability 9.0 or later, got 8.9"),
+    "large": (
+        torch.zeros(1, 16, 64, 64, dtype=torch.bfloat16),
+        Gpu(shared_bytes=4 << 10, shared_bytes_in_all=8 << 10),
+        "16 blocks of shared memory, got 131072 bytes",
+    ),
+    "wide": (
+        torch.zeros(1, 512, 4, 4, dtype=torch.bfloat16),
+        Gpu(shared_bytes=3 << 10, shared_bytes_in_all=6 << 10),
+        "fits a cluster's shared memory, with its FCs",
+    ),
+}
+
+
+@on_host
+@pytest.mark.parametrize("case", REFUSED)
+def test_two_sweeps_are_taken_for_a_reason(host, case):
+    x, gpu, reason = REFUSED[case]
+    with host.gpu(gpu):
+        assert reason in cuda.explain(x, w1_like(x))
+        assert cuda.explain(x, w1_like(x)).startswith("two sweeps")
+        with (
+            going("cluster"),
+            pytest.raises(RuntimeError, match=f"one pass in a cluster: .*{reason}"),
+        ):
+            cuda.explain(x, w1_like(x))
+
+
+@on_host
+def test_one_pass_is_taken_where_it_can_be(host):
+    with host.gpu(Gpu()):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = X.contiguous(memory_format=memory_format)
+            assert cuda.explain(x, w1_like(x)).startswith("one pass")
+        with going("two_sweeps"):
+            assert cuda.explain(X, w1_like(X)).startswith("two sweeps (as asked)")
+
+
+@on_host
+def test_a_way_that_is_unknown_is_refused():
+    with going("one_pass"), pytest.raises(ValueError, match="way: unknown name 'one_pass'"):
+        cuda.explain(X, w1_like(X))
+
+
+@on_host
+@pytest.mark.parametrize("way, kernels", [("cluster", "cluster"), ("two_sweeps", "two_sweeps")])
+def test_one_launch_forward_and_one_backward(host, way, kernels):
+    case = Case(shape=(8, 16, 4, 4), reduced=4, dtype=torch.bfloat16, **TAIL)
+    inputs, dy = make(case)
+    leaves = {n: t.requires_grad_() for n, t in inputs.items() if t is not None}
+    with going(way):
+        before = host.launches()
+        y = kernel(**leaves, **case.variant)
+        assert host.launches() == before + 1
+        assert f"forward_{kernels}<bfloat16, nchw>" in host.last_launch()
+        y.backward(dy)
+        assert host.launches() == before + 2
+        assert f"backward_{kernels}<bfloat16, nchw>" in host.last_launch()
+
+
+# --- every cut ----------------------------------------------------------------------------------
+
+# float32, bfloat16: rows that are whole vectors, odd rows, one pixel, long rows
+SHAPES = {
+    "rows of vectors": (5, 24, 4, 8),
+    "odd rows": (5, 24, 7, 7),
+    "one pixel": (9, 40, 1, 1),
+    "few channels": (4, 8, 9, 8),
+    "long rows": (2, 8, 24, 24),
+    "wide": (3, 136, 2, 4),
+}
+# blocks of 32 and 64 threads; room for little and for much; one multiprocessor and several
+GPUS = {
+    "small": Gpu(multiprocessors=2, shared_bytes=9 << 10, shared_bytes_in_all=18 << 10, threads=32),
+    "one": Gpu(multiprocessors=1, l2_bytes=1 << 12, shared_bytes=48 << 10),
+    "many": Gpu(multiprocessors=64, shared_bytes=14 << 10, shared_bytes_in_all=24 << 10),
+}
+
+
+@on_host
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_right_on_every_gpu(host, poisoned_outputs, shape, dtype, way, layout, gpu):
+    for squeeze, tail in (("avg", {}), ("avg", TAIL), ("avgmax", TAIL)):
+        case = Case(
+            shape=SHAPES[shape], reduced=5, dtype=dtype, squeeze=squeeze, layout=layout, **tail
+        )
+        inputs, dy = make(case)
+        with host.gpu(GPUS[gpu]):
+            here = way
+            if way == "cluster":
+                told = cuda.explain(inputs["x"], inputs["w1"])
+                if squeeze != "avg" or not told.startswith("one pass"):
+                    here = "automatic"  # backward of a maximum, and what does not fit
+            with going(here):
+                check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
+
+
+GPU = st.builds(
+    Gpu,
+    capability=st.sampled_from([75, 89, 90, 120]),
+    multiprocessors=st.sampled_from([1, 2, 7, 132]),
+    l2_bytes=st.sampled_from([1 << 10, 1 << 14, 1 << 20]),
+    shared_bytes=st.sampled_from([12 << 10, 20 << 10, 64 << 10]),
+    shared_bytes_in_all=st.sampled_from([24 << 10, 40 << 10, 100 << 10]),
+    threads=st.sampled_from([32, 64]),
+)
+
+
+@on_host
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_cases_on_random_gpus_in_random_orders(host, poisoned_outputs, dtype):
+    @random_cases(60, "cpu")
+    @given(
+        placed_cases(dtype, weight_dtypes=[torch.float32]),
+        GPU,
+        st.sampled_from(["automatic", "two_sweeps"]),
+        st.integers(0, 100),
+        st.sampled_from([1, 2, 0]),
+    )
+    def judge(placed, gpu, way, seed, resident):
+        with host.gpu(gpu), host.order(seed, resident), going(way):
+            check_placed(kernel, "cpu", placed)
+
+    judge()
+
+
+@on_host
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_the_same_bits_in_every_order(host, way, layout):
+    case = Case(shape=(9, 24, 6, 8), reduced=6, layout=layout, **TAIL)
+    inputs, dy = make(case)
+    with host.gpu(GPUS["many"]), going(way):
+        with host.order(0):
+            first = run(kernel, inputs, dy, **case.variant)
+        for seed in range(1, 9):
+            with host.order(seed, resident=(1, 3, 0)[seed % 3]):
+                for name, result in run(kernel, inputs, dy, **case.variant).items():
+                    assert torch.equal(result, first[name]), f"{name}, seed {seed}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_a_stage_of_the_paper_at_its_own_size(device, way, layout):
+    """conv5 of SE-ResNet-50, two images: 256 threads a block on a GPU."""
+    if device == "cuda" and way == "cluster" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters came with compute capability 9.0")
+    case = Case(shape=(2, 2048, 7, 7), reduced=128, dtype=torch.bfloat16, layout=layout, **TAIL)
+    inputs, dy = make(case, device)
+    with going(way):
+        check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
