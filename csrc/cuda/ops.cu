@@ -96,7 +96,8 @@ ClusterPlan plan_forward(const Problem& p, const Forward& f, const Gpu& gpu) {
 bool follows(const ClusterPlan& plan, const Call& call) {
   if (call.way == Way::cluster && !plan.why_not.empty())
     throw std::runtime_error("one pass in a cluster: " + plan.why_not);
-  return call.way != Way::two_sweeps && plan.why_not.empty();
+  if (call.way == Way::automatic) return plan.why_not.empty() && plan.slower.empty();
+  return call.way == Way::cluster;
 }
 
 void sweep_forward(const Problem& p, const ForwardParameters& block, Sweep sweep,
@@ -229,10 +230,13 @@ std::string explain(const Problem& p, const Forward& f, const Call& call) {
     const Slices& slices = plan.slices;
     return "one pass, " + std::to_string(slices.clusters) + " clusters of " +
            std::to_string(slices.ranks) + " blocks, " + std::to_string(slices.images) +
-           " images at a time, " + std::to_string(plan.shared.bytes) + " bytes a block";
+           " images at a time, " + std::to_string(plan.shared.bytes) + " bytes a block, some " +
+           std::to_string(int(plan.microseconds + 1)) + " us predicted";
   }
   const Cut cut = cut_of(sizes_of(p), traits_of(p, false), call.gpu);
-  const std::string why = plan.why_not.empty() ? "as asked" : plan.why_not;
+  const std::string why = call.way == Way::two_sweeps ? "as asked"
+                          : plan.why_not.empty()      ? plan.slower
+                                                      : plan.why_not;
   return "two sweeps (" + why + "), " + std::to_string(cut.groups) + " groups of " +
          std::to_string(cut.images) + " images, " + std::to_string(cut.blocks * cut.splits) +
          " tiles each, the first sweep " + std::to_string(cut.lag) + " groups ahead";

@@ -17,6 +17,7 @@ constexpr int kMostRows = 1024;            // (image, channel) pairs of a tile
 constexpr int kFoundShare = 16;            // of shared memory, that a plane of them may take
 constexpr double kWeightsShare = 1.0 / 4;  // of x, that one FC of a tile may read
 constexpr int kRowBytes = 128;             // of nhwc that lie side by side, at least
+constexpr int kSectorBytes = 32;           // that a piece of a row of W1 takes, at least
 constexpr int kSpan = 64;                  // pixels that a part of them is a multiple of
 constexpr int kExciteSize = 64;            // numbers of the hidden layer that one block sums
 constexpr int kChunkNumbers = 2048;        // of the second FC's input, in shared memory
@@ -26,7 +27,10 @@ constexpr int kL2Share = 4;  // a group comes back before 1 / kL2Share of the ca
 // Of a cluster's turn, to compare ways to slice: an H100, bytes a microsecond of one
 // multiprocessor.
 constexpr double kMemoryRate = 23e3, kCacheRate = 42e3;
+constexpr double kBlockRate = 80e3;                // that one block reaches alone
 constexpr double kLatency = 1.5, kExchange = 2.5;  // microseconds: a turn's, and a cluster's beside
+constexpr double kSweepLatency = 8;  // of two sweeps: the counters' memset, the handing over
+constexpr double kRemote = 0.05;     // of a number that a thread reads of another block
 constexpr int kMostRanks = 16, kMostImages = 16;
 constexpr int kChunkBytes = 16 * 1024;
 
@@ -77,7 +81,8 @@ std::pair<int, int> cut_channels(const Sizes& sizes, const Traits& traits, const
        group *= 2) {
     const int channels = int(std::min<std::int64_t>(widest, rows / group));
     if (channels < 1) break;
-    const double weights = 2.0 * channels * sizes.reduced * traits.weight_bytes,
+    const double together = channels * double(traits.weight_bytes),
+                 weights = sizes.reduced * (std::max<double>(kSectorBytes, together) + together),
                  partials = 2.0 * traits.sum_bytes * group * sizes.reduced,
                  cost = (weights + partials) / (double(group) * channels);
     if (fewest < 0 || cost < fewest) best = {group, channels}, fewest = cost;
@@ -214,18 +219,43 @@ SlicesShared lay_out(const Sizes& sizes, const Traits& traits, const Slices& sli
   return at;
 }
 
+// Bytes a microsecond that each of `active` blocks gets of a multiprocessor's rate.
+double share_of(double rate, double active, const Gpu& gpu) {
+  return std::min(kBlockRate, rate * gpu.multiprocessors / active);
+}
+
 // Microseconds that all images take, by the rates above.
 double predicted(const Sizes& sizes, const Traits& traits, const Slices& slices,
-                 const SlicesShared& shared, int blocks_each) {
+                 const SlicesShared& shared, const Gpu& gpu) {
   const double turns = ceil_div(sizes.images, slices.images),
                waves = ceil_div(std::int64_t(turns), slices.clusters),
+               active = std::min<double>(turns, slices.clusters) * slices.ranks,
                passes = traits.backward ? 3 : 2,
                bytes = passes * slices.images * double(shared.slot_bytes),
                weights = 2.0 * sizes.channels * sizes.reduced * traits.weight_bytes / slices.ranks;
-  const double fixed = kLatency + (slices.ranks > 1 ? kExchange : 0);
-  // two blocks on a multiprocessor share its rates, and one moves bytes while the other does not
-  const double moving = blocks_each * (bytes / kMemoryRate + weights / kCacheRate);
-  return waves * (blocks_each == 1 ? moving + fixed : std::max(moving, moving / 2 + fixed));
+  const double remote = slices.ranks * double(ceil_div(slices.images * sizes.reduced, kThreads)),
+               fixed = kLatency + (slices.ranks > 1 ? kExchange + kRemote * remote : 0),
+               moving = bytes / share_of(kMemoryRate, active, gpu) +
+                        weights / share_of(kCacheRate, active, gpu);
+  // of two blocks on a multiprocessor one moves bytes, at the rate of both, while the other does
+  // not
+  const bool two = active > gpu.multiprocessors;
+  return waves * (two ? std::max(moving, moving / 2 + fixed) : moving + fixed);
+}
+
+double predicted(const Sizes& sizes, const Traits& traits, const Cut& cut, const Gpu& gpu) {
+  const double bytes = double(sizes.images) * sizes.channels * sizes.pixels * traits.item_bytes,
+               blocks = double(cut.groups) * cut.blocks, passes = traits.backward ? 3 : 2,
+               together = cut.channels * double(traits.weight_bytes),
+               weights = sizes.reduced * (blocks * std::max<double>(kSectorBytes, together) +
+                                          blocks * cut.splits * together),
+               partials = 2.0 * traits.sum_bytes * blocks * cut.images * sizes.reduced,
+               active =
+                   std::min<double>(blocks * cut.splits, kResidentBlocks * gpu.multiprocessors),
+               device = passes * bytes / (active * share_of(kMemoryRate, active, gpu)),
+               cache = ((passes + 1) * bytes + weights + partials) /
+                       (active * share_of(kCacheRate, active, gpu));
+  return kSweepLatency + std::max(device, cache);
 }
 
 }  // namespace
@@ -233,7 +263,7 @@ double predicted(const Sizes& sizes, const Traits& traits, const Slices& slices,
 ClusterPlan cluster_plan(const Sizes& sizes, const Traits& traits, const Gpu& gpu,
                          std::initializer_list<Input> images) {
   const int item = traits.item_bytes, vector = kVectorBytes / item;
-  const auto no = [](std::string why) { return ClusterPlan{std::move(why), {}, {}}; };
+  const auto no = [](std::string why) { return ClusterPlan{std::move(why), {}, {}, {}, 0}; };
   if (gpu.capability < 90)
     return no("expected a GPU of compute capability 9.0 or later, got " +
               std::to_string(gpu.capability / 10) + "." + std::to_string(gpu.capability % 10));
@@ -277,13 +307,17 @@ ClusterPlan cluster_plan(const Sizes& sizes, const Traits& traits, const Gpu& gp
            slices.images *= 2) {
         const SlicesShared shared = lay_out(sizes, traits, slices, gpu);
         if (shared.bytes > room) break;
-        const double time = predicted(sizes, traits, slices, shared, blocks_each);
+        const double time = predicted(sizes, traits, slices, shared, gpu);
         if (least >= 0 && time >= least) continue;
         least = time;
-        best.slices = slices, best.shared = shared;
+        best.slices = slices, best.shared = shared, best.microseconds = time;
       }
     }
   if (least < 0) return no("expected an image that fits a cluster's shared memory, with its FCs");
+  const double swept = predicted(sizes, traits, cut_of(sizes, traits, gpu), gpu);
+  if (swept < least)
+    best.slower = "predicted " + std::to_string(int(swept + 1)) + " us against " +
+                  std::to_string(int(least + 1)) + " in one pass";
   best.slices.clusters = std::min(best.slices.clusters, ceil_div(sizes.images, best.slices.images));
   return best;
 }

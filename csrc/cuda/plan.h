@@ -79,8 +79,10 @@ struct SlicesShared {
 
 struct ClusterPlan {
   std::string why_not;  // empty where a cluster can do it
+  std::string slower;   // empty where two sweeps are not predicted to be faster
   Slices slices;
   SlicesShared shared;
+  double microseconds;  // predicted, of all images
 };
 
 ClusterPlan cluster_plan(const Sizes&, const Traits&, const Gpu&,
