@@ -1,18 +1,24 @@
-"""Builds the native core, ``se_kernels._C``, with CMake and Ninja. The rest is in pyproject.toml.
+"""Builds the native code, ``se_kernels._C`` and ``se_kernels._cuda``, with CMake and Ninja.
 
-Environment variables (docs/build.md): SE_KERNELS_CPU = AUTO | ON | OFF, MAX_JOBS, CMAKE_ARGS.
-torch is never imported: the core knows pointers only, so one build serves every torch version.
+The rest is in pyproject.toml.
+
+Environment variables (docs/build.md): SE_KERNELS_CPU and SE_KERNELS_CUDA = AUTO | ON | OFF,
+SE_KERNELS_CUDA_ARCHS, CUDACXX, MAX_JOBS, CMAKE_ARGS.
+torch is never imported: native code knows pointers only, so one build serves every torch version.
 """
 
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -21,13 +27,131 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "se_kernels"
-LIBRARY = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 BUILD_INFO = "_build_info.py"
 ERROR_LINES = 30  # of a failed command's output, kept in the build information
 
+# Nothing in csrc/cuda is of one chip alone: newer ones are compiled from these compute capabilities
+FRONT_ENDS = (90, 80, 75)
+CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+
 
 class BuildFailed(Exception):
-    """The native core could not be built; the text says why."""
+    """A library could not be built; the text says why."""
+
+
+class LeftOut(BuildFailed):
+    """Nobody is to be warned: it is switched off, or this machine has no compiler for it."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library of native code and the CMake project that it is built by."""
+
+    name: str  # SE_KERNELS_<name>, <name>_BUILT, <name>_ERROR
+    module: str
+    source: Path
+    words: str
+    without: str  # what an installation without it is
+    prepare: Callable[[], tuple[list[str], dict]]  # options of CMake, build information
+
+    @property
+    def file(self) -> str:
+        return self.module + SUFFIX
+
+
+def _prepare_cuda() -> tuple[list[str], dict]:
+    nvcc = _nvcc()
+    code, ptx = _architectures(os.environ.get("SE_KERNELS_CUDA_ARCHS", ""), _known_to(nvcc))
+    options = [
+        f"-DCMAKE_CUDA_COMPILER={nvcc}",
+        f"-DSE_KERNELS_CUDA_GENCODE={';'.join(_gencode(code, ptx))}",
+    ]
+    return options, {"CUDA_ARCHS": {"code": [*map(str, code)], "ptx": [*map(str, ptx)]}}
+
+
+def _nvcc() -> str:
+    named, standard = os.environ.get("CUDACXX"), "/usr/local/cuda/bin/nvcc"
+    found = shutil.which(named or "nvcc") or (None if named else shutil.which(standard))
+    if found is None:
+        where = f"CUDACXX={named} cannot be run" if named else f"not on PATH, no {standard}"
+        raise LeftOut(f"nvcc was not found: {where}")
+    return found
+
+
+def _known_to(nvcc: str) -> list[int]:
+    """The compute capabilities that nvcc compiles for, 90 for 9.0."""
+    command = [nvcc, "--list-gpu-code"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    known = sorted({int(number) for number in re.findall(r"\bsm_(\d+)\b", result.stdout)})
+    if result.returncode != 0 or not known:
+        raise BuildFailed(f"{shlex.join(command)} failed: {result.stderr.strip()}")
+    return known
+
+
+def _architectures(wanted: str, known: list[int]) -> tuple[list[int], list[int]]:
+    """The compute capabilities that get code, and those that get PTX: ([80, 90], [90]).
+
+    ``wanted`` as SE_KERNELS_CUDA_ARCHS; empty for all of CUDA_ARCHS that are known.
+    """
+    code, ptx = [], []
+    for arch in re.split(r"[;,\s]+", (wanted or CUDA_ARCHS).strip(";, ")):
+        match = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", arch)
+        if match is None or int(match[1] + match[2]) < FRONT_ENDS[-1]:
+            raise SystemExit(
+                "SE_KERNELS_CUDA_ARCHS: expected compute capabilities from 7.5 on, such as "
+                f"8.0;9.0+PTX, got {arch!r}"
+            )
+        capability = int(match[1] + match[2])
+        if capability in known:
+            code.append(capability)
+        elif wanted:
+            names = ", ".join(f"{number / 10:.1f}" for number in known)
+            raise SystemExit(
+                f"SE_KERNELS_CUDA_ARCHS: expected some of {names}, which this nvcc compiles for, "
+                f"got {arch!r}"
+            )
+        else:
+            print(f"without code for {arch}: this nvcc does not compile for it", flush=True)
+        if match[3]:
+            ptx.append(_front_end(capability))
+    return list(dict.fromkeys(code)), list(dict.fromkeys(ptx))
+
+
+def _front_end(capability: int) -> int:
+    """The PTX that code for it is made from."""
+    return next(number for number in FRONT_ENDS if number <= capability)
+
+
+def _gencode(code: list[int], ptx: list[int]) -> list[str]:
+    """nvcc's flags: one pass of its front end for all that is made from one PTX."""
+    flags = []
+    for front in FRONT_ENDS:
+        made = [f"sm_{number}" for number in code if _front_end(number) == front]
+        made += [f"compute_{front}"] if front in ptx else []
+        if made:
+            flags.append(f"-gencode=arch=compute_{front},code=[{','.join(made)}]")
+    return flags
+
+
+LIBRARIES = (
+    Library(
+        name="CPU",
+        module="_C",
+        source=ROOT,
+        words="the native core",
+        without="its native CPU kernels.\nIt works, at the speed of eager PyTorch.",
+        prepare=lambda: ([], {}),
+    ),
+    Library(
+        name="CUDA",
+        module="_cuda",
+        source=ROOT / "csrc" / "cuda",
+        words="the CUDA kernels",
+        without="its CUDA kernels.\nOn a GPU it runs Triton's, or at the speed of eager PyTorch.",
+        prepare=_prepare_cuda,
+    ),
+)
 
 
 class BuildPython(build_py):
@@ -40,7 +164,7 @@ class BuildPython(build_py):
 
 
 class BuildNative(build_ext):
-    """Puts the native core and ``_build_info.py`` into the package, or only the reason why not."""
+    """Puts each library into the package, or only the reason why not, and ``_build_info.py``."""
 
     def initialize_options(self):
         super().initialize_options()
@@ -49,25 +173,15 @@ class BuildNative(build_ext):
     def run(self):
         package = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
         package.mkdir(parents=True, exist_ok=True)
-        info = {"CPU_BUILT": False, "CPU_ERROR": None}
-        wanted = _switch("SE_KERNELS_CPU")
-        library = None
-        if wanted == "OFF":
-            info["CPU_ERROR"] = "switched off with SE_KERNELS_CPU=OFF"
-        else:
-            try:
-                library, built = _build_native()
-                info.update(CPU_BUILT=True, **built)
-            except BuildFailed as error:
-                if wanted == "ON":
-                    raise SystemExit(f"SE_KERNELS_CPU=ON, and {error}") from None
-                info["CPU_ERROR"] = str(error)
-                _warn(str(error))
-        if library is None:
-            (package / LIBRARY).unlink(missing_ok=True)
-        else:
-            _replace(package / LIBRARY, library.read_bytes(), mode=0o755)
-            self.produced.append(LIBRARY)
+        info = {}
+        for library in LIBRARIES:
+            built, told = _build_as_wanted(library)
+            info.update(told)
+            if built is None:
+                (package / library.file).unlink(missing_ok=True)
+            else:
+                _replace(package / library.file, built.read_bytes(), mode=0o755)
+                self.produced.append(library.file)
         _replace(package / BUILD_INFO, _build_info(info).encode())
         self.produced.append(BUILD_INFO)
 
@@ -89,36 +203,55 @@ def _switch(name: str) -> str:
     return value
 
 
-def _build_native() -> tuple[Path, dict]:
-    """The built library, and what CMake says of it: compiler, instruction sets, flags."""
+def _build_as_wanted(library: Library) -> tuple[Path | None, dict]:
+    """The built file or None, and what the build information says of it."""
+    switch = f"SE_KERNELS_{library.name}"
+    wanted = _switch(switch)
+    try:
+        if wanted == "OFF":
+            raise LeftOut(f"switched off with {switch}=OFF")
+        built, told = _build(library)
+    except BuildFailed as error:
+        if wanted == "ON":
+            raise SystemExit(f"{switch}=ON, and {error}") from None
+        if not isinstance(error, LeftOut):
+            _warn(library, switch, str(error))
+        return None, {f"{library.name}_BUILT": False, f"{library.name}_ERROR": str(error)}
+    return built, {f"{library.name}_BUILT": True, f"{library.name}_ERROR": None, **told}
+
+
+def _build(library: Library) -> tuple[Path, dict]:
+    """The built file, and what CMake says of it: compiler, instruction sets or GPUs, flags."""
+    options, told = library.prepare()
     cmake, ninja = _tool("cmake"), _tool("ninja")
     try:
         import pybind11
     except ImportError as error:
         raise BuildFailed(f"pybind11 cannot be imported: {error}") from None
-    directory = _build_directory()
+    directory = _build_directory(library, options)
     configure = [
-        *(cmake, "-S", str(ROOT), "-B", str(directory), "-G", "Ninja"),
+        *(cmake, "-S", str(library.source), "-B", str(directory), "-G", "Ninja"),
         f"-DCMAKE_MAKE_PROGRAM={ninja}",
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        *options,
         *shlex.split(os.environ.get("CMAKE_ARGS", "")),
     ]
     was_there = directory.exists()
     try:
-        _run("the configuration", configure)
+        _run(f"the configuration of {library.words}", configure)
     except BuildFailed:
         if not was_there:
             raise
         shutil.rmtree(directory)  # left by a compiler or a checkout that has moved since
-        _run("the configuration", configure)
+        _run(f"the configuration of {library.words}", configure)
     jobs = os.environ.get("MAX_JOBS")
     parallel = ["--parallel", jobs] if jobs else []
-    _run("the compilation", [cmake, "--build", str(directory), *parallel])
-    library = directory / LIBRARY
-    if not library.exists():
-        raise BuildFailed(f"the build ended without {library}")
-    return library, json.loads((directory / "build_info.json").read_text())
+    _run(f"the compilation of {library.words}", [cmake, "--build", str(directory), *parallel])
+    built = directory / library.file
+    if not built.exists():
+        raise BuildFailed(f"the build ended without {built}")
+    return built, {**json.loads((directory / "build_info.json").read_text()), **told}
 
 
 def _tool(name: str) -> str:
@@ -130,12 +263,15 @@ def _tool(name: str) -> str:
     return found
 
 
-def _build_directory() -> Path:
+def _build_directory(library: Library, options: list[str]) -> Path:
     """One directory for each interpreter and configuration, so that none meets another's cache."""
     names = ("CC", "CXX", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "ARCHFLAGS", "CMAKE_ARGS")
-    key = json.dumps([sys.prefix, *(os.environ.get(name) for name in names)])
+    if library.name == "CUDA":
+        names += ("CUDAFLAGS", "CUDAHOSTCXX")
+    key = json.dumps([sys.prefix, *options, *(os.environ.get(name) for name in names)])
     tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-    return ROOT / "build" / f"cmake-{tag}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    folder = f"cmake-{library.name.lower()}-{tag}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    return ROOT / "build" / folder
 
 
 def _run(step: str, command: list[str]) -> None:
@@ -153,7 +289,7 @@ def _run(step: str, command: list[str]) -> None:
             if line.strip() and not line.startswith("-- "):  # CMake's progress
                 tail.append(line.rstrip())
     if process.returncode != 0:
-        head = f"{step} of the native core failed (exit status {process.returncode}):"
+        head = f"{step} failed (exit status {process.returncode}):"
         raise BuildFailed("\n".join((head, *tail)))
 
 
@@ -170,18 +306,18 @@ def _build_info(info: dict) -> str:
     return head + "".join(f"{name} = {value!r}\n" for name, value in info.items())
 
 
-def _warn(reason: str) -> None:
+def _warn(library: Library, switch: str, reason: str) -> None:
     rule = "=" * 78
     print(
-        f"\n{rule}\nWARNING: se_kernels is being installed WITHOUT its native CPU kernels.\n"
-        "It works, at the speed of eager PyTorch. SE_KERNELS_CPU=ON makes this an error;\n"
-        f"`python -m se_kernels` shows the reason again:\n\n{reason}\n{rule}\n",
+        f"\n{rule}\nWARNING: se_kernels is being installed WITHOUT {library.without}\n"
+        f"{switch}=ON makes this an error; `python -m se_kernels` shows the reason again:\n\n"
+        f"{reason}\n{rule}\n",
         file=sys.stderr,
         flush=True,
     )
 
 
 setup(
-    ext_modules=[Extension(f"{PACKAGE}._C", sources=[])],
+    ext_modules=[Extension(f"{PACKAGE}.{library.module}", sources=[]) for library in LIBRARIES],
     cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
 )
