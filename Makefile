@@ -90,7 +90,7 @@ runtime = $(shell $(CXX_FOR_SANITIZE) -print-file-name=$(1))
 
 sanitize: env
 	rm -rf $(SANITIZED)
-	SE_KERNELS_CPU=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_SANITIZE=ON" \
+	SE_KERNELS_CPU=ON SE_KERNELS_CUDA=OFF CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_SANITIZE=ON" \
 	  $(PY) -m pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) .
 	$(call build_cuda_on_host,$(CUDA_ON_HOST)_sanitized,-DSE_KERNELS_SANITIZE=ON)
 	files="$$(grep -l 'mark\.native' tests/test_*.py)"; \

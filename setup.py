@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "se_kernels"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 BUILD_INFO = "_build_info.py"
+SETTINGS = ("SE_KERNELS_CPU", "SE_KERNELS_CUDA", "SE_KERNELS_CUDA_ARCHS")
 ERROR_LINES = 30  # of a failed command's output, kept in the build information
 
 # Nothing in csrc/cuda is of one chip alone: newer ones are compiled from these compute capabilities
@@ -173,7 +174,7 @@ class BuildNative(build_ext):
     def run(self):
         package = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
         package.mkdir(parents=True, exist_ok=True)
-        info = {}
+        info = {"SETTINGS": {name: os.environ.get(name, "") for name in SETTINGS}}
         for library in LIBRARIES:
             built, told = _build_as_wanted(library)
             info.update(told)

@@ -10,6 +10,8 @@ them are skipped. A triton that torch requires is torch's to choose.
 """
 
 import argparse
+import ast
+import ctypes
 import importlib
 import json
 import os
@@ -30,6 +32,11 @@ FIT_TORCH = ("torchvision", "timm")  # timm needs torchvision, and that one vers
 OLDEST_TORCHVISION = "0.26"  # older ones name no torch that they fit, or torch before 2.11
 PROGRAMS = ("cmake", "ninja")  # any copy on PATH will do
 BUILT_FROM = ("CMakeLists.txt", "pyproject.toml", "setup.py", "se_kernels/_version.py")
+CAPABILITIES = (
+    "import torch\n"
+    "for device in range(torch.cuda.device_count()):\n"
+    "    print('%d.%d' % torch.cuda.get_device_capability(device))\n"
+)
 
 
 def requirements() -> Iterator[tuple[str, str]]:
@@ -117,8 +124,41 @@ def install(wanted: list[str], torch_too: bool = False) -> None:
     importlib.invalidate_caches()  # for metadata.version
 
 
-def build_is_current() -> bool:
-    """Whether this checkout is what the environment has installed, no older than its sources."""
+def capabilities() -> list[str]:
+    """Of the GPUs that torch finds here, such as 9.0."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []  # no driver; importing torch takes seconds
+    command = [sys.executable, "-c", CAPABILITIES]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return sorted(set(result.stdout.split())) if result.returncode == 0 else []
+
+
+def settings() -> dict[str, str]:
+    """What the build is told, unless the caller has said otherwise.
+
+    CUDA's kernels for the GPUs that are here; without a GPU none, as the tests run them on the CPU.
+    """
+    gpus = capabilities()
+    wanted = {
+        "SE_KERNELS_CPU": "ON",
+        "SE_KERNELS_CUDA": "AUTO" if gpus else "OFF",
+        "SE_KERNELS_CUDA_ARCHS": ";".join(gpus),
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
+def built_with(build_info: Path) -> dict[str, str]:
+    """The settings of the last build."""
+    for node in ast.parse(build_info.read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "SETTINGS":
+            return ast.literal_eval(node.value)
+    return {}
+
+
+def build_is_current(wanted: dict[str, str]) -> bool:
+    """Whether this checkout is installed, built with these settings, no older than its sources."""
     try:
         url = json.loads(metadata.distribution("se_kernels").read_text("direct_url.json") or "{}")
     except metadata.PackageNotFoundError:
@@ -129,14 +169,15 @@ def build_is_current() -> bool:
         return False
     sources = [ROOT / name for name in BUILT_FROM] + [*(ROOT / "csrc").rglob("*.*")]
     newest = max(path.stat().st_mtime for path in sources)
-    return newest <= outputs[0].stat().st_mtime
+    return newest <= outputs[0].stat().st_mtime and built_with(outputs[0]) == wanted
 
 
 def build() -> None:
-    if build_is_current():
+    wanted = settings()
+    if build_is_current(wanted):
         return
     print("building se_kernels", flush=True)
-    os.environ.setdefault("SE_KERNELS_CPU", "ON")
+    os.environ.update(wanted)
     pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
 
