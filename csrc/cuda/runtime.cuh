@@ -1,6 +1,7 @@
 // What the launchers ask of the CUDA runtime: the GPU, its memory, a launch.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -18,21 +19,6 @@ namespace se_kernels::cuda {
 
 inline void check(cudaError_t error, const std::string& what) {
   if (error != cudaSuccess) throw std::runtime_error(what + ": " + cudaGetErrorString(error));
-}
-
-inline Gpu properties_of(int device) {
-  const auto get = [device](cudaDeviceAttr attribute) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-    return value;
-  };
-  return {device,
-          10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor),
-          get(cudaDevAttrMultiProcessorCount),
-          get(cudaDevAttrL2CacheSize),
-          get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          get(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-          kThreads};
 }
 
 // Makes a GPU the current one, and the one before again at the end.
@@ -53,6 +39,30 @@ class OnDevice {
   int before_ = 0;
   bool changed_ = false;
 };
+
+// A kernel like the others, to be asked what they were compiled for.
+static __global__ void any_kernel() {}
+
+inline Gpu properties_of(int device) {
+  const OnDevice on(device);
+  const auto get = [device](cudaDeviceAttr attribute) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+    return value;
+  };
+  cudaFuncAttributes built{};
+  check(cudaFuncGetAttributes(&built, reinterpret_cast<const void*>(any_kernel)),
+        "cudaFuncGetAttributes");
+  const int capability =
+      10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor);
+  return {device,
+          std::min(capability, built.ptxVersion),  // code for an older GPU has no clusters
+          get(cudaDevAttrMultiProcessorCount),
+          get(cudaDevAttrL2CacheSize),
+          get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          get(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
+          kThreads};
+}
 
 inline void zero(void* data, std::size_t bytes, void* stream) {
   check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
