@@ -49,8 +49,8 @@ def usable_backend(_context, _parameter, name):
     multiple=True,
     help="Repeatable.",
 )
-@click.option("--seeds", default=3, type=POSITIVE, help="Runs of each contender.")
-@click.option("--epochs", default=30, type=POSITIVE, help="Passes over the images.")
+@click.option("--seeds", default=6, type=POSITIVE, help="Runs of each contender.")
+@click.option("--epochs", default=24, type=POSITIVE, help="Passes over the images.")
 @click.option("--batch", default=64, type=POSITIVE, help="Images of a step, over all processes.")
 @click.option("--size", default=32, type=click.IntRange(min=8), help="Pixels of an image's side.")
 @click.option("--blocks", default=3, type=POSITIVE, help="Residual blocks of a stage.")
