@@ -112,6 +112,15 @@ class SqueezeExcite(nn.Module):
             backend=self.backend,
         )
 
+    def gates(self, x: Tensor) -> Tensor:
+        """s (N, C) of x (N, C, H, W), by the definition and in the dtype of the sums."""
+        if self._normed or not (_is_plain(self.fc1) and _is_plain(self.fc2)):
+            return reference.gates(x, excitation=self._excite, squeeze=self.squeeze)
+        w1, b1 = weights(self.fc1)
+        w2, b2 = weights(self.fc2)
+        variant = dict(squeeze=self.squeeze, act=self.act, act_slope=self.act_slope, gate=self.gate)
+        return reference.gates(x, w1, w2, b1, b2, **variant)
+
     def _excite(self, z):
         h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)
         return reference.open_gate(self.fc2(h), self.gate)

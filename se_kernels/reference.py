@@ -110,9 +110,31 @@ def squeeze_excite(
     dtype = compute_dtype(x, w1)
     with outside_autocast(x.device.type):
         v = x.to(dtype)
-        z = _squeeze(v, squeeze)
-        s = excite(
-            z,
+        s = gates(v, w1, w2, b1, b2, squeeze=squeeze, act=act, act_slope=act_slope, gate=gate)
+        y = scale(v, s, None if residual is None else residual.to(dtype), post)
+        return y.to(x.dtype)
+
+
+def gates(
+    x: Tensor,
+    w1: Tensor | None = None,
+    w2: Tensor | None = None,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    excitation: Callable[[Tensor], Tensor] | None = None,
+    squeeze: str = "avg",
+    act: str = "relu",
+    act_slope: float = 0.01,
+    gate: str = "sigmoid",
+) -> Tensor:
+    """s (N, C) of ``squeeze_excite``, equations 2 and 3, not yet rounded to x's dtype."""
+    if excitation is not None:
+        return _gates_by(excitation, x, squeeze)
+    dtype = compute_dtype(x, w1)
+    with outside_autocast(x.device.type):
+        return excite(
+            _squeeze(x.to(dtype), squeeze),
             w1.flatten(1).to(dtype),
             w2.flatten(1).to(dtype),
             None if b1 is None else b1.to(dtype),
@@ -121,19 +143,21 @@ def squeeze_excite(
             act_slope=act_slope,
             gate=gate,
         )
-        y = scale(v, s, None if residual is None else residual.to(dtype), post)
-        return y.to(x.dtype)
 
 
 def _squeeze_excite_by(excitation, x, squeeze, residual, post):
+    s = _gates_by(excitation, x, squeeze)
+    with outside_autocast(x.device.type):
+        residual = None if residual is None else residual.to(s.dtype)
+        return scale(x.to(s.dtype), s, residual, post).to(x.dtype)
+
+
+def _gates_by(excitation, x, squeeze):
     with outside_autocast(x.device.type):
         z = _squeeze(x.to(compute_dtype(x, x)), squeeze).to(x.dtype)
     s = excitation(z[:, :, None, None])
     check_gates("excitation(z)", s, x)
-    dtype = compute_dtype(x, s)
-    with outside_autocast(x.device.type):
-        residual = None if residual is None else residual.to(dtype)
-        return scale(x.to(dtype), s.flatten(1).to(dtype), residual, post).to(x.dtype)
+    return s.flatten(1).to(compute_dtype(x, s))
 
 
 def outside_autocast(device_type: str) -> contextlib.AbstractContextManager:

@@ -145,6 +145,26 @@ def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) ->
     return y.permute(0, 2, 3, 1) if plan.nhwc else y
 
 
+def gates(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
+    """s (N, C) of the block's x, by the definition and in the dtype of the sums.
+
+    RuntimeError where the module runs its own forward: the plan does not tell its gates then.
+    """
+    if not can_run(module, plan, x):
+        raise RuntimeError(
+            f"{type(module).__name__}: expected a block as fuse has read it, got one that was "
+            "changed since then, or a hook on all modules: its gates cannot be told"
+        )
+    if plan.nhwc:
+        x = x.permute(0, 3, 1, 2)
+    if plan.fc1 is None:
+        return reference.gates(x, excitation=partial(excite, module, plan), squeeze=plan.squeeze)
+    w1, b1 = weights(child(module, plan.fc1))
+    w2, b2 = weights(child(module, plan.fc2))
+    variant = dict(squeeze=plan.squeeze, act=plan.act, act_slope=plan.act_slope, gate=plan.gate)
+    return reference.gates(x, w1, w2, b1, b2, **variant)
+
+
 def excite(module: nn.Module, plan: Plan, z: Tensor) -> Tensor:
     """z (N, C, 1, 1) through the steps to s (N, C) or (N, C, 1, 1)."""
     s = z.flatten(1) if plan.flat else z

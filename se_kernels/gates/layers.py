@@ -1,0 +1,50 @@
+"""The SE blocks of a model whose gates can be had, and how each computes s."""
+
+from torch import Tensor, nn
+
+from se_kernels.fusion.run import gates
+from se_kernels.fusion.swap import plan_of
+from se_kernels.models.se import EagerSqueezeExcite
+from se_kernels.module import SqueezeExcite
+
+
+def se_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Name, as in ``named_modules``, → SE block; one that has several names under the first.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: it has no such block.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    layers = {name: module for name, module in model.named_modules() if _has_gates(module)}
+    if not layers:
+        raise ValueError(
+            "model: expected SE blocks (se_kernels.SqueezeExcite, those of se_kernels.models, or "
+            f"other libraries' after se_kernels.fuse), found none in {type(model).__name__}"
+        )
+    return layers
+
+
+def gates_of(module: nn.Module, x: Tensor) -> Tensor:
+    """s (N, C) of x by the definition of ``module``, one of ``se_layers``."""
+    plan = plan_of(module)
+    if plan is not None:
+        return gates(module, plan, x)
+    if isinstance(module, EagerSqueezeExcite):
+        return module.excite(x).flatten(1)
+    return module.gates(x)
+
+
+def inputs_of(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
+    """x and residual of a call of an SE block; x has another name in every library."""
+    named = dict(kwargs)
+    residual = named.pop("residual", None)
+    x, *rest = (*args, *named.values())
+    return x, rest[0] if rest else residual
+
+
+def _has_gates(module: nn.Module) -> bool:
+    if isinstance(module, EagerSqueezeExcite):
+        return module.squeeze is not None  # without a squeeze s has a number for every pixel
+    return isinstance(module, SqueezeExcite) or plan_of(module) is not None

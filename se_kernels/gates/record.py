@@ -1,0 +1,179 @@
+"""record_gates: s of every SE block while a model runs.
+
+Hooks on the SE blocks, there for the duration only, listen to the library's registered ops: what is
+recorded is the s that the block used, and x is read as often as ever. Where no op runs (a block of
+separate operations, the reference), s is computed once more, by the definition.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from se_kernels import ops
+from se_kernels.gates.layers import gates_of, inputs_of, se_layers
+from se_kernels.reference import compute_dtype
+
+
+class Gates(Mapping):
+    """name of an SE block → s (N, C), the images of all calls one after the other.
+
+    In float32, or float64 where x or the weights are, without gradients, on the device of x. Only
+    blocks that were called are among the keys, in the order of the model.
+    """
+
+    def __init__(self, layers: Iterable[str]):
+        self._calls: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of all blocks that are listened to, called or not."""
+        return tuple(self._calls)
+
+    def clear(self) -> None:
+        """Forgets what was recorded: a long run takes its sums and clears after every batch."""
+        for calls in self._calls.values():
+            calls.clear()
+
+    def add(self, name: str, s: Tensor) -> None:
+        self._calls[name].append(s)
+
+    def __getitem__(self, name: str) -> Tensor:
+        calls = self._calls.get(name)
+        if calls is None:
+            raise KeyError(f"expected one of {', '.join(self._calls)}; got {name!r}")
+        if not calls:
+            raise KeyError(
+                f"{name!r} was not called yet (a model compiled before record_gates calls no block)"
+            )
+        if len(calls) > 1:
+            calls[:] = [torch.cat(calls)]
+        return calls[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, calls in self._calls.items() if calls)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@contextmanager
+def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Iterator[Gates]:
+    """Records s, the gates of equation 3, of every SE block while the context lasts.
+
+        with torch.inference_mode(), record_gates(model.eval()) as gates:
+            model(images)
+        gates["layer3.5.se"]  # (N, C)
+
+    The outputs are those of the model without a recorder. With gradients on, they flow as ever;
+    what is recorded has none. Each image costs 4 bytes for each channel of an SE block, 60 kB in
+    SE-ResNet-50, until the ``Gates`` are cleared or dropped; they stay readable after the context.
+
+    Recorded are the calls of the thread that entered the context; other threads may use the model
+    meanwhile. Contexts nest, each with its own ``Gates``.
+
+    Args:
+        model: any module, with ``se_kernels.SqueezeExcite``, blocks of ``se_kernels.models``,
+            fused or eager, or other libraries' after ``fuse``.
+        layers: the names of the blocks to listen to; None for all.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``layers`` is one string.
+        ValueError: it has no SE block, or none of a name in ``layers``; or it is compiled.
+        RuntimeError: in a call: the model is traced, under a torch.func transform, or holds a norm
+            in training mode inside a block whose excitation would have to run twice.
+    """
+    found = se_layers(model)
+    if isinstance(layers, str):
+        raise TypeError(f"layers: expected several names, got the string {layers!r}")
+    if layers is not None:
+        layers = list(layers)
+        unknown = [name for name in layers if name not in found]
+        if unknown:
+            raise ValueError(f"layers: expected some of {', '.join(found)}; got {unknown[0]!r}")
+        found = {name: module for name, module in found.items() if name in layers}
+    _check_not_compiled(model)
+    gates = Gates(found)
+    with ExitStack() as stack:
+        for name, module in found.items():
+            stack.enter_context(_listening(name, module, gates))
+        yield gates
+
+
+@contextmanager
+def _listening(name: str, module: nn.Module, gates: Gates) -> Iterator[None]:
+    thread, ears = threading.get_ident(), []
+    is_open = True  # a copy of the module made meanwhile keeps the hooks
+
+    def before(module, args, kwargs):
+        if is_open and threading.get_ident() == thread:
+            _check_plain_call(name)
+            ears.append(_Ear())
+            ears[-1].__enter__()
+
+    def after(module, args, kwargs, y):
+        if not ears or threading.get_ident() != thread:
+            return
+        ear = ears.pop()
+        ear.__exit__(None, None, None)
+        if y is not None:  # else its forward has raised
+            gates.add(name, ear.s if ear.s is not None else _again(name, module, args, kwargs))
+
+    # ours is the last before the call and the first after it, so that contexts nest
+    entry = module.register_forward_pre_hook(before, with_kwargs=True)
+    leave = module.register_forward_hook(after, with_kwargs=True, prepend=True, always_call=True)
+    try:
+        yield
+    finally:
+        is_open = False
+        entry.remove()
+        leave.remove()
+
+
+class _Ear(TorchDispatchMode):
+    """Hears the registered ops of one call of a block; ``s`` (N, C) or None."""
+
+    s: Tensor | None = None
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is ops.inference:  # the same y; forward returns s too
+            y, _, _, self.s = ops.forward(*args)
+            return y
+        out = func(*args, **(kwargs or {}))
+        if func is ops.forward:
+            self.s = out[3]
+        elif func is ops.scale:
+            self.s = args[1].detach().clone()  # the block's own tensor, whatever it does to it
+        return out
+
+
+def _again(name: str, module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+    if module.training and any(True for _ in module.buffers()):
+        raise RuntimeError(
+            f"record_gates: expected eval mode: {name!r} holds a norm, and its excitation has to "
+            "run once more, which would move the norm's statistics"
+        )
+    x, _ = inputs_of(args, kwargs)
+    with torch.no_grad():
+        s = gates_of(module, x)
+        return s.to(compute_dtype(x, s))
+
+
+def _check_plain_call(name: str) -> None:
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        raise RuntimeError(f"record_gates: expected a plain call of {name!r}, not a traced one")
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"record_gates: expected no torch.func transform around {name!r}")
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            where = f"{name!r} of it" if name else "it"
+            raise ValueError(
+                f"model: expected one that is not compiled, as compiled code calls no block; "
+                f"{where} is (torch.compile keeps the original as _orig_mod)"
+            )
