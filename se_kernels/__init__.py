@@ -5,18 +5,21 @@ from se_kernels._version import __version__
 from se_kernels.dispatch import available_backends
 from se_kernels.functional import scale, squeeze, squeeze_excite
 from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse
-from se_kernels.gates import Gates, record_gates
+from se_kernels.gates import ConstantGate, Gates, PruneReport, prune_by_gate, record_gates
 from se_kernels.module import SqueezeExcite
 
 __all__ = [
     "Block",
+    "ConstantGate",
     "FuseReport",
     "Gates",
+    "PruneReport",
     "SqueezeExcite",
     "__version__",
     "available_backends",
     "fuse",
     "models",
+    "prune_by_gate",
     "record_gates",
     "reference",
     "register_family",

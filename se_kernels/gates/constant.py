@@ -1,0 +1,36 @@
+"""ConstantGate: what is left of a pruned SE block."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from se_kernels.functional import scale
+
+
+class ConstantGate(nn.Module):
+    """post(s * x + residual) with the same s (C,) for every image: no pooling, no FCs.
+
+    Args:
+        s: (C,), kept as a buffer; None for 1, which takes no multiplication.
+        post: "none", or "relu" after the addition of the residual.
+        nhwc: x is (N, H, W, C) rather than (N, C, H, W).
+    """
+
+    def __init__(self, s: Tensor | None = None, *, post: str = "none", nhwc: bool = False):
+        super().__init__()
+        self.post, self.nhwc = post, nhwc
+        self.register_buffer("s", s)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x and residual, of x's shape or None, to y; x itself where there is nothing to do."""
+        if self.s is None:
+            y = x if residual is None else x + residual
+            return F.relu(y) if self.post == "relu" else y
+        x = x.permute(0, 3, 1, 2) if self.nhwc else x
+        y = scale(x, self.s.expand(len(x), -1), residual, post=self.post)
+        return y.permute(0, 2, 3, 1) if self.nhwc else y
+
+    def extra_repr(self) -> str:
+        parts = ["s=1" if self.s is None else f"channels={len(self.s)}"]
+        if self.post != "none":
+            parts.append(f"post={self.post!r}")
+        return ", ".join(parts)
