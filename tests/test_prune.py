@@ -261,6 +261,14 @@ def test_a_wrong_replacement_is_undone(monkeypatch):
     assert torch.equal(logits(model, images()), logits(original, images()))
 
 
+def test_outputs_that_are_no_numbers_are_no_proof():
+    model = network()
+    nn.init.constant_(model.fc.bias, float("nan"))
+    with pytest.raises(RuntimeError, match="got a difference of nan; the model is as it was"):
+        prune_by_gate(model, images(), 1)
+    assert not any(isinstance(m, ConstantGate) for m in model.modules())
+
+
 def test_an_error_of_the_model_leaves_it_as_it_was():
     model = network().train()
     with pytest.raises(ValueError, match="expected images"):

@@ -16,7 +16,12 @@ CONTENDERS = {
 
 
 def network(
-    contender: str, blocks: int, width: int, seed: int, dtype: torch.dtype, backend: str | None
+    contender: str,
+    blocks: int = 3,
+    width: int = 16,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
 ) -> nn.Module:
     """Three stages of basic blocks (ResNet-20 for blocks=3, width=16), r = 4, as seed draws it.
 

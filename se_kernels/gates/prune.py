@@ -120,7 +120,7 @@ def _batches(images) -> Iterable[Tensor]:
         if images.dim() != 4:
             raise ValueError(f"images: expected (N, C, H, W), got {tuple(images.shape)}")
         return images.split(BATCH)
-    if not isinstance(images, Iterable) or iter(images) is images:
+    if not isinstance(images, Iterable) or isinstance(images, Iterator):
         raise TypeError(
             "images: expected a tensor, or batches that can be gone through twice (a list, a "
             f"DataLoader), got {type(images).__name__}"
@@ -170,22 +170,21 @@ class _Differences(NamedTuple):
 
 def _compare(model, batches, replacements: dict[nn.Module, ConstantGate]) -> _Differences:
     """The model as it was, with constant gates, and with the replacements, batch by batch."""
-    exact, approximate, largest, changed, eps = 0.0, 0.0, 0.0, 0, 0.0
+    sizes, changed, eps = [(0.0, 0.0, 0.0)], 0, 0.0
     for images in _tensors(batches):
         original = _outputs(model(images))
         with _held(replacements):
             held = _outputs(model(images))
         with _replaced(model, replacements):
             pruned = _outputs(model(images))
-        exact = max(exact, _largest(pruned - held))
-        approximate = max(approximate, _largest(pruned - original))
-        largest = max(largest, _largest(original))
+        sizes.append([_largest(t) for t in (pruned - held, pruned - original, original)])
         eps = torch.finfo(original.dtype).eps
         if original.dim() == 2 and changed is not None:
             changed += (pruned.argmax(1) != original.argmax(1)).sum().item()
         else:
             changed = None
-    return _Differences(exact, approximate, largest, changed, eps)
+    exact, approximate, largest = torch.tensor(sizes, dtype=torch.float64).amax(0).tolist()
+    return _Differences(exact, approximate, largest, changed, eps)  # NaN, where one was NaN
 
 
 def _largest(outputs: Tensor) -> float:
