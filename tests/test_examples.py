@@ -14,10 +14,11 @@ import torch.distributed as dist
 import se_kernels
 from se_kernels.autograd import SqueezeExciteFunction
 
-for module in ("click", "matplotlib", "rich", "sklearn"):
+for module in ("click", "matplotlib", "PIL", "rich", "sklearn"):
     pytest.importorskip(module)
 
 testing = importlib.import_module("click.testing")
+ImageFolder = importlib.import_module("se_kernels.analysis").ImageFolder
 digits = importlib.import_module("examples.digits.__main__")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,8 +88,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
     not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"
 )
 def test_two_processes_are_one_with_the_joint_batch(tmp_path):
-    settings = ("--epochs", 2, "--dtype", "float64")
-    settings += ("--contender", "resnet", "--contender", "se_resnet_fused")
+    settings = ("--epochs", 1, "--dtype", "float64", "--contender", "se_resnet_fused")
     arguments = ["--standalone", "--nproc-per-node=2", "-m", "examples.digits"]
     arguments += ["--output", tmp_path / "two", *SMALL, *settings]
     package = Path(se_kernels.__file__).parents[1]
@@ -111,6 +111,33 @@ def test_two_processes_are_one_with_the_joint_batch(tmp_path):
     runs = records(tmp_path / "two")
     assert all(record["processes"] == 2 for record in runs.values())
     assert_same_curves(runs, succeed(tmp_path / "one", *settings))
+
+
+def test_trained_networks_are_pruned_and_their_images_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    runs = succeed(tmp_path, "--epochs", 2, "--contender", "se_resnet_fused")
+    error = runs["se_resnet_fused"]["test_error"][-1]
+    prune = importlib.import_module("examples.digits.prune")
+    arguments = ["--output", str(tmp_path), "--tolerance", "0", "--tolerance", "1"]
+    result = testing.CliRunner().invoke(prune.main, arguments)
+    assert result.exit_code == 0, result.output
+    none, every = [line for line in result.output.splitlines() if "se_resnet_fused-0" in line]
+    assert "0 of 3" in none
+    assert f"{error:.2f} → {error:.2f}" in none
+    assert "3 of 3" in every
+    result = testing.CliRunner().invoke(prune.main, [*arguments, "--contender", "vgg"])
+    assert result.exit_code == 2
+    assert "--output: expected checkpoints of vgg" in result.output
+
+    images = importlib.import_module("examples.digits.images")
+    result = testing.CliRunner().invoke(images.main, [str(tmp_path / "png"), "--size", "8"])
+    assert result.exit_code == 0, result.output
+    found = ImageFolder(tmp_path / "png", size=8, resize=8, mean=(0.5,), std=(0.5,))
+    assert found.classes == tuple("0123456789")
+    _, test_images = digits.data.load(8, torch.float32)
+    written = torch.cat([pixels for _, pixels in found.batches()])
+    expected = test_images.pixels[test_images.labels.argsort(stable=True)]
+    torch.testing.assert_close(written, expected, rtol=0, atol=1 / 255 + 1e-6)  # half of 2 / 255
 
 
 def test_it_notices_a_wrong_gradient(tmp_path, monkeypatch):

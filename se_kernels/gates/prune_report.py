@@ -27,6 +27,8 @@ class PruneReport:
         largest: the largest number among the outputs of the original.
         changed: the number of images whose largest output is another now; None where the outputs
             are not (N, classes).
+
+    Where no block was removed nothing was compared: the last four are 0.
     """
 
     model: str
