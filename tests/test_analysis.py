@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ figures = importlib.import_module("se_kernels.analysis.figures")
 Image = importlib.import_module("PIL.Image")
 CliRunner = importlib.import_module("click.testing").CliRunner
 
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "analysis.md"
 CLASSES = ("ant", "bee", "cat")
 LAYERS = ["layer1.0.se", "layer2.0.se", "layer2.1.se"]
 SIZE = 8
@@ -246,6 +248,17 @@ def test_a_network_of_one_block_of_one_channel(tmp_path, drawn):
     analysis.draw_classes({"only": moments}, tmp_path / "classes.png")
     analysis.draw_spread({"only": moments}, tmp_path / "spread.png")
     assert len(drawn) == 2
+
+
+# --- docs/analysis.md ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_guide_runs_as_it_stands(place):
+    blocks = re.findall("^```python\n(.+?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    torch.manual_seed(0)
+    exec(compile(blocks[place], str(GUIDE), "exec"), {"__name__": "analysis"})
 
 
 # --- the command --------------------------------------------------------------------------------

@@ -75,6 +75,23 @@ def test_saturated_blocks_go_and_the_numbers_are_right(options):
     assert report.changed == changed.sum().item()
 
 
+@pytest.mark.parametrize("constant", ["one", "mean"])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("integration", ["pre", "post", "identity", "3x3"])
+def test_wherever_the_blocks_are(integration, fused, constant):
+    stages = (Stage((8, 8, 16), 2, 1),)
+    se = SE(integration=integration, fused=fused, bias=True)
+    model = draw(ResNet(stages, 4, se=se, in_channels=3, stem="cifar")).double()
+    original = copy.deepcopy(model)
+    report = prune_by_gate(model, images(dtype=torch.float64), 1, constant=constant, tolerance=1)
+    assert len(report.removed) == 2
+    assert not any("se.fc" in name for name in model.state_dict())
+    assert report.exact <= 1e-12 * report.largest
+    x = images(dtype=torch.float64)
+    difference = (logits(model.eval(), x) - logits(original.eval(), x)).abs().max().item()
+    assert report.approximate == difference > 0
+
+
 def test_the_removed_network_is_the_one_whose_gates_are_held_at_one():
     """Independently: relu(v + 1 * shortcut) of a network without these SE blocks."""
     model = network().double()
