@@ -182,6 +182,15 @@ def test_batches_follow_each_other_until_cleared():
     assert gates["layer2.1.se"].shape == (2, 16)
 
 
+def test_gates_of_inference_mode_can_be_learned_from():
+    model = network()
+    with torch.inference_mode(), record_gates(model) as gates:
+        model(images(2, 3, 8, 8))
+    weight = torch.ones(16, requires_grad=True)
+    (gates["layer2.1.se"] @ weight).sum().backward()
+    torch.testing.assert_close(weight.grad, gates["layer2.1.se"].sum(0))
+
+
 def test_chosen_layers_only():
     model = network()
     with torch.no_grad(), record_gates(model, ["layer2.0.se"]) as gates:

@@ -39,7 +39,9 @@ class Gates(Mapping):
             calls.clear()
 
     def add(self, name: str, s: Tensor) -> None:
-        self._calls[name].append(s)
+        """A copy of s: of inference mode and of the block's own memory it knows nothing."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._calls[name].append(s.clone())
 
     def __getitem__(self, name: str) -> Tensor:
         calls = self._calls.get(name)
@@ -146,7 +148,7 @@ class _Ear(TorchDispatchMode):
         if func is ops.forward:
             self.s = out[3]
         elif func is ops.scale:
-            self.s = args[1].detach().clone()  # the block's own tensor, whatever it does to it
+            self.s = args[1]
         return out
 
 
