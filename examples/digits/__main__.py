@@ -136,7 +136,8 @@ def _report(runs, settings, output, console) -> list[str]:
     """Writes and prints what came out; returns what must not be."""
     seeds = 1 + max(run.seed for run in runs)
     depth = 2 + 6 * settings.blocks
-    title = f"ResNet-{depth} on {settings.size}×{settings.size} digits, {seeds} seeds"
+    images = f"{settings.size}×{settings.size} digits"
+    title = f"ResNet-{depth} on {images}: mean of {seeds} seeds, least to most"
     curves.draw(runs, title, output / "curves.png")
     lines = [json.dumps(run.record()) + "\n" for run in runs]
     (output / "runs.jsonl").write_text("".join(lines))

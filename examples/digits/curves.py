@@ -42,7 +42,7 @@ def draw(runs: Sequence[Run], title: str, path: Path) -> None:
         axis.set(xlabel="epoch", title=title_of)
         axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.25, which="both")
-    panels[0].set_ylabel("error (%)")
+    panels[0].set_ylabel(f"error, % (less than {LEAST:g} drawn there)")
     panels[1].legend(frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110, format="png")
