@@ -1,6 +1,6 @@
 """A model of timm or torchvision: as it is, fused, and with identity in place of its SE modules.
 
-The last is the floor of what SE costs: its convolutions, norms and everything else are the same.
+The three forms of ``forms.py``.
 """
 
 import copy
@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 import se_kernels
 
-from . import models
+from . import forms, models
 from .environment import version_of
 from .inputs import MEMORY_FORMATS
-from .network import CLASSES, COMPILED, Built, Point, Settings
+from .network import CLASSES, Built, Point, Settings
 from .norms import calibrate, settle
-from .shares import shares, spread
-from .timing import paired_ratios
-
-JUDGES = {"unfused": "unfused", "fused": "unfused", "identity": "identity"}
 
 
 @dataclass(frozen=True)
 class DropIn:
-    """The subject of ``network --model``; without ``fuse`` it only tells SE's share."""
+    """The subject of ``network --model`` for a library's name; without ``fuse`` it only tells SE's
+    share."""
 
     fuse: bool
     kind = "model"
@@ -58,21 +55,10 @@ class DropIn:
             "se_modules": dict(report.fused),
             "skipped": dict(report.skipped),
         }
-        return Built(built, JUDGES, about)
+        return Built(built, forms.JUDGES, about)
 
     def findings(self, seconds: Mapping[str, np.ndarray]) -> dict:
-        """``ratios`` over unfused, with their spread, and ``shares``, both by form."""
-        found = {"ratios": {}, "shares": {}}
-        for form, suffix in (("eager", ""), ("compiled", COMPILED)):
-            times = {n: seconds[n + suffix] for n in JUDGES if n + suffix in seconds}
-            if not times:
-                continue
-            unfused = times.pop("unfused")
-            for name, values in times.items():
-                pair = f"{name}{suffix}/unfused{suffix}"
-                found["ratios"][pair] = spread(paired_ratios(values, unfused))
-            found["shares"][form] = shares(unfused, times["identity"], times.get("fused"))
-        return found
+        return forms.findings(seconds)
 
 
 def replace_by_identity(model: nn.Module, names: Iterable[str]) -> None:
