@@ -14,6 +14,7 @@ from se_kernels import dispatch
 from . import contenders, environment, layer, models, network, paper, photos, records, report
 from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
+from .own import Own
 from .pair import Pair
 from .progress import progress
 from .timing import Budget
@@ -178,16 +179,19 @@ def layer_command(
     "names",
     str,
     [],
-    "timm/NAME or torchvision/NAME, random weights.  [default: the paper's pair]",
+    "timm/NAME, torchvision/NAME or a NAME of se_kernels.models; random weights.  [default: the"
+    " paper's pair]",
     "--model",
     callback=_models,
     metavar="MODEL",
 )
-@click.option("--fuse", is_flag=True, help="Also each --model fused by se_kernels.fuse.")
+@click.option(
+    "--fuse", is_flag=True, help="Also each timm/ and torchvision/ model fused by se_kernels.fuse."
+)
 @several("batches", POSITIVE, [1], "Images.", "--batch")
 @several(
     "image_sizes",
-    click.IntRange(min=32),
+    click.IntRange(min=models.MIN_IMAGE_SIZE),
     [],
     "Height and width.  [default: the model's own; 224 for the pair]",
     "--image-size",
@@ -205,14 +209,14 @@ def layer_command(
 @shared("network", seconds=20.0)
 @click.pass_context
 def network_command(ctx, names, fuse, backend, stride_in_3x3, with_photos, **options):
-    """Whole networks: ResNet-50 beside SE-ResNet-50, or each --model with its SE modules as they
-    are, fused, and replaced by identity."""
+    """Whole networks: ResNet-50 beside SE-ResNet-50, or each --model with SE modules of separate
+    operations, fused, and with identity in their place."""
     if names:
         refuse_with_model(backend=backend, stride_in_3x3=stride_in_3x3, photos=with_photos)
         points = []
         for name in names:
             sizes = options["image_sizes"] or [models.image_size(name)]
-            check_training(sizes, options)
+            check_sizes(name, sizes, options)
             points += network_points(sizes, options, name)
         settings = network_settings(chosen_backend(options["device"]), options)
         run_models(ctx, DropIn(fuse), points, settings, options)
@@ -232,7 +236,7 @@ def refuse_with_model(**given) -> None:
 
 def run_pair(ctx, backend, stride_in_3x3: bool, with_photos: bool, options: dict) -> None:
     sizes = options["image_sizes"] or [models.IMAGE_SIZE]
-    check_training(sizes, options)
+    check_sizes("", sizes, options)
     (backend,) = pick_backends(options["device"], [backend] if backend else [])[:1]
     pair, settings = Pair(not stride_in_3x3), network_settings(backend, options)
     if with_photos:
@@ -380,13 +384,16 @@ def chosen_backend(device: torch.device) -> str:
         raise click.UsageError(str(error)) from None
 
 
-def check_training(image_sizes: Sequence[int], options: dict) -> None:
-    """What a training step cannot do, said before anything is built."""
+def check_sizes(name: str, image_sizes: Sequence[int], options: dict) -> None:
+    """What the model cannot take, or training cannot do, said before anything is built."""
+    size, least = min(image_sizes), models.min_image_size(name)
+    if size < least:
+        raise click.UsageError(f"--image-size {size}: {name} takes images of {least} and more")
     if "train" not in options["modes"]:
         return
     if "float16" in options["dtypes"]:
         raise click.UsageError("float16 trains only with loss scaling; use --dtype bfloat16")
-    numbers = network.normed(min(options["batches"]), min(image_sizes))
+    numbers = min(options["batches"]) * models.normed(name, size)
     if numbers < network.MIN_NORMED:
         raise click.UsageError(
             f"training leaves the last batch norms {numbers} numbers per channel, expected at least"
@@ -423,7 +430,10 @@ def run_network(ctx, pair: Pair, points, settings, options) -> None:
 
 
 def run_models(ctx, drop_in: DropIn, points, settings, options) -> None:
-    measure = functools.partial(network.measure, drop_in)
+    def measure(point, *rest):
+        subject = Own() if models.is_own(point.model) else drop_in
+        return network.measure(subject, point, *rest)
+
     found = measure_all(ctx, points, settings, measure, options)
     finish(found, report.model_tables, options)
     if options.get("plot"):

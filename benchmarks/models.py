@@ -1,18 +1,31 @@
-"""The models that ``--model`` names: timm's and torchvision's, with random weights."""
+"""The models that ``--model`` names: timm's, torchvision's, and those of ``se_kernels.models``."""
 
 import difflib
+import functools
+import math
 
 import torch
 from torch import nn
+
+from se_kernels.models import create, names
 
 from .torchvision_ops import import_torchvision
 
 LIBRARIES = ("timm", "torchvision")
 IMAGE_SIZE = 224  # where the library does not say
-DROPPED = {  # what drops at random: class → attribute that holds the probability
-    "DropPath": "drop_prob",
-    "StochasticDepth": "p",
-    **{cls.__name__: "p" for cls in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)},
+OWN_IMAGE_SIZES = {  # of those of ``se_kernels.models`` that are not for 224×224
+    "inception_resnet_v2": 299,
+    **dict.fromkeys(
+        ("resnet110", "resnet164", "wrn_16_8", "shake_shake_26_2x96d", "shake_even_29_2x4x64d"), 32
+    ),
+}
+MIN_IMAGE_SIZE = 32
+STRIDE = 32  # of the last maps
+RANDOM = {  # what is random in training: class → attribute, and its value where nothing is
+    "DropPath": ("drop_prob", 0.0),
+    "StochasticDepth": ("p", 0.0),
+    **{cls.__name__: ("p", 0.0) for cls in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)},
+    "Mix": ("how", ("even", "even")),  # of the Shake networks
 }
 
 
@@ -21,11 +34,14 @@ class ModelError(Exception):
 
 
 def check(name: str) -> None:
-    """Nothing, where ``name`` is ``timm/NAME`` or ``torchvision/NAME`` and can be built here.
+    """Nothing, where ``name`` is ``timm/NAME``, ``torchvision/NAME`` or one of
+    ``se_kernels.models``, and can be built here.
 
     Raises:
         ModelError: another form, a library that is not installed, or a name it does not know.
     """
+    if is_own(name):
+        return
     library, model = _parts(name)
     imported = _imported(library)
     if library == "timm":
@@ -50,8 +66,15 @@ def why_not(name: str) -> str | None:
     return None
 
 
+def is_own(name: str) -> bool:
+    """Whether it is a network of ``se_kernels.models``."""
+    return name in names()
+
+
 def image_size(name: str) -> int:
-    """Height and width that the model is made for: timm's own, 224 of torchvision's."""
+    """Height and width that the model is made for: timm's and ours, 224 of torchvision's."""
+    if is_own(name):
+        return OWN_IMAGE_SIZES.get(name, IMAGE_SIZE)
     library, model = _parts(name)
     if library != "timm":
         return IMAGE_SIZE
@@ -59,8 +82,42 @@ def image_size(name: str) -> int:
     return config.input_size[1] if config else IMAGE_SIZE
 
 
+def min_image_size(name: str) -> int:
+    """The fewest pixels, in height and width, that the model takes: ours say, others 32."""
+    return max(MIN_IMAGE_SIZE, _on_meta(name).min_size) if is_own(name) else MIN_IMAGE_SIZE
+
+
+@functools.cache
+def normed(name: str, image_size: int) -> int:
+    """How many numbers per channel and image the norm that sees the fewest is given in training.
+
+    Counted in ours; in others, and in the paper's pair, whose name is empty, those of the last
+    maps.
+    """
+    if not is_own(name):
+        return math.ceil(image_size / STRIDE) ** 2
+    network, seen = _on_meta(name), []
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, y: seen.append(y[0, 0].numel()))
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    network(torch.empty(1, network.in_channels, image_size, image_size, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return min(seen)
+
+
+@functools.cache
+def _on_meta(name: str) -> nn.Module:
+    """One of ours without numbers and without SE blocks, in eval mode."""
+    with torch.device("meta"):
+        return create(name, se=None).eval()
+
+
 def build(name: str, classes: int, seed: int) -> nn.Module:
-    """The model in float32 on the CPU, initialised from ``seed``; nothing is dropped at random."""
+    """A library's model in float32 on the CPU, initialised from ``seed``; nothing is dropped at
+    random."""
     library, model = _parts(name)
     imported = _imported(library)
     torch.manual_seed(seed)
@@ -73,11 +130,10 @@ def build(name: str, classes: int, seed: int) -> nn.Module:
 
 
 def drop_nothing(model: nn.Module) -> None:
-    """Dropout and stochastic depth off: else two models of the same weights differ in training."""
+    """Nothing random in training: else two models of the same weights would differ in it."""
     for module in model.modules():
-        attribute = DROPPED.get(type(module).__name__)
-        if attribute is not None:
-            setattr(module, attribute, 0.0)
+        if type(module).__name__ in RANDOM:
+            setattr(module, *RANDOM[type(module).__name__])
         if isinstance(getattr(module, "drop_rate", None), float):  # timm's, before its classifier
             module.drop_rate = 0.0
 
@@ -85,8 +141,12 @@ def drop_nothing(model: nn.Module) -> None:
 def _parts(name: str) -> tuple[str, str]:
     library, _, model = name.partition("/")
     if library not in LIBRARIES or not model:
-        forms = " or ".join(f"{library}/NAME" for library in LIBRARIES)
-        raise ModelError(f"expected {forms}, got {name!r}")
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ModelError(
+            f"expected {', '.join(f'{library}/NAME' for library in LIBRARIES)} or one of"
+            f" {', '.join(names())}; got {name!r}{hint}"
+        )
     return library, model
 
 

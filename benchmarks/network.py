@@ -1,6 +1,6 @@
 """Whole networks: what is measured of them at one point, and how.
 
-Which networks those are is a subject's to say: ``pair.py`` and ``drop_in.py``.
+Which networks those are is a subject's to say: ``pair.py``, ``own.py`` and ``drop_in.py``.
 """
 
 import copy
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .environment import Environment, last_level_cache_bytes
 from .inputs import DTYPES, MEMORY_FORMATS, how_many
+from .models import normed
 from .network_calls import TIMED, Network
 from .network_verify import check_outputs, outputs
 from .records import SCHEMA
@@ -98,14 +99,9 @@ def points(
     ]
 
 
-def normed(batch: int, image_size: int) -> int:
-    """How many numbers per channel the norms of the last stage see when training."""
-    return batch * math.ceil(image_size / 32) ** 2
-
-
-def verified_images(image_size: int) -> int:
+def verified_images(point: Point) -> int:
     """How many images are judged: few, but so many that the norms are ordinary."""
-    return max(VERIFIED_IMAGES, math.ceil(MIN_NORMED / normed(1, image_size)))
+    return max(VERIFIED_IMAGES, math.ceil(MIN_NORMED / normed(point.model, point.image_size)))
 
 
 def make_images(
@@ -159,7 +155,7 @@ def measure(
         for _ in range(how_many(image_bytes, cache, MAX_SETS))
     ]
     on_step("build the networks")
-    few = verified_images(point.image_size)
+    few = verified_images(point)
     built = subject.build(point, settings, torch.cat([i[:few] for i in images])[:few])
     networks = contenders(built.models, point, settings.compiled)
     if not train:

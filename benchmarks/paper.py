@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from se_kernels import models
 from se_kernels.models.se import EagerSqueezeExcite
 
+from .models import image_size
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -252,7 +254,7 @@ def _table_2() -> list[Figure]:
     # fmt: on
     quantity, found = "multiply-adds, G", []
     for what, name, plain, reading, with_se, se_reading in rows:
-        spec = Spec(name, image_size=299 if name == "inception_resnet_v2" else 224)
+        spec = Spec(name, image_size=image_size(name))
         found += [
             Figure(what, quantity, plain, spec.without_se(), reading),
             Figure(f"SE-{what}", quantity, with_se, spec, se_reading),

@@ -11,10 +11,14 @@ from benchmark_commands import ENVIRONMENT_FIELDS, assert_png, run, succeed
 from torch import nn
 
 import se_kernels
-from benchmarks import drop_in, models, network, norms, records, report, shares
+from benchmarks import drop_in, models, network, norms, own, records, report, shares
+from se_kernels.models import create
+from se_kernels.models import names as own_names
+from se_kernels.models.shake import Mix
 
 TIMM, TORCHVISION = "timm/test_efficientnet", "torchvision/mobilenet_v3_small"  # the smallest
 SMALL = ["--image-size", 32, "--batch", 8, "--rounds", 2]
+OWN = "shufflenet"  # the smallest of ours
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +119,35 @@ def test_the_table_says_whether_it_is_slower_and_halved(low, high, slower, halve
 # --- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet50", "keras/resnet50", "timm/", "timm"])
+@pytest.mark.parametrize("name", ["se_resnet50", "keras/resnet50", "timm/", "timm"])
 def test_names_say_whose_they_are(name):
-    with pytest.raises(models.ModelError, match="expected timm/NAME or torchvision/NAME, got"):
+    with pytest.raises(models.ModelError, match="expected timm/NAME, torchvision/NAME or one of"):
         models.check(name)
+
+
+def test_an_unknown_network_is_refused_with_all_there_are():
+    result = run("network", "--model", "resnet5")
+    assert result.exit_code == 2
+    (error,) = [line for line in result.output.splitlines() if "Error" in line]
+    assert all(name in error for name in own_names())
+    assert "got 'resnet5' (did you mean resnet50?)" in error
+
+
+@pytest.mark.parametrize("name", own_names())
+def test_networks_for_small_images_are_measured_on_them(name):
+    assert models.why_not(name) is None
+    with torch.device("meta"):
+        least = create(name, se=None).min_size
+    size = models.image_size(name)
+    assert (size == 32) == (least < 32)
+    assert size >= least
+
+
+def test_numbers_that_a_norm_sees_are_counted():
+    found = [models.normed("resnet50", 64), models.normed("wrn_16_8", 40)]
+    assert found == [2 * 2, 10 * 10]  # strides of 32 and 4
+    assert models.normed("inception_resnet_v2", 107) == 2 * 2  # 11 * 11 before, without padding
+    assert models.normed(TIMM, 65) == 3 * 3
 
 
 @needs_libraries
@@ -152,6 +181,9 @@ def test_a_missing_library_is_an_error_that_says_what_to_install(monkeypatch, li
         (["--model", TIMM, "--stride-in-3x3"], "--stride-in-3x3 is not for --model"),
         (["--model", TIMM, "--photos"], "--photos is not for --model"),
         (["--model", TIMM, "--image-size", 32, "--batch", 4], "4 numbers"),
+        (["--model", "mobilenet", "--image-size", 32, "--batch", 4], "4 numbers"),
+        (["--model", "mobilenet", "--backend", "reference"], "set SE_KERNELS_BACKEND"),
+        (["--model", "inception_resnet_v2", "--image-size", 64], "takes images of 75 and more"),
     ],
 )
 @needs_libraries
@@ -199,9 +231,11 @@ def test_dropout_and_stochastic_depth_are_switched_off():
         drop_rate = 0.2
 
     model = nn.Sequential(nn.Dropout(), nn.Dropout2d(), DropPath(), StochasticDepth(), Pool())
-    model.append(Classifier())
+    model.extend([Classifier(), Mix()])
     models.drop_nothing(model)
-    dropout, dropout2d, path, depth, pool, classifier = model
+    dropout, dropout2d, path, depth, pool, classifier, mix = model
+    a, b = torch.ones(2, 3, 1, 1), torch.zeros(2, 3, 1, 1)
+    torch.testing.assert_close(mix.train()(a, b), mix.eval()(a, b), rtol=0, atol=0)
     assert (dropout.p, dropout2d.p, path.drop_prob, depth.p, classifier.drop_rate) == (0,) * 5
     assert pool.p == 3.0
 
@@ -277,6 +311,68 @@ def test_network_of_a_model(tmp_path, name, layout):
     assert "SE's share of the time" in output
 
 
+@pytest.mark.parametrize(
+    "name, layout, images",
+    [
+        (OWN, "nchw", SMALL),
+        ("resnet110", "channels_last", ["--rounds", 2]),  # one image of its own size
+    ],
+)
+def test_network_of_our_own(tmp_path, name, layout, images):
+    lines, chart = tmp_path / "model.jsonl", tmp_path / "model.png"
+    command = ["network", "--model", name, "--layout", layout, *images]
+    output = succeed(*command, "--json", lines, "--plot", chart)
+    found = records.read(lines)
+    assert [r["mode"] for r in found] == ["inference", "train"]
+    with torch.device("meta"):
+        eager = create(name, se="eager")
+    for record in found:
+        assert record.keys() >= ENVIRONMENT_FIELDS
+        assert (record["kind"], record["model"], record["layout"]) == ("model", name, layout)
+        assert list(record["contenders"]) == ["unfused", "fused", "identity"]
+        assert record["ratios"].keys() == {"fused/unfused", "identity/unfused"}
+        assert record["shares"]["eager"].keys() == {"before", "after", "left"}
+        assert list(record["se_modules"]) == list(own.se_modules(eager))
+        assert (record["libraries"], record["skipped"]) == ({}, {})
+        assert {c["contender"] for c in record["verification"]} == {"fused"}
+    parameters = {name for name, _ in eager.named_parameters()}
+    checked = {c["quantity"] for c in found[1]["verification"]}
+    assert checked == {"logits", *(f"gradient of {n}" for n in parameters)}
+    assert_png(chart)
+    assert "fused over unfused" in output
+    assert "SE's share of the time" in output
+
+
+@pytest.mark.parametrize("layout", list(network.MEMORY_FORMATS))
+def test_the_three_forms_of_our_own_have_equal_weights(layout):
+    point = network.Point(2, 64, "float32", layout, "train", "mobilenet")
+    settings = network.Settings(torch.device("cpu"), "reference", compiled=False)
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    built = own.Own().build(point, settings, images)
+    eager, fused, identity = (dict(m.named_parameters()) for m in built.models.values())
+    assert {type(built.models["fused"].get_submodule(n)) for n in built.about["se_modules"]} == {
+        se_kernels.SqueezeExcite
+    }
+    assert eager.keys() == fused.keys()
+    assert eager.keys() - identity.keys() == {n for n in eager if ".se." in n}
+    for other in (fused, identity):
+        for name, parameter in other.items():
+            assert torch.equal(parameter, eager[name]), name
+            assert parameter.stride() == eager[name].stride()
+            assert parameter.data_ptr() != eager[name].data_ptr()
+    identity, *others = [
+        {n: b.clone() for n, b in built.models[form].named_buffers() if n.endswith("running_mean")}
+        for form in ("identity", "unfused", "fused")
+    ]
+    assert all(torch.equal(others[0][n], others[1][n]) for n in identity)
+    norms.calibrate(built.models["identity"], images)
+    for name, mean in identity.items():  # already those of the images, without any gate
+        assert torch.equal(built.models["identity"].get_buffer(name), mean)
+    assert not torch.equal(
+        identity["stage5.1.1.bn.running_mean"], others[0]["stage5.1.1.bn.running_mean"]
+    )
+
+
 @needs_libraries
 def test_without_fuse_only_the_share_is_told(tmp_path):
     lines = tmp_path / "model.jsonl"
@@ -333,4 +429,26 @@ def test_a_wrong_fused_model_is_refused_and_nothing_reported(monkeypatch, tmp_pa
     assert "fused: " in result.output
     assert "nothing is reported" in result.output
     assert " ms" not in result.output
+    assert not lines.exists()
+
+
+@pytest.mark.parametrize("spoilt", WRONG)
+def test_a_wrong_network_of_our_own_is_refused(monkeypatch, tmp_path, spoilt):
+    right = own.create
+
+    def wrong(name, classes, se):
+        network = right(name, classes, se=se)
+        if se == "fused":
+            last = network.get_submodule(
+                [n for n, _ in network.named_modules() if n.endswith(".se")][-1]
+            )
+            last.register_forward_hook(lambda module, args, y: WRONG[spoilt](y))
+        return network
+
+    monkeypatch.setattr(own, "create", wrong)
+    lines = tmp_path / "model.jsonl"
+    result = run("network", "--model", OWN, *SMALL, "--mode", "train", "--json", lines)
+    assert result.exit_code == 1
+    assert "fused: " in result.output
+    assert "nothing is reported" in result.output
     assert not lines.exists()
