@@ -1,6 +1,13 @@
 """Batch norms as trained networks have them: ordinary scales and shifts, statistics of images.
 
 Fresh norms have none: activations would grow from block to block, and no gate would matter.
+
+The end of a branch is known by the name ``bn3``, or by a weight that starts from zero. That serves
+the deep bottlenecks, where rounding grows most: in ResNet-152 and SENet-154 it would be tens of
+times larger. Branches that end otherwise need no such care: pre-activated and Shake blocks add them
+to a sum that nothing norms or cuts on its way, basic blocks and ShuffleNet's units come in shallow
+networks, and VGG, MobileNet and the Inceptions have none, or a factor of their own. In all of them
+an error of 1 % in one SE block moves the logits by far more than ``network_verify.py`` lets pass.
 """
 
 import torch
