@@ -92,7 +92,7 @@ def prune_by_gate(
         }
         replacements = {layers[name]: gate for name, gate in gates.items()}
         differences = _compare(model, batches if removed else (), replacements)
-    allowed = differences.eps**0.5 * differences.largest
+    allowed = differences.rounding
     if not differences.exact <= allowed:
         raise RuntimeError(
             "prune_by_gate: expected the outputs of the model with constant gates, within "
@@ -165,26 +165,28 @@ class _Differences(NamedTuple):
     approximate: float
     largest: float
     changed: int | None
-    eps: float  # of the outputs' dtype
+    rounding: float  # the most that ``exact`` may be: √ε of the largest output
 
 
 def _compare(model, batches, replacements: dict[nn.Module, ConstantGate]) -> _Differences:
     """The model as it was, with constant gates, and with the replacements, batch by batch."""
-    sizes, changed, eps = [(0.0, 0.0, 0.0)], 0, 0.0
+    sizes, changed, eps = [(0.0, 0.0, 0.0, 0.0)], 0, 0.0
     for images in _tensors(batches):
         original = _outputs(model(images))
         with _held(replacements):
             held = _outputs(model(images))
         with _replaced(model, replacements):
             pruned = _outputs(model(images))
-        sizes.append([_largest(t) for t in (pruned - held, pruned - original, original)])
+        compared = (pruned - held, pruned - original, original, held)
+        sizes.append([_largest(outputs) for outputs in compared])
         eps = torch.finfo(original.dtype).eps
         if original.dim() == 2 and changed is not None:
             changed += (pruned.argmax(1) != original.argmax(1)).sum().item()
         else:
             changed = None
-    exact, approximate, largest = torch.tensor(sizes, dtype=torch.float64).amax(0).tolist()
-    return _Differences(exact, approximate, largest, changed, eps)  # NaN, where one was NaN
+    # NaN, where one was NaN
+    exact, approximate, largest, size = torch.tensor(sizes, dtype=torch.float64).amax(0).tolist()
+    return _Differences(exact, approximate, largest, changed, eps**0.5 * size)
 
 
 def _largest(outputs: Tensor) -> float:
