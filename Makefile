@@ -1,4 +1,4 @@
-# make test | bench | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
+# make test | bench | cuda | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
 # into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
@@ -31,7 +31,7 @@ export PATH := $(dir $(PY)):$(PATH)
 
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help requirements env cuda-on-host test bench gpu lint format sanitize clean
+.PHONY: help requirements env cuda-on-host test bench cuda gpu lint format sanitize clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -62,6 +62,13 @@ test: env cuda-on-host
 bench: env
 	$(PYTEST) --quiet tests/test_reference.py tests/test_squeeze_excite.py
 	$(PY) -m benchmarks quick
+
+# The CUDA kernels for every GPU, warnings as errors; then what the machine code holds. No GPU.
+CUDA := $(CURDIR)/build/cuda
+cuda: requirements
+	SE_KERNELS_CPU=OFF SE_KERNELS_CUDA=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_WERROR=ON" \
+	  $(PY) setup.py --quiet build_ext --build-lib $(CUDA)
+	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/test_cuda_build.py
 
 # Takes the environment as it is, so that it runs where nothing can be installed.
 GPU_STAGES ?=
@@ -102,5 +109,5 @@ sanitize: env
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
-	rm -f se_kernels/_C*.so se_kernels/_build_info.py
+	rm -f se_kernels/_C*.so se_kernels/_cuda*.so se_kernels/_build_info.py
 	find se_kernels benchmarks tests examples tools -name __pycache__ -prune -exec rm -rf {} +

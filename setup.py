@@ -224,6 +224,7 @@ def _build_as_wanted(library: Library) -> tuple[Path | None, dict]:
 def _build(library: Library) -> tuple[Path, dict]:
     """The built file, and what CMake says of it: compiler, instruction sets or GPUs, flags."""
     options, told = library.prepare()
+    options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
     cmake, ninja = _tool("cmake"), _tool("ninja")
     try:
         import pybind11
@@ -236,7 +237,6 @@ def _build(library: Library) -> tuple[Path, dict]:
         f"-DPython_EXECUTABLE={sys.executable}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         *options,
-        *shlex.split(os.environ.get("CMAKE_ARGS", "")),
     ]
     was_there = directory.exists()
     try:
@@ -266,7 +266,7 @@ def _tool(name: str) -> str:
 
 def _build_directory(library: Library, options: list[str]) -> Path:
     """One directory for each interpreter and configuration, so that none meets another's cache."""
-    names = ("CC", "CXX", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "ARCHFLAGS", "CMAKE_ARGS")
+    names = ("CC", "CXX", "CPPFLAGS", "CXXFLAGS", "LDFLAGS", "ARCHFLAGS")
     if library.name == "CUDA":
         names += ("CUDAFLAGS", "CUDAHOSTCXX")
     key = json.dumps([sys.prefix, *options, *(os.environ.get(name) for name in names)])
