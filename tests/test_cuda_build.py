@@ -97,8 +97,8 @@ def test_the_front_end_passes_three_times_at_most(setup_py):
 @pytest.mark.parametrize("ptx", [["90"], []], ids=["with PTX", "without"])
 def test_gpus_that_are_served(monkeypatch, capability, served, ptx):
     major, minor = capability
-    built = SimpleNamespace(CUDA_ARCHS={"code": ["75", "80", "86", "89", "90", "120"], "ptx": ptx})
-    monkeypatch.setitem(sys.modules, "se_kernels._build_info", built)
+    built = {"code": ["75", "80", "86", "89", "90", "120"], "ptx": ptx}
+    monkeypatch.setattr(cuda, "archs", built)
     gpu = SimpleNamespace(major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
     reason = cuda._why_not_on(0)

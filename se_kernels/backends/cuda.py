@@ -33,18 +33,18 @@ _MOST = 2**31 - 2**16  # of N, C, R and P: they are numbered in 32 bits
 
 def _load():
     try:
-        return importlib.import_module("se_kernels._cuda"), None
-    except ImportError as error:
-        reason = str(error)
-    try:
         built = importlib.import_module("se_kernels._build_info")
-        reason = getattr(built, "CUDA_ERROR", None) or reason
     except ImportError:
-        reason = f"the package was never built ({reason})"
-    return None, reason
+        built = None
+    archs, failure = (getattr(built, name, None) for name in ("CUDA_ARCHS", "CUDA_ERROR"))
+    try:
+        return importlib.import_module("se_kernels._cuda"), None, archs
+    except ImportError as error:
+        return None, failure or f"the package was never built with CUDA ({error})", archs
 
 
-native, reason = _load()  # the kernels, or why they are missing
+# the kernels, or why they are missing; what they are built for: {"code": ["90"], "ptx": ["90"]}
+native, reason, archs = _load()
 
 
 def why_not() -> str | None:
@@ -71,12 +71,11 @@ def why_not_for(x: Tensor) -> str | None:
 def _why_not_on(index: int) -> str | None:
     gpu = torch.cuda.get_device_properties(index)  # a constant to torch.compile
     capability = 10 * gpu.major + gpu.minor
-    built = importlib.import_module("se_kernels._build_info").CUDA_ARCHS
-    same = any(int(arch) // 10 == gpu.major and int(arch) <= capability for arch in built["code"])
-    later = any(int(arch) <= capability for arch in built["ptx"])
+    same = any(int(arch) // 10 == gpu.major and int(arch) <= capability for arch in archs["code"])
+    later = any(int(arch) <= capability for arch in archs["ptx"])
     if same or later:
         return None
-    names = ", ".join(f"{int(arch) / 10:.1f}" for arch in built["code"])
+    names = ", ".join(f"{int(arch) / 10:.1f}" for arch in archs["code"])
     return f"built for compute capability {names}, got a GPU of {gpu.major}.{gpu.minor}"
 
 
