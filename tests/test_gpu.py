@@ -1,11 +1,18 @@
 """What only a GPU can tell: captured graphs, streams, compiling around the kernels, and the same
 bits in every run. The operator tests run on its tensors too; `make gpu` runs both."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from operator_cases import LAYOUTS, Case, check, make, run
 
 import se_kernels
+from se_kernels.backends import cuda
 
 pytestmark = pytest.mark.gpu
 
@@ -134,3 +141,93 @@ def test_more_than_2_to_the_31_elements(gpu_kernel):
         assert [y[n, c].float().mean().item() for n in (0, 1) for c in (0, 1)] == [1, 1, 1, 4]
         assert [y[n, c, -1, -1].item() for n in (0, 1) for c in (0, 1)] == [1, 1, 1, 4]
         del x, y
+
+
+# --- backend "cuda" -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda_kernel():
+    reason = se_kernels.available_backends()["cuda"]
+    if reason is not None:
+        pytest.skip(reason)
+
+    def block(*arguments, **options):
+        return se_kernels.squeeze_excite(*arguments, **options, backend="cuda")
+
+    return block
+
+
+def need_clusters():
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("clusters came with compute capability 9.0")
+
+
+# an H100 puts clusters of 8 or 16 blocks on each image
+@pytest.mark.parametrize("channels, side", [(128, 28), (1024, 7)], ids=["aligned", "odd rows"])
+@pytest.mark.parametrize("tail", [{}, TAIL], ids=["plain", "tail"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", ["cluster", "two_sweeps"])
+def test_every_kernel(cuda_kernel, monkeypatch, way, dtype, layout, tail, channels, side):
+    """Each once, forward and backward, at sizes that compute-sanitizer is soon done with."""
+    if way == "cluster":
+        need_clusters()
+    monkeypatch.setattr(cuda, "way", way)
+    shape = (3, channels, side, side)
+    case, inputs, dy = on_gpu(Case(shape=shape, reduced=8, dtype=dtype, **tail), layout)
+    check(case, inputs, dy, run(cuda_kernel, inputs, dy, **case.variant))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_kernel_of_float64(cuda_kernel, layout):
+    case = Case(shape=(5, 32, 7, 7), reduced=4, dtype=torch.float64, **TAIL)
+    case, inputs, dy = on_gpu(case, layout)
+    check(case, inputs, dy, run(cuda_kernel, inputs, dy, **case.variant))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_current_gpu_stays_the_current_one(gpu_kernel, layout):
+    """Tensors of another, on a stream of that one, forward and backward."""
+    last = torch.cuda.device_count() - 1
+    case = Case(**{**vars(CASES[0]), "layout": layout})
+    inputs, dy = make(case, f"cuda:{last}")
+    with torch.cuda.device(0):
+        check(case, inputs, dy, run(gpu_kernel, inputs, dy, **case.variant))
+        assert torch.cuda.current_device() == 0
+        stream = torch.cuda.Stream(device=last)
+        stream.wait_stream(torch.cuda.current_stream(last))
+        with torch.cuda.stream(stream):
+            results = run(gpu_kernel, inputs, dy, **case.variant)
+        stream.synchronize()
+        assert torch.cuda.current_device() == 0
+    check(case, inputs, dy, results)
+
+
+def test_a_launch_that_fails_names_the_kernel_and_its_configuration(cuda_kernel):
+    """In a process of its own, whose GPU is lost to it after an assertion on the device."""
+    need_clusters()
+    script = (
+        "import torch, se_kernels\n"
+        "x, w1, w2 = torch.ones(8, 64, 8, 8), torch.ones(4, 64), torch.ones(64, 4)\n"
+        "x, w1, w2 = x.cuda(), w1.cuda(), w2.cuda()\n"
+        "call = lambda: se_kernels.squeeze_excite(x, w1, w2, backend='cuda')\n"
+        "call()\n"
+        "torch._assert_async(torch.zeros(1, device='cuda'))\n"
+        "try:\n"
+        "    torch.cuda.synchronize()\n"
+        "except RuntimeError:\n"
+        "    call()\n"
+    )
+    environment = {**os.environ, "SE_KERNELS_CUDA_WAY": "cluster"}
+    environment["PYTHONPATH"] = str(Path(se_kernels.__file__).parent.parent)
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert result.returncode != 0
+    assert re.search(
+        r"RuntimeError: kernel forward_cluster<float32, nchw> with \d+ blocks of \d+ threads in "
+        r"clusters of \d+, \d+ bytes of shared memory each: .*assert",
+        result.stderr,
+    ), result.stderr
