@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import se_kernels
-from se_kernels.__main__ import main
+from se_kernels.__main__ import compiled_for, main
 
 ROOT = Path(se_kernels.__file__).resolve().parent.parent
 
@@ -66,6 +67,27 @@ def test_main_names_the_instruction_set(backend, capsys):
     main()
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "instruction set" in line]
     assert line.split()[-1] in ("avx512", "avx2", "baseline")
+
+
+@pytest.mark.parametrize(
+    "built, expected",
+    [
+        ({}, None),  # by an older setup.py
+        ({"CUDA_BUILT": False}, None),
+        (
+            {"CUDA_BUILT": True, "CUDA_ARCHS": {"code": ["90"], "ptx": []}},
+            "9.0 (nvcc 13.0.88)",
+        ),
+        (
+            {"CUDA_BUILT": True, "CUDA_ARCHS": {"code": ["75", "120"], "ptx": ["90"]}},
+            "7.5, 12.0, later ones by the PTX of 9.0 (nvcc 13.0.88)",
+        ),
+    ],
+)
+def test_the_gpus_that_cuda_is_compiled_for(monkeypatch, built, expected):
+    information = SimpleNamespace(CUDA_COMPILER="nvcc 13.0.88", **built)
+    monkeypatch.setattr(se_kernels, "_build_info", information, raising=False)
+    assert compiled_for() == expected
 
 
 # --- the environment variable --------------------------------------------------------------------

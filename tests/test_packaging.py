@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def test_build_info_is_consistent():
     assert "-ffast-math" not in build_info.FLAGS
 
 
+def test_build_info_tells_of_cuda():
+    assert (build_info.CUDA_ERROR is None) == build_info.CUDA_BUILT
+    if build_info.CUDA_BUILT:
+        assert build_info.CUDA_ARCHS["code"]
+        assert build_info.CUDA_COMPILER.startswith("nvcc ")
+    else:
+        assert build_info.CUDA_ERROR
+
+
 def test_version_has_one_source():
     assert se_kernels.__version__ == importlib.metadata.version("se_kernels")
 
@@ -150,21 +160,21 @@ def test_linters_are_pinned_once():
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A copy of the sources, never built."""
+    """A copy of what is built from, never built."""
     copy = tmp_path / "checkout"
     copy.mkdir()
-    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, copy)
     (copy / "README.md").touch()
     shutil.copytree(ROOT / "csrc", copy / "csrc")
-    built = shutil.ignore_patterns("_C*", "_build_info.py", "__pycache__")
+    built = shutil.ignore_patterns("_C*", "_cuda*.so", "_build_info.py", "__pycache__")
     shutil.copytree(ROOT / "se_kernels", copy / "se_kernels", ignore=built)
     return copy
 
 
 @pytest.fixture
 def install(checkout, tmp_path):
-    """Installs the checkout into a folder with the given environment."""
+    """Installs the checkout into a folder with the given environment; no CUDA where not asked."""
     pytest.importorskip("setuptools", "77", reason="needs the build requirements")
     pytest.importorskip("pybind11", reason="needs the build requirements")
     if not all(shutil.which(name) for name in ("cmake", "ninja")):
@@ -172,6 +182,7 @@ def install(checkout, tmp_path):
     target = tmp_path / "target"
 
     def build(**environment):
+        environment = {"SE_KERNELS_CUDA": "OFF", **environment}
         pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
         return target, run([*pip, "--target", str(target), str(checkout)], **environment)
 
@@ -223,6 +234,60 @@ def test_required_build_fails_loudly(install):
     assert result.returncode != 0
     assert "SE_KERNELS_CPU=ON" in result.stderr + result.stdout
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "environment, reason",
+    [
+        ({"SE_KERNELS_CUDA": "OFF"}, "switched off with SE_KERNELS_CUDA=OFF"),
+        ({"CUDACXX": "/nowhere/nvcc"}, "nvcc was not found: CUDACXX=/nowhere/nvcc cannot be run"),
+        ({"CUDACXX": "/bin/false"}, "/bin/false --list-gpu-code failed"),
+    ],
+    ids=["switched off", "no nvcc", "an nvcc that fails"],
+)
+def test_install_without_cuda_keeps_the_reason(install, environment, reason):
+    target, result = install(**{"SE_KERNELS_CPU": "OFF", "SE_KERNELS_CUDA": "AUTO", **environment})
+    assert result.returncode == 0, result.stderr
+    assert list((target / "se_kernels").glob("_cuda*")) == []
+    shown = run_installed(target, "runpy.run_module('se_kernels', run_name='__main__')\n")
+    assert shown.returncode == 0, shown.stderr
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("cuda "))
+    assert line.split(maxsplit=1)[1].startswith(f"missing: {reason}")
+    assert "compiled for" not in shown.stdout
+
+
+def test_required_cuda_fails_loudly(install):
+    nowhere = dict(CUDACXX="/nowhere/nvcc")
+    target, result = install(SE_KERNELS_CPU="OFF", SE_KERNELS_CUDA="ON", **nowhere)
+    assert result.returncode != 0
+    assert "SE_KERNELS_CUDA=ON, and nvcc was not found" in result.stderr + result.stdout
+    assert not target.exists()
+
+
+def test_bad_architectures_are_refused(install, tmp_path):
+    """Even where CUDA's kernels may be missing; before anything is compiled."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho sm_80 sm_90\n")
+    nvcc.chmod(0o755)
+    options = dict(SE_KERNELS_CPU="OFF", SE_KERNELS_CUDA="AUTO", CUDACXX=str(nvcc))
+    _, result = install(**options, SE_KERNELS_CUDA_ARCHS="8.0;10.0")
+    assert result.returncode != 0
+    expected = "SE_KERNELS_CUDA_ARCHS: expected some of 8.0, 9.0, .*got '10.0'"
+    assert re.search(expected, result.stderr + result.stdout)
+
+
+def test_a_source_distribution_holds_all_that_is_built_from(checkout, tmp_path):
+    pytest.importorskip("setuptools", "77", reason="needs the build requirements")
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path / "dist")]
+    result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        packed = {name.partition("/")[2] for name in file.getnames()}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert {"csrc/cuda/CMakeLists.txt", "csrc/cuda/forward.cu", "csrc/cuda/tile.cuh"} <= sources
+    assert {*sources, "setup.py", "CMakeLists.txt", "se_kernels/py.typed"} <= packed
+    assert "se_kernels/_build_info.py" not in packed
 
 
 def test_unknown_switch_is_refused(install):
