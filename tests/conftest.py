@@ -15,7 +15,7 @@ import torchvision_stub  # noqa: F401
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from host_gpu import lend_to_the_cuda_backend
+from host_gpu import is_on_host, lend_to_the_cuda_backend
 from interpreter import interpreted
 
 import se_kernels
@@ -28,11 +28,12 @@ KERNELS = [name for name in se_kernels.available_backends() if name != "referenc
 
 
 def pytest_collection_modifyitems(config, items):
-    """``sampled(every=n)``: on Triton each n-th case of a test only, the first too.
+    """``sampled(every=n, on_host=m)``: of a test's cases the first, and one in so many after it.
 
-    Interpreted, a kernel takes some thousand times as long; compiled, each variant first takes a
-    second. n shares no factor with the numbers of parameters, so every value of each parameter
-    occurs. With 0 the interpreter runs none. SE_KERNELS_EVERY_CASE=1 runs all, on Triton too.
+    One in n on Triton: interpreted, a kernel takes some thousand times as long; compiled, each
+    variant first takes a second. With 0 the interpreter runs none. One in m on the stand-in for
+    CUDA, none with 0; all where m is not given. n and m share no factor with the numbers of
+    parameters, so every value of each parameter occurs. SE_KERNELS_EVERY_CASE=1 runs all.
     """
     if os.environ.get("SE_KERNELS_EVERY_CASE") == "1":
         return
@@ -40,15 +41,23 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         marker = item.get_closest_marker("sampled")
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        if marker is None or backend != "triton":
+        if marker is None or backend is None:
             continue
-        count = seen[item.function] = seen.get(item.function, -1) + 1
-        every = marker.kwargs["every"]
-        if count % every if every else interpreted(backend):
+        key = item.function, backend
+        count = seen[key] = seen.get(key, -1) + 1
+        every = one_in(backend, **marker.kwargs)
+        if every == 0 or count % every != 0:
             dropped.append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
+
+
+def one_in(backend: str, every: int, on_host: int = 1) -> int:
+    """One case in how many ``backend`` runs; none with 0."""
+    if backend == "triton":
+        return every if every != 0 or interpreted(backend) else 1
+    return on_host if is_on_host(backend) else 1
 
 
 def pytest_runtest_setup(item):
@@ -63,6 +72,14 @@ def backend(request) -> str:
     if reason is not None:
         pytest.skip(f"backend {request.param}: {reason}")
     return request.param
+
+
+@pytest.fixture
+def installed_backend(backend) -> str:
+    """``backend``, where other processes have it too."""
+    if is_on_host(backend):
+        pytest.skip("backend cuda: the stand-in is lent to the processes of the tests only")
+    return backend
 
 
 @pytest.fixture(scope="session")

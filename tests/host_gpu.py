@@ -11,6 +11,8 @@ import sysconfig
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("SE_KERNELS_CUDA_ON_HOST") or ROOT / "build" / "cuda_on_host")
 CUDA = FOLDER / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -73,6 +75,11 @@ class HostGpu:
         text = ctypes.create_string_buffer(1000)
         self.library.se_host_last_launch(text, ctypes.c_size_t(len(text)))
         return text.value.decode()
+
+
+def is_on_host(backend: str | None) -> bool:
+    """Whether ``backend`` is CUDA's, and runs on the stand-in."""
+    return backend == "cuda" and not torch.cuda.is_available()
 
 
 def lend_to_the_cuda_backend() -> None:

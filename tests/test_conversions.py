@@ -53,7 +53,7 @@ def test_every_bit_pattern_survives(kernel, device, dtype, form, weight_dtype):
     assert same_bits(y, x)
 
 
-@pytest.mark.sampled(every=0)  # 65536 images
+@pytest.mark.sampled(every=0, on_host=0)  # 65536 images
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 @pytest.mark.parametrize("memory_format", ["nchw", "nhwc"])
 def test_every_bit_pattern_is_squeezed(backend, device, dtype, memory_format):
@@ -87,7 +87,7 @@ def random_floats(count):
     return bits.to(torch.int32).view(torch.float32)
 
 
-@pytest.mark.sampled(every=0)
+@pytest.mark.sampled(every=0, on_host=7)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BITS)
 def test_rounding_of_float32(kernel, device, dtype, form):
@@ -111,7 +111,7 @@ def test_some_roundings_and_patterns(kernel, device, dtype):
     assert same_bits(scale_by(kernel, x, torch.ones(1, device=device)), x)
 
 
-@pytest.mark.sampled(every=0)
+@pytest.mark.sampled(every=0, on_host=0)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_rounding_of_float64(kernel, device, dtype, form):

@@ -78,7 +78,8 @@ def run_process(rank, meeting_point, backend, results):
         dist.destroy_process_group()
 
 
-def test_two_processes_are_one_with_the_joint_batch(backend, tmp_path, monkeypatch):
+def test_two_processes_are_one_with_the_joint_batch(installed_backend, tmp_path, monkeypatch):
+    backend = installed_backend
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # no name of this machine to be resolved
     arguments = (str(tmp_path / "meeting point"), backend, str(tmp_path))
     mp.spawn(run_process, arguments, nprocs=PROCESSES)

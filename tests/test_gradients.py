@@ -31,7 +31,7 @@ def as_function(function, case, leaves):
     return block, [leaves[name] for name in present]
 
 
-@pytest.mark.sampled(every=41)
+@pytest.mark.sampled(every=41, on_host=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("act", ACTS)

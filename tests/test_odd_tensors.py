@@ -219,7 +219,7 @@ def check_as_eager(case, inputs, dy, results):
             )
 
 
-@pytest.mark.sampled(every=23)
+@pytest.mark.sampled(every=23, on_host=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -298,7 +298,7 @@ def test_ties_by_hand(kernel, device):
 # --- huge ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=0)
+@pytest.mark.sampled(every=0, on_host=0)
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements(kernel, device, monkeypatch):
     """(1, 2, 32800, 32800) in bfloat16, 4.3 GB: indices past 2^31 in either layout, and past 2^30

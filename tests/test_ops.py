@@ -84,7 +84,7 @@ def opcheck_all(arguments):
     torch.library.opcheck(ops.backward, backward_arguments(arguments))
 
 
-@pytest.mark.sampled(every=5)
+@pytest.mark.sampled(every=5, on_host=5)
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "no pixel"])
 def test_opcheck_layouts(forward_arguments, layout):
     opcheck_all(forward_arguments(layout))
@@ -99,7 +99,7 @@ def test_opcheck_no_pixel(forward_arguments):
     torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=untraced)
 
 
-@pytest.mark.sampled(every=5)
+@pytest.mark.sampled(every=5, on_host=3)
 @pytest.mark.parametrize(
     "dtype, w_dtype",
     [
@@ -114,7 +114,7 @@ def test_opcheck_dtypes(forward_arguments, dtype, w_dtype):
     opcheck_all(forward_arguments("channels_last", dtype=dtype, w_dtype=w_dtype))
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=3, on_host=5)
 @pytest.mark.parametrize(
     "variant",
     [
@@ -128,7 +128,7 @@ def test_opcheck_variants(forward_arguments, variant):
     opcheck_all(forward_arguments(variant=variant))
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=3, on_host=3)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bias", [False, True])

@@ -200,7 +200,7 @@ def test_empty_tensors(backend, device, shape):
 # --- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=11)
+@pytest.mark.sampled(every=11, on_host=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -431,7 +431,7 @@ def test_transforms_see_the_definition(backend, device):
 # --- the ops -------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=3, on_host=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(backend, device, dtype, layout):

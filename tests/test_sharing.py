@@ -12,7 +12,7 @@ from se_kernels import reference
 
 pytestmark = [
     pytest.mark.native,
-    pytest.mark.sampled(every=0),  # it shares nothing among threads
+    pytest.mark.sampled(every=0, on_host=0),  # they share nothing among threads
     pytest.mark.usefixtures("poisoned_outputs"),
 ]
 

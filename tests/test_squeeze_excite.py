@@ -131,7 +131,7 @@ REALISTIC = [
 ]
 
 
-@pytest.mark.sampled(every=0)
+@pytest.mark.sampled(every=0, on_host=7)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape, reduced", REALISTIC)
