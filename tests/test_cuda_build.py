@@ -200,7 +200,7 @@ def built():
 
 @pytest.fixture(scope="module")
 def library(built):
-    (path,) = Path(FOLDER).glob("_cuda*.so")
+    (path,) = Path(FOLDER).resolve().glob("_cuda*.so")
     return path
 
 
