@@ -248,12 +248,13 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
         p.dy, turn, masks, [&](int n) { return block.run_of(p.dx, n); },
         [&](unsigned char*, int k, int i) { return load_staged<X, V>(block.slot(k), i); },
         [&](unsigned char* dx, int k, int i, const Raw<X, V>& raw) {
-          A g[V];
+          A g[V], s_v[V], mean_v[V];
           int rows[V];
           block.template rows_of<V>(k, i, rows);
           unpack<X, V>(raw, g);
+          read_rows<layout>(gates, rows, s_v), read_rows<layout>(mean, rows, mean_v);
           SE_UNROLL
-          for (int j = 0; j < V; ++j) g[j] = g[j] * gates[rows[j]] + mean[rows[j]];
+          for (int j = 0; j < V; ++j) g[j] = g[j] * s_v[j] + mean_v[j];
           store_values<X, V, Reuse::drop>(dx + std::size_t(i) * sizeof(X), p.dx.type, g);
         });
   }
@@ -267,10 +268,10 @@ template <>
 void launch_backward<SE_NUMBER>(const BackwardTwoSweeps& parameters, Layout layout, bool tail,
                                 const Gpu& gpu, void* stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, parameters,
-           {name_of<SE_NUMBER>("backward_two_sweeps", layout), parameters.cut.items, gpu.threads, 1,
-            parameters.shared.bytes},
-           stream);
+    const Shape shape{name_of<SE_NUMBER>("backward_two_sweeps", layout), parameters.cut.items,
+                      gpu.threads, 1, parameters.shared.bytes};
+    zero(parameters.passing.counters, counters_bytes(parameters.cut), shape, stream);
+    launch(kernel, parameters, shape, stream);
   };
   const auto of_layout = [&](auto constant) {
     constexpr Layout of = decltype(constant)::value;

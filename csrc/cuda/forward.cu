@@ -185,13 +185,14 @@ forward_cluster(SE_PARAMETER ForwardCluster parameters) {
           return residual;
         },
         [&](const Starts& at, int k, int i, const Raw<X, V>& residual) {
-          A v[V], r[V];
+          A v[V], r[V], s_v[V];
           int rows[V];
           block.template rows_of<V>(k, i, rows);
+          read_rows<layout>(gates, rows, s_v);
           unpack<X, V>(load_staged<X, V>(block.slot(k), i), v), unpack<X, V>(residual, r);
           SE_UNROLL
           for (int j = 0; j < V; ++j)
-            v[j] = post(pre(v[j], block.channel_of(rows[j])) * gates[rows[j]], r[j]);
+            v[j] = post(pre(v[j], block.channel_of(rows[j])) * s_v[j], r[j]);
           store_values<X, V, Reuse::drop>(at.y + std::size_t(i) * sizeof(X), p.y.type, v);
         });
   }
@@ -205,10 +206,10 @@ template <>
 void launch_forward<SE_NUMBER>(const ForwardTwoSweeps& parameters, Layout layout, bool tail,
                                const Gpu& gpu, void* stream) {
   const auto run = [&](auto kernel) {
-    launch(kernel, parameters,
-           {name_of<SE_NUMBER>("forward_two_sweeps", layout), parameters.cut.items, gpu.threads, 1,
-            parameters.shared.bytes},
-           stream);
+    const Shape shape{name_of<SE_NUMBER>("forward_two_sweeps", layout), parameters.cut.items,
+                      gpu.threads, 1, parameters.shared.bytes};
+    zero(parameters.passing.counters, counters_bytes(parameters.cut), shape, stream);
+    launch(kernel, parameters, shape, stream);
   };
   const auto of_layout = [&](auto constant) {
     constexpr Layout of = decltype(constant)::value;

@@ -34,14 +34,13 @@ Images images_of(const Problem& p, const Input& t) {
 }
 Images images_of(const Problem& p, const Output& t) { return images_of(p, as_input(t)); }
 
-// Where things lie in the workspace; the first have to be zero.
+// Where things lie in the workspace.
 struct Workspace {
-  std::int64_t bytes = 0, counters, counters_bytes, parts, partials, hidden, z, a, s, peak, ties;
+  std::int64_t bytes = 0, counters, parts, partials, hidden, z, a, s, peak, ties;
 
   Workspace(const Problem& p, const Cut& cut) {
     const std::int64_t number = is_wide(p) ? 8 : 4;
-    counters_bytes = 4 * (1 + std::int64_t(cut.groups) * (2 + cut.blocks));
-    counters = place(counters_bytes);
+    counters = place(counters_bytes(cut));
     parts = place(cut.splits == 1 ? 0 : 3 * p.images * cut.splits * p.channels * number);
     partials = place(std::int64_t(cut.groups) * cut.blocks * cut.images * p.reduced * number);
     hidden = place(p.images * p.reduced * number);
@@ -109,7 +108,6 @@ void sweep_forward(const Problem& p, const ForwardParameters& block, Sweep sweep
   ForwardTwoSweeps parameters{block, only(cut, sweep), shared_of(cut, traits, call.gpu),
                               passing_of(call, space), access_of(cut, sizes, traits, images)};
   const OnDevice device(call.gpu.device);
-  zero(at(call, space.counters), std::size_t(space.counters_bytes), call.stream);
   launch_forward(p, parameters, block.relu || block.residual.data, call);
 }
 
@@ -124,7 +122,6 @@ void sweep_backward(const Problem& p, const BackwardParameters& block, Sweep swe
   parameters.passing.hidden = block.da;
   parameters.block.peak = at(call, space.peak), parameters.block.ties = at(call, space.ties);
   const OnDevice device(call.gpu.device);
-  zero(at(call, space.counters), std::size_t(space.counters_bytes), call.stream);
   launch_backward(p, parameters, block.y.data || block.dr.data, call);
 }
 

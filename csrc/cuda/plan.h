@@ -59,6 +59,12 @@ Cut cut_of(const Sizes&, const Traits&, const Gpu&);
 enum class Sweep { both, first, first_and_excite, second };
 Cut only(Cut, Sweep);
 
+// Of the counters that have to be zero at the launch: the tickets, two a group, one a block of
+// channels.
+inline std::int64_t counters_bytes(const Cut& cut) {
+  return 4 * (1 + std::int64_t(cut.groups) * (2 + cut.blocks));
+}
+
 Access access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<Input> images);
 Shared shared_of(const Cut&, const Traits&, const Gpu&);
 

@@ -64,8 +64,9 @@ inline Gpu properties_of(int device) {
           kThreads};
 }
 
-inline void zero(void* data, std::size_t bytes, void* stream) {
-  check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
+inline void zero(void* data, std::int64_t bytes, const Shape& shape, void* stream) {
+  check(cudaMemsetAsync(data, 0, std::size_t(bytes), static_cast<cudaStream_t>(stream)),
+        "the counters of " + describe(shape));
 }
 
 // kernel(parameters) by shape.blocks blocks, in clusters of shape.cluster.

@@ -52,11 +52,11 @@ SE_DEVICE void scale_tile(const Images& x, const Images& residual, const Images&
       return raw;
     };
     const auto finish = [&](const Starts& at, const int (&rows)[W], int p, const Two& raw) {
-      A v[W], r[W];
+      A v[W], r[W], gates[W];
       unpack<X, W>(raw.x, v), unpack<X, W>(raw.residual, r);
+      read_rows<layout>(s, rows, gates);
       SE_UNROLL
-      for (int j = 0; j < W; ++j)
-        v[j] = post(pre(v[j], tile.channel_of(rows[j])) * s[rows[j]], r[j]);
+      for (int j = 0; j < W; ++j) v[j] = post(pre(v[j], tile.channel_of(rows[j])) * gates[j], r[j]);
       store_values<X, W, Reuse::drop>(pixel_of<X, layout>(y, at.y, p), y.type, v);
     };
     if constexpr (decltype(flat)::value)
@@ -137,8 +137,9 @@ SE_DEVICE void use_gradients(const Gradients<Sum<X>>& t, const Tile& tile, const
     store_values<X, W, Reuse::keep>(pixel_of<X, layout>(t.dr, at.dr, p), t.dr.type, g);
   if (t.dx.data) {
     Sum<X> dx[W];
+    read_rows<layout>(t.s, rows, dx);
     SE_UNROLL
-    for (int j = 0; j < W; ++j) dx[j] = g[j] * t.s[rows[j]];
+    for (int j = 0; j < W; ++j) dx[j] *= g[j];
     store_values<X, W, Reuse::drop>(pixel_of<X, layout>(t.dx, at.dx, p), t.dx.type, dx);
   }
 }

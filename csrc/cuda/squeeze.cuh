@@ -151,11 +151,19 @@ template <class A>
 struct Spread {
   const A *s, *mean, *peak, *share;
   bool peaks;
-  SE_DEVICE A dx(A g, A x, int row) const {
-    A v = g * s[row] + mean[row];
-    if (peaks)
-      v += (x == peak[row] ? A(1) : A(0)) * share[row];  // an infinite share: NaN elsewhere
-    return v;
+  template <Layout layout, int V>
+  SE_DEVICE void dx(const int (&rows)[V], const A (&x)[V], A (&g)[V]) const {
+    A n[V];
+    read_rows<layout>(s, rows, n);
+    SE_UNROLL
+    for (int j = 0; j < V; ++j) g[j] *= n[j];
+    read_rows<layout>(mean, rows, n);
+    SE_UNROLL
+    for (int j = 0; j < V; ++j) g[j] += n[j];
+    if (!peaks) return;
+    SE_UNROLL
+    for (int j = 0; j < V; ++j)  // an infinite share: NaN elsewhere
+      g[j] += (x[j] == peak[rows[j]] ? A(1) : A(0)) * share[rows[j]];
   }
 };
 
@@ -189,10 +197,9 @@ SE_DEVICE void squeeze_backward_tile(const Images& g, const Images& y, const Ima
       A g_v[W], y_v[W], x_v[W];
       unpack<X, W>(raw.g, g_v), unpack<X, W>(raw.y, y_v), unpack<X, W>(raw.x, x_v);
       SE_UNROLL
-      for (int j = 0; j < W; ++j) {
+      for (int j = 0; j < W; ++j)
         if (y.data) g_v[j] = post_backward(g_v[j], y_v[j]);
-        g_v[j] = spread.dx(g_v[j], x_v[j], rows[j]);
-      }
+      spread.template dx<layout, W>(rows, x_v, g_v);
       store_values<X, W, Reuse::drop>(pixel_of<X, layout>(dx, at.dx, p), dx.type, g_v);
     };
     if constexpr (decltype(flat)::value)

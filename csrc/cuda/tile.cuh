@@ -93,4 +93,21 @@ SE_DEVICE void rows_from(int row, int (&rows)[V]) {
   for (int j = 0; j < V; ++j) rows[j] = layout == Layout::nchw ? row : row + j;
 }
 
+// A plane's numbers of those rows, in shared memory; 16 bytes at a time where the rows lie side by
+// side (nhwc), for one at a time neighbouring threads would meet in one bank.
+template <Layout layout, class A, int V>
+SE_DEVICE void read_rows(const A* plane, const int (&rows)[V], A (&out)[V]) {
+  if constexpr (layout == Layout::nhwc && V > 1) {
+    SE_UNROLL
+    for (int i = 0; i < V / 4; ++i) {
+      const Vector16 v = *reinterpret_cast<const Vector16*>(plane + rows[0] + 4 * i);
+      SE_UNROLL
+      for (int j = 0; j < 4; ++j) out[4 * i + j] = word_to_float(v.words[j]);
+    }
+  } else {
+    SE_UNROLL
+    for (int j = 0; j < V; ++j) out[j] = plane[rows[j]];
+  }
+}
+
 }  // namespace se_kernels::cuda

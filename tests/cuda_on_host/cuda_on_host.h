@@ -183,7 +183,9 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 };
 
-inline void zero(void* data, std::size_t bytes, void*) { std::memset(data, 0, bytes); }
+inline void zero(void* data, std::int64_t bytes, const Shape&, void*) {
+  std::memset(data, 0, std::size_t(bytes));
+}
 
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shape& shape, void*) {
