@@ -18,7 +18,7 @@ from .environment import Environment, last_level_cache_bytes
 from .inputs import DTYPES, MEMORY_FORMATS, how_many
 from .models import normed
 from .network_calls import TIMED, Network
-from .network_verify import check_outputs, outputs
+from .network_verify import TRIES, GradientError, check_outputs, outputs
 from .records import SCHEMA
 from .timing import Budget, clock_for, in_turn, percentiles
 
@@ -166,7 +166,7 @@ def measure(
     batches = [(i, labels) for i in images]
     with torch.set_grad_enabled(train):
         checks, first_call = verify_networks(
-            networks, built.judges, batches[0], few, dtype, train, on_step
+            networks, built.judges, batches, few, dtype, train, on_step
         )
         clock = clock_for(settings.device, cache)
         seconds = in_turn(
@@ -202,7 +202,7 @@ def measure(
 def verify_networks(
     networks: dict[str, Network],
     judges: Mapping[str, str],
-    batch: tuple[Tensor, Tensor],
+    batches: Sequence[tuple[Tensor, Tensor]],
     few: int,
     dtype: torch.dtype,
     train: bool,
@@ -211,25 +211,35 @@ def verify_networks(
     """Every network against the float64 eager network of the same weights.
 
     Eager networks set the measure (their own error), fused and compiled ones are held to it. Uses
-    the whole batch where compiled forms are made for its shape, else its first ``few`` images.
+    the whole first batch where compiled forms are made for its shape, else its first ``few``
+    images; those of the next batches where gradients were refused on all before.
     """
-    checks, first_call = [], {}
-    images, labels = batch
+    checks, first_call, batches = [], {}, batches[:TRIES]
     if not any(name.endswith(COMPILED) for name in networks):
-        images, labels = images[:few], labels[:few]
+        batches = [(images[:few], labels[:few]) for images, labels in batches]
     for eager in dict.fromkeys(judges.values()):
         held = [n for n in networks if judges[n.removesuffix(COMPILED)] == eager and n != eager]
         if not held:
             continue
-        on_step(f"judge {eager} in float64")
-        judge = outputs(judged(networks[eager]), images.double(), labels, train)
-        measure = outputs(networks[eager], images, labels, train)
-        for name in held:
-            on_step(f"verify {name}")
-            start = time.perf_counter()
-            got = outputs(networks[name], images, labels, train)
-            first_call[name] = time.perf_counter() - start
-            checks += check_outputs(name, got, measure, judge, dtype)
+        for images, labels in batches:
+            on_step(f"judge {eager} in float64")
+            judge = outputs(judged(networks[eager]), images.double(), labels, train)
+            measure = outputs(networks[eager], images, labels, train)
+            refused = {}
+            for name in held:
+                on_step(f"verify {name}")
+                start = time.perf_counter()
+                got = outputs(networks[name], images, labels, train)
+                first_call.setdefault(name, time.perf_counter() - start)
+                try:
+                    checks += check_outputs(name, got, measure, judge, dtype)
+                except GradientError as error:
+                    refused[name] = error
+            held = list(refused)
+            if not held:
+                break
+        else:  # on all batches
+            raise refused[held[0]]
     return checks, first_call
 
 

@@ -432,7 +432,11 @@ def test_a_wrong_fused_model_is_refused_and_nothing_reported(monkeypatch, tmp_pa
     assert not lines.exists()
 
 
-@pytest.mark.parametrize("spoilt", WRONG)
+# eager's own gradients are off by up to 1 % on some of the images, and three times that may pass
+WRONG_OWN = {**WRONG, "gradient": lambda y: y.detach() + (y - y.detach()) * 1.1}
+
+
+@pytest.mark.parametrize("spoilt", WRONG_OWN)
 def test_a_wrong_network_of_our_own_is_refused(monkeypatch, tmp_path, spoilt):
     right = own.create
 
@@ -442,7 +446,7 @@ def test_a_wrong_network_of_our_own_is_refused(monkeypatch, tmp_path, spoilt):
             last = network.get_submodule(
                 [n for n, _ in network.named_modules() if n.endswith(".se")][-1]
             )
-            last.register_forward_hook(lambda module, args, y: WRONG[spoilt](y))
+            last.register_forward_hook(lambda module, args, y: WRONG_OWN[spoilt](y))
         return network
 
     monkeypatch.setattr(own, "create", wrong)

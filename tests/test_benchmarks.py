@@ -15,6 +15,8 @@ from benchmarks import (
     inputs,
     layer,
     models,
+    network,
+    network_calls,
     network_verify,
     pair,
     photos,
@@ -389,6 +391,53 @@ def test_a_wrong_gradient_is_refused():
     missing = {**half, "a": torch.zeros(5, 4)}
     with pytest.raises(verify.VerificationError, match="gradient of a"):
         network_verify.check_outputs("wrong", missing, half, judge, torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "wrong_on, quantity", [((0,), None), ((0, 1, 2), "gradient"), ((0,), "logits"), ((1,), None)]
+)
+def test_gradients_are_judged_anew_on_other_images_and_logits_are_not(wrong_on, quantity):
+    """A network whose gradient, or whose logits, are wrong on some of the batches."""
+
+    class Sometimes(torch.nn.Linear):
+        calls = 0
+
+        def forward(self, images):
+            y = super().forward(images.flatten(1))
+            wrong, self.calls = self.calls in wrong_on, self.calls + 1
+            if wrong and quantity == "logits":
+                return y * 1.01
+            return y + 0.5 * (y - y.detach()) if wrong else y
+
+    torch.manual_seed(0)
+    right = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    wrong = Sometimes(12, 5)
+    wrong.load_state_dict(right[1].state_dict())
+    twin = torch.nn.Sequential(torch.nn.Identity(), wrong)  # the same names
+    networks = {
+        name: network_calls.Network(name, model, model, None, None)
+        for name, model in {"eager": right, "fused": twin}.items()
+    }
+    batches = [(torch.randn(2, 3, 2, 2), torch.tensor([1, 4])) for _ in range(4)]
+    judges = {"eager": "eager", "fused": "eager"}
+
+    def verified():
+        return network.verify_networks(
+            networks, judges, batches, 2, torch.float32, True, lambda what: None
+        )
+
+    if quantity is None:
+        checks, _ = verified()
+        assert {c.quantity for c in checks} == {
+            "logits",
+            "gradient of 1.weight",
+            "gradient of 1.bias",
+        }
+        assert len(checks) == 2 + 2  # the largest and the root mean square of the logits
+    else:
+        with pytest.raises(verify.VerificationError, match=f"fused: .* error of {quantity}"):
+            verified()
+    assert wrong.calls == {"logits": 1, "gradient": 3, None: 1 + (0 in wrong_on)}[quantity]
 
 
 def test_a_gradient_that_is_zero_but_for_rounding_hides_no_other():
