@@ -65,26 +65,26 @@ Passing passing_of(const Call& call, const Workspace& space) {
           static_cast<std::uint32_t*>(at(call, space.counters))};
 }
 
-// The kernels' type of x.
+// body(number) with the kernels' type of x.
+template <class Body>
+void with_number(const Problem& p, const Body& body) {
+  if (is_wide(p)) return body(Any{});
+  if (p.x_type == DType::float32) return body(float{});
+  if (p.x_type == DType::bfloat16) return body(bfloat16{});
+  body(float16{});
+}
+
 template <class Parameters>
 void launch_forward(const Problem& p, const Parameters& parameters, bool tail, const Call& call) {
-  const auto run = [&](auto number) {
+  with_number(p, [&](auto number) {
     launch_forward<decltype(number)>(parameters, p.layout, tail, call.gpu, call.stream);
-  };
-  if (is_wide(p)) return run(Any{});
-  if (p.x_type == DType::float32) return run(float{});
-  if (p.x_type == DType::bfloat16) return run(bfloat16{});
-  run(float16{});
+  });
 }
 template <class Parameters>
 void launch_backward(const Problem& p, const Parameters& parameters, bool tail, const Call& call) {
-  const auto run = [&](auto number) {
+  with_number(p, [&](auto number) {
     launch_backward<decltype(number)>(parameters, p.layout, tail, call.gpu, call.stream);
-  };
-  if (is_wide(p)) return run(Any{});
-  if (p.x_type == DType::float32) return run(float{});
-  if (p.x_type == DType::bfloat16) return run(bfloat16{});
-  run(float16{});
+  });
 }
 
 ClusterPlan plan_forward(const Problem& p, const Forward& f, const Gpu& gpu) {

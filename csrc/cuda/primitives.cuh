@@ -62,12 +62,25 @@ SE_DEVICE unsigned char* shared_memory() {
 }
 
 // ---- global memory: 16 bytes, aligned
-// What is read again soon: kept in the L2.
-SE_DEVICE Vector16 load_keep(const void* p) {
+// Until when the L2 keeps it; before 8.0 it is not told.
+SE_DEVICE std::uint64_t kept_last() {
+  std::uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+SE_DEVICE std::uint64_t dropped_first() {
+  std::uint64_t policy = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
+  return policy;
+}
+
+SE_DEVICE Vector16 load(const void* p, [[maybe_unused]] std::uint64_t policy) {
   Vector16 v;
 #if __CUDA_ARCH__ >= 800
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
                : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
                : "l"(p), "l"(policy));
@@ -79,29 +92,14 @@ SE_DEVICE Vector16 load_keep(const void* p) {
   return v;
 }
 
-// What is not read again: first to leave the L2.
-SE_DEVICE Vector16 load_drop(const void* p) {
-  Vector16 v;
-#if __CUDA_ARCH__ >= 800
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "l"(p), "l"(policy));
-#else
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "l"(p));
-#endif
-  return v;
-}
+// What is read again soon, and what is not.
+SE_DEVICE Vector16 load_keep(const void* p) { return load(p, kept_last()); }
+SE_DEVICE Vector16 load_drop(const void* p) { return load(p, dropped_first()); }
 
 SE_DEVICE void store_keep(void* p, Vector16 v) {
 #if __CUDA_ARCH__ >= 800
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
   asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(p),
-               "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3]), "l"(policy)
+               "r"(v.words[0]), "r"(v.words[1]), "r"(v.words[2]), "r"(v.words[3]), "l"(kept_last())
                : "memory");
 #else
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(v.words[0]),
@@ -251,12 +249,10 @@ SE_DEVICE void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes) {
 SE_DEVICE void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* arrivals) {
   const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(to)),
                       barrier = std::uint32_t(__cvta_generic_to_shared(arrivals));
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1], %2, [%3], %4;" ::"r"(at),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+      "l"(from), "r"(bytes), "r"(barrier), "l"(dropped_first())
       : "memory");
 }
 

@@ -38,7 +38,7 @@ SE_DEVICE void scale_tile(const Images& x, const Images& residual, const Images&
     return Starts{start_of<X, layout>(x, n, c), start_of<X, layout>(residual, n, c),
                   start_of<X, layout>(y, n, c)};
   };
-  const auto run = [&](auto width, auto flat) {
+  with_access<X, layout>(access, [&](auto width, auto flat) {
     constexpr int W = decltype(width)::value;
     struct Two {
       Raw<X, W> x, residual;
@@ -59,27 +59,8 @@ SE_DEVICE void scale_tile(const Images& x, const Images& residual, const Images&
       for (int j = 0; j < W; ++j) v[j] = post(pre(v[j], tile.channel_of(rows[j])) * gates[j], r[j]);
       store_values<X, W, Reuse::drop>(pixel_of<X, layout>(y, at.y, p), y.type, v);
     };
-    if constexpr (decltype(flat)::value)
-      walk_runs<W, 4>(tile, start, load, [&](const Starts& at, int k, int i, const Two& raw) {
-        int rows[W];
-        rows_of_run<W>(i, by_pixels, k * tile.channels, rows);
-        finish(at, rows, i, raw);
-      });
-    else
-      walk_tile<layout, W, 4>(tile, start, load,
-                              [&](const Starts& at, int row, int p, const Two& raw) {
-                                int rows[W];
-                                rows_from<layout, W>(row, rows);
-                                finish(at, rows, p, raw);
-                              });
-  };
-  constexpr int V = Number<X>::kVector;
-  if constexpr (V > 1) {
-    if (access == Access::vectors) return run(Width<V>{}, Flag<false>{});
-    if constexpr (layout == Layout::nchw)
-      if (access == Access::flat) return run(Width<V>{}, Flag<true>{});
-  }
-  run(Width<1>{}, Flag<false>{});
+    walk_numbers<layout, W, 4, decltype(flat)::value>(tile, by_pixels, start, load, finish);
+  });
 }
 
 // What the first sweep of backward reads and writes: y only for the mask; dr = g and dx = g s where

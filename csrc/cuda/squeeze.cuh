@@ -180,7 +180,7 @@ SE_DEVICE void squeeze_backward_tile(const Images& g, const Images& y, const Ima
     return Starts{start_of<X, layout>(g, n, c), start_of<X, layout>(y, n, c),
                   start_of<X, layout>(x, n, c), start_of<X, layout>(dx, n, c)};
   };
-  const auto run = [&](auto width, auto flat) {
+  with_access<X, layout>(access, [&](auto width, auto flat) {
     constexpr int W = decltype(width)::value;
     struct Three {
       Raw<X, W> g, y, x;
@@ -202,27 +202,8 @@ SE_DEVICE void squeeze_backward_tile(const Images& g, const Images& y, const Ima
       spread.template dx<layout, W>(rows, x_v, g_v);
       store_values<X, W, Reuse::drop>(pixel_of<X, layout>(dx, at.dx, p), dx.type, g_v);
     };
-    if constexpr (decltype(flat)::value)
-      walk_runs<W, 2>(tile, start, load, [&](const Starts& at, int k, int i, const Three& raw) {
-        int rows[W];
-        rows_of_run<W>(i, by_pixels, k * tile.channels, rows);
-        finish(at, rows, i, raw);
-      });
-    else
-      walk_tile<layout, W, 2>(tile, start, load,
-                              [&](const Starts& at, int row, int p, const Three& raw) {
-                                int rows[W];
-                                rows_from<layout, W>(row, rows);
-                                finish(at, rows, p, raw);
-                              });
-  };
-  constexpr int V = Number<X>::kVector;
-  if constexpr (V > 1) {
-    if (access == Access::vectors) return run(Width<V>{}, Flag<false>{});
-    if constexpr (layout == Layout::nchw)
-      if (access == Access::flat) return run(Width<V>{}, Flag<true>{});
-  }
-  run(Width<1>{}, Flag<false>{});
+    walk_numbers<layout, W, 2, decltype(flat)::value>(tile, by_pixels, start, load, finish);
+  });
 }
 
 }  // namespace se_kernels::cuda

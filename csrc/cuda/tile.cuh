@@ -93,6 +93,38 @@ SE_DEVICE void rows_from(int row, int (&rows)[V]) {
   for (int j = 0; j < V; ++j) rows[j] = layout == Layout::nchw ? row : row + j;
 }
 
+// Every W numbers of the tile, flat or along its rows: start(n, c), load(starts, p), then
+// use(starts, rows, p, raw) with the row of each of them.
+template <Layout layout, int W, int Batch, bool flat, class Start, class Load, class Use>
+SE_DEVICE void walk_numbers(const Tile& tile, const Divisor& by_pixels, const Start& start,
+                            const Load& load, const Use& use) {
+  if constexpr (flat)
+    walk_runs<W, Batch>(tile, start, load, [&](const auto& at, int k, int i, const auto& raw) {
+      int rows[W];
+      rows_of_run<W>(i, by_pixels, k * tile.channels, rows);
+      use(at, rows, i, raw);
+    });
+  else
+    walk_tile<layout, W, Batch>(tile, start, load,
+                                [&](const auto& at, int row, int p, const auto& raw) {
+                                  int rows[W];
+                                  rows_from<layout, W>(row, rows);
+                                  use(at, rows, p, raw);
+                                });
+}
+
+// run(width, flat) as the access asks.
+template <class X, Layout layout, class Run>
+SE_DEVICE void with_access(Access access, const Run& run) {
+  constexpr int V = Number<X>::kVector;
+  if constexpr (V > 1) {
+    if (access == Access::vectors) return run(Width<V>{}, Flag<false>{});
+    if constexpr (layout == Layout::nchw)
+      if (access == Access::flat) return run(Width<V>{}, Flag<true>{});
+  }
+  run(Width<1>{}, Flag<false>{});
+}
+
 // A plane's numbers of those rows, in shared memory; 16 bytes at a time where the rows lie side by
 // side (nhwc), for one at a time neighbouring threads would meet in one bank.
 template <Layout layout, class A, int V>
