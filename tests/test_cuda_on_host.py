@@ -117,6 +117,15 @@ def test_a_block_begins_with_shared_memory_that_is_not_a_number(host):
     assert np.isnan(values).all()
 
 
+def test_either_thread_of_a_race_comes_first_in_some_order(host):
+    came = np.zeros((20, 64), bool)
+    for seed in range(20):
+        with host.order(seed):
+            came[seed] = np.isfinite(host.launch("races", shared_bytes=256)[0])
+    assert came.any(0).all()
+    assert not came.all(0).any()
+
+
 def test_vectors_are_copied(host):
     numbers = np.arange(1000)
     copy, _ = host.launch("vectors", 1000, inputs=numbers, outputs=1000)

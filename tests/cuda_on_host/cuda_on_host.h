@@ -33,7 +33,8 @@ struct ThreadFacts {
 extern const ThreadFacts* here;  // the thread that runs
 
 [[noreturn]] void fail(const std::string& what);  // ends the launch with an error
-void turn(bool progress);  // lets others run; progress: not merely to ask again
+void ask();                                       // others run first
+void interrupt();                                 // others may run first
 std::uint64_t exchange(std::uint64_t bits, int mask);
 const float* remote(const float* p, int rank);
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments);
@@ -141,19 +142,18 @@ SE_DEVICE std::uint32_t narrow_pair(float low, float high, T) {
 }
 
 // ---- counters that blocks share
-SE_DEVICE std::uint32_t take(std::uint32_t* counter) {
-  host::turn(true);
-  return (*counter)++;
-}
 SE_DEVICE std::uint32_t count_in(std::uint32_t* counter) {
-  host::turn(true);
-  return (*counter)++;
+  host::interrupt();
+  const std::uint32_t before = (*counter)++;
+  host::interrupt();
+  return before;
 }
+SE_DEVICE std::uint32_t take(std::uint32_t* counter) { return count_in(counter); }
 SE_DEVICE std::uint32_t read_count(const std::uint32_t* counter) {
-  host::turn(false);
+  host::ask();
   return *counter;
 }
-SE_DEVICE void pause() { host::turn(false); }
+SE_DEVICE void pause() { host::ask(); }
 
 SE_DEVICE float load_shared_result(const float* p) { return *p; }
 SE_DEVICE double load_shared_result(const double* p) { return *p; }

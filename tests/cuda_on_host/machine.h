@@ -91,8 +91,9 @@ class Launch {
   void wait(Wait);  // the running thread, until it is woken
   void wake(Warp&, Wait);
   void wake(Block&, Wait);
+  void ask();
+  void interrupt();
   void progress() { in_vain_ = 0; }
-  void asked_in_vain() { ++in_vain_; }
 
   Thread* running = nullptr;
   std::vector<Copy> copies;  // under way
@@ -117,6 +118,7 @@ class Launch {
   std::size_t started_ = 0, ended_ = 0;
   std::vector<Warp*> queue_;
   Warp* warp_ = nullptr;  // drawn: its ready lanes run before another's
+  bool upwards_ = true;   // the lane with the smallest index first
   std::uint64_t in_vain_ = 0;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   Fiber main_;

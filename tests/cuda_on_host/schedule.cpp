@@ -34,10 +34,8 @@ void fail(const std::string& what) {
   under_way->fail(what);
 }
 
-void turn(bool progress) {
-  progress ? under_way->progress() : under_way->asked_in_vain();
-  under_way->wait(at_turn);
-}
+void ask() { under_way->ask(); }
+void interrupt() { under_way->interrupt(); }
 
 Block::Block(const Shape& shape, Cluster* cluster_of, int rank)
     : BlockFacts{0, shape.blocks, shape.threads, rank, shape.cluster, nullptr},
@@ -169,6 +167,24 @@ void Launch::end_thread() {
   go_on();
 }
 
+// Of a thread that can only ask again: all that may run come first.
+void Launch::ask() {
+  ++in_vain_;
+  wait(at_turn);
+}
+
+// Beside what other blocks see: they come before the rest of this warp, or do not.
+void Launch::interrupt() {
+  in_vain_ = 0;
+  if (in_order_ || any_of(2) == 0) return;
+  Warp& warp = *running->warp;
+  warp.ready |= bit(running->lane());
+  warp.queued = true;
+  queue_.push_back(&warp);
+  warp_ = nullptr;
+  go_on();
+}
+
 void Launch::wait(Wait what) {
   running->warp->waiting[what] |= bit(running->lane());
   go_on();
@@ -205,8 +221,9 @@ std::size_t Launch::any_of(std::size_t count) { return in_order_ ? 0 : random_()
 Thread* Launch::draw() {
   for (;;) {
     if (warp_ && warp_->ready != 0) {
-      const int lane = __builtin_ctz(warp_->ready);
-      warp_->ready &= warp_->ready - 1;
+      const int lane =
+          upwards_ ? __builtin_ctz(warp_->ready) : kWarp - 1 - __builtin_clz(warp_->ready);
+      warp_->ready ^= bit(std::uint32_t(lane));
       return &warp_->lanes[lane];
     }
     if (Warp* const warp = std::exchange(warp_, nullptr)) wake(*warp, at_turn);
@@ -222,6 +239,7 @@ Thread* Launch::draw() {
     } else {
       const auto at = queue_.begin() + std::ptrdiff_t(any_of(queue_.size()));
       warp_ = *at;
+      upwards_ = any_of(2) == 0;
       warp_->queued = false;
       queue_.erase(at);
     }

@@ -135,6 +135,13 @@ SE_KERNEL(64, 1) unwritten(SE_PARAMETER Parameters p) {
   reinterpret_cast<float*>(shared_memory())[thread_index()] = 1;
 }
 
+// A neighbour's number, without a barrier: there, or not there yet.
+SE_KERNEL(64, 1) races(SE_PARAMETER Parameters p) {
+  auto* numbers = reinterpret_cast<float*>(shared_memory());
+  numbers[thread_index()] = 1;
+  p.out[thread_index()] = numbers[(thread_index() + 1) % thread_count()];
+}
+
 SE_KERNEL(64, 1) switches(SE_PARAMETER Parameters p) {
   for (int i = 0; i < p.size; ++i) block_barrier();
 }
@@ -335,6 +342,7 @@ constexpr Named kKernels[] = {
     SE_NAMED(conversions),
     SE_NAMED(vectors),
     SE_NAMED(unwritten),
+    SE_NAMED(races),
     SE_NAMED(switches),
     SE_NAMED(waits_for_the_last_block),
     SE_NAMED(returns_before_a_barrier),
