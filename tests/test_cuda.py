@@ -8,7 +8,7 @@ import torch
 from host_gpu import CUDA, Gpu, HostGpu
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_cases import DTYPES, Case, check, make, run
+from operator_cases import DTYPES, Case, check, check_against_eager, make, run
 from random_cases import check_placed, placed_cases, random_cases
 
 import se_kernels
@@ -145,7 +145,31 @@ GPUS = {
     "small": Gpu(multiprocessors=2, shared_bytes=9 << 10, shared_bytes_in_all=18 << 10, threads=32),
     "one": Gpu(multiprocessors=1, l2_bytes=1 << 12, shared_bytes=48 << 10),
     "many": Gpu(multiprocessors=64, shared_bytes=14 << 10, shared_bytes_in_all=24 << 10),
+    "whole blocks": Gpu(threads=256),
 }
+
+
+@on_host
+@pytest.mark.parametrize("reduced", [0, 300])
+@pytest.mark.parametrize("squeeze", ["avg", "max"])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_the_second_sweep_waits_for_the_first(host, poisoned_outputs, layout, squeeze, reduced):
+    """Without a hidden number, and with more than a chunk of them."""
+    case = Case(shape=(16, 40, 2, 4), reduced=reduced, squeeze=squeeze, layout=layout, **TAIL)
+    inputs, dy = make(case)
+    judge = check_against_eager if reduced else check  # eager's convolution has one at least
+    for seed in range(8):
+        with host.gpu(GPUS["one"]), host.order(seed), going("two_sweeps"):
+            judge(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
+
+
+@on_host
+def test_odd_rows_of_few_channels_fit_the_shared_memory(host):
+    """Groups of many images by few channels, rounded up to start at 16 bytes."""
+    case = Case(shape=(64, 3, 25, 25), reduced=1, dtype=torch.bfloat16, **TAIL)
+    inputs, dy = make(case)
+    with host.gpu(Gpu(capability=80, shared_bytes=64 << 10, threads=256)):
+        check_against_eager(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
 def can_pass_once(case, inputs):

@@ -122,10 +122,12 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   std::tie(cut.images, cut.channels) =
       cut_channels(sizes, traits, gpu, target / row_bytes, row_bytes);
   if (!traits.nhwc) {
-    // so many channels that a tile of odd rows starts at 16 bytes too
+    // so many channels that a tile of odd rows starts at 16 bytes too, of fewer images then
     const int together = kVectorBytes / int(std::gcd<std::int64_t>(kVectorBytes, row_bytes));
-    if (cut.channels % together != 0 && together * row_bytes <= largest)
+    if (cut.channels % together != 0 && together * row_bytes <= largest) {
       cut.channels = round_up(cut.channels, together);
+      while (cut.images > 1 && cut.images * cut.channels * row_bytes > largest) cut.images /= 2;
+    }
   }
   const std::int64_t tile_bytes = cut.channels * row_bytes;
   const int parts = cut.images == 1 ? int(std::max<std::int64_t>(1, tile_bytes / target)) : 1;
@@ -134,7 +136,8 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   cut.groups = ceil_div(sizes.images, cut.images);
   cut.blocks = ceil_div(sizes.channels, cut.channels);
   cut.excite_size = kExciteSize;
-  cut.excites = ceil_div(std::int64_t(cut.images) * sizes.reduced, kExciteSize);
+  // one at least, without a hidden number too: the second sweep waits for it
+  cut.excites = std::max(1, ceil_div(std::int64_t(cut.images) * sizes.reduced, kExciteSize));
   const int numbers = std::min(kChunkNumbers, gpu.shared_bytes / kChunkShare / traits.sum_bytes);
   cut.chunk = std::max(1, std::min(sizes.reduced, numbers / cut.images));
 

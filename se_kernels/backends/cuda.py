@@ -104,6 +104,7 @@ def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 def _run_forward(
     x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
 ):
+    x, residual, w1, w2, b1, b2 = _on_elements(x, residual, w1, w2, b1, b2)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
@@ -128,6 +129,7 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
             gradient.zero_()
         return gradients
     dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
+    x, dy, y, w1, w2 = _on_elements(x, dy, y, w1, w2)
     layout, x = readable(x)
     dy, y = like_layout(dy, layout), like_layout(y, layout)
     w1, w2 = row_major(w1), row_major(w2)
@@ -154,6 +156,7 @@ def squeeze(x, squeeze):
     """z (N, C) in the dtype of the sums."""
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x), device=x.device)
     if z.numel() > 0:
+        (x,) = _on_elements(x)
         layout, x = readable(x)
         sizes = _sizes(x, 0, z.dtype, layout)
         workspace = _workspace(x, sizes)
@@ -165,6 +168,7 @@ def scale(x, s, residual, post):
     """y (N, C, H, W)."""
     y = empty_output(x)
     if y.numel() > 0:
+        x, s, residual = _on_elements(x, s, residual)
         layout, x = readable(x)
         residual, s = like_layout(residual, layout), s.contiguous()
         sizes = _sizes(x, 0, s.dtype, layout)
@@ -185,6 +189,7 @@ def scale_backward(dy, x, y, s, post, needs):
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
     if s.numel() > 0:
+        dy, x, y, s = _on_elements(dy, x, y, s)
         layout, x = readable(x)
         dy, y, s = like_layout(dy, layout), like_layout(y, layout), s.contiguous()
         sizes = _sizes(x, 0, s.dtype, layout)
@@ -206,6 +211,7 @@ def squeeze_backward(g, x, s, dz, squeeze):
     """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
     dx = empty_output(x)
     if dx.numel() > 0:
+        g, x, s, dz = _on_elements(g, x, s, dz)
         layout, x = readable(x)
         g, s, dz = like_layout(g, layout), flat(s), dz.contiguous()
         sizes = _sizes(x, 0, dz.dtype, layout)
@@ -232,6 +238,13 @@ def explain(x: Tensor, w1: Tensor) -> str:
         *_place(None),
         *_place(y),
         *[0] * 7,
+    )
+
+
+def _on_elements(*tensors):
+    """Each tensor where it starts at a multiple of its element's size, else a copy that does."""
+    return tuple(
+        t if t is None or t.data_ptr() % t.element_size() == 0 else t.clone() for t in tensors
     )
 
 
