@@ -18,7 +18,7 @@ from .environment import Environment, last_level_cache_bytes
 from .inputs import DTYPES, MEMORY_FORMATS, how_many
 from .models import normed
 from .network_calls import TIMED, Network
-from .network_verify import TRIES, GradientError, check_outputs, outputs
+from .network_verify import TRIES, GradientError, Least, check_outputs, outputs
 from .records import SCHEMA
 from .timing import Budget, clock_for, in_turn, percentiles
 
@@ -212,7 +212,7 @@ def verify_networks(
 
     Eager networks set the measure (their own error), fused and compiled ones are held to it. Uses
     the whole first batch where compiled forms are made for its shape, else its first ``few``
-    images; those of the next batches where gradients were refused on all before.
+    images; those of the next batches as well where gradients are refused.
     """
     checks, first_call, batches = [], {}, batches[:TRIES]
     if not any(name.endswith(COMPILED) for name in networks):
@@ -221,6 +221,7 @@ def verify_networks(
         held = [n for n in networks if judges[n.removesuffix(COMPILED)] == eager and n != eager]
         if not held:
             continue
+        least = Least()
         for images, labels in batches:
             on_step(f"judge {eager} in float64")
             judge = outputs(judged(networks[eager]), images.double(), labels, train)
@@ -232,7 +233,7 @@ def verify_networks(
                 got = outputs(networks[name], images, labels, train)
                 first_call.setdefault(name, time.perf_counter() - start)
                 try:
-                    checks += check_outputs(name, got, measure, judge, dtype)
+                    checks += check_outputs(name, got, measure, judge, dtype, least)
                 except GradientError as error:
                     refused[name] = error
             held = list(refused)

@@ -12,9 +12,11 @@ the worst of eager's: which signs flip, and so which parameter is hit, is chance
 zero (of a shift that the next norm takes away) and what is computed is rounding alone: their errors
 are relative to the median gradient.
 
-Where few signs decide, as in MobileNet and ShuffleNet, three times are exceeded by chance on some
-images: one flip more. So gradients that are refused are judged anew on others, ``TRIES`` times in
-all; what is wrong is wrong on each. Logits get no second try.
+Where few signs decide, as in ResNet-110 and MobileNet, three times are exceeded by chance on one
+set of images in ten: one flip more. So gradients that are refused are judged on other images as
+well, ``TRIES`` sets in all, and the least error of the network is held against the least of
+eager's: what is wrong is wrong on each of them, and eager shows its true rounding on some. Logits
+get no second try.
 
 In float32 that is sharp: eager's logits are off by 1e-6 and its gradients by up to 1 %. Under
 bfloat16 autocast eager's own gradients are off by half, and only gross errors are found (beyond
@@ -35,11 +37,31 @@ GRADIENT_FACTOR = 3.0
 ZERO = 1e-9  # of the median gradient: float64's own rounding of sums that cancel stays below it
 MISSING = 0.9  # an error as large as the gradient itself is no rounding
 GRADIENT_FLOOR_EPS = 4.0
-TRIES = 3
+TRIES = 8
+EAGER = "eager, the measure"
 
 
 class GradientError(VerificationError):
     """A gradient is off by more than its tolerance, the logits are not."""
+
+
+class Least:
+    """Of several sets of images: the relative errors of the gradients on the one where the worst of
+    them is least, for eager and for each network that is held against it."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, np.ndarray] = {}
+
+    def update(self, name: str, errors: np.ndarray) -> np.ndarray:
+        """``errors``, one for each gradient, of one more set; returns those of the least."""
+        if name not in self.errors or _worst(errors) < _worst(self.errors[name]):
+            self.errors[name] = errors
+        return self.errors[name]
+
+
+def _worst(errors: np.ndarray) -> float:
+    """The largest; NaN is less than all, and so never given up for another set's."""
+    return -1.0 if np.isnan(errors).any() else float(errors.max())
 
 
 def outputs(network: Network, images: Tensor, labels: Tensor, train: bool) -> dict[str, Tensor]:
@@ -65,8 +87,11 @@ def check_outputs(
     eager: Mapping[str, Tensor],
     judge: Mapping[str, Tensor],
     dtype: torch.dtype,
+    least: Least | None = None,
 ) -> list[Check]:
     """The checks of the logits and of each gradient.
+
+    ``least``: what earlier sets of images gave, for the gradients.
 
     Raises:
         VerificationError: naming what is wrong, its error and its tolerance; where that is but a
@@ -86,9 +111,12 @@ def check_outputs(
     names = [name for name in judge if name != "logits"]
     if names:
         sizes = gradient_sizes([judge[n] for n in names])
+        least = Least() if least is None else least
         errors, eager_errors = (
-            np.array([norms(result[n].double() - judge[n])["rms"] for n in names]) / sizes
-            for result in (got, eager)
+            least.update(
+                name, np.array([norms(result[n].double() - judge[n])["rms"] for n in names]) / sizes
+            )
+            for name, result in ((contender, got), (EAGER, eager))
         )
         eps = torch.finfo(dtype).eps * (64 if dtype == torch.float64 else 1)
         worst = float(eager_errors.max())

@@ -432,8 +432,8 @@ def test_a_wrong_fused_model_is_refused_and_nothing_reported(monkeypatch, tmp_pa
     assert not lines.exists()
 
 
-# eager's own gradients are off by up to 1 % on some of the images, and three times that may pass
-WRONG_OWN = {**WRONG, "gradient": lambda y: y.detach() + (y - y.detach()) * 1.1}
+# where one sign flips, eager's own gradients may be off by a tenth on some sets of images
+WRONG_OWN = {**WRONG, "gradient": lambda y: y.detach() + (y - y.detach()) * 1.5}
 
 
 @pytest.mark.parametrize("spoilt", WRONG_OWN)

@@ -394,7 +394,8 @@ def test_a_wrong_gradient_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong_on, quantity", [((0,), None), ((0, 1, 2), "gradient"), ((0,), "logits"), ((1,), None)]
+    "wrong_on, quantity",
+    [((0, 1), None), (range(12), "gradient"), ((0,), "logits"), ((1,), None), ((0,), "NaN")],
 )
 def test_gradients_are_judged_anew_on_other_images_and_logits_are_not(wrong_on, quantity):
     """A network whose gradient, or whose logits, are wrong on some of the batches."""
@@ -407,7 +408,11 @@ def test_gradients_are_judged_anew_on_other_images_and_logits_are_not(wrong_on, 
             wrong, self.calls = self.calls in wrong_on, self.calls + 1
             if wrong and quantity == "logits":
                 return y * 1.01
-            return y + 0.5 * (y - y.detach()) if wrong else y
+            if wrong and quantity == "NaN":
+                y.register_hook(lambda dy: dy * math.nan)
+            elif wrong:
+                return y + 0.5 * (y - y.detach())
+            return y
 
     torch.manual_seed(0)
     right = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
@@ -418,7 +423,7 @@ def test_gradients_are_judged_anew_on_other_images_and_logits_are_not(wrong_on, 
         name: network_calls.Network(name, model, model, None, None)
         for name, model in {"eager": right, "fused": twin}.items()
     }
-    batches = [(torch.randn(2, 3, 2, 2), torch.tensor([1, 4])) for _ in range(4)]
+    batches = [(torch.randn(2, 3, 2, 2), torch.tensor([1, 4])) for _ in range(12)]
     judges = {"eager": "eager", "fused": "eager"}
 
     def verified():
@@ -435,9 +440,23 @@ def test_gradients_are_judged_anew_on_other_images_and_logits_are_not(wrong_on, 
         }
         assert len(checks) == 2 + 2  # the largest and the root mean square of the logits
     else:
-        with pytest.raises(verify.VerificationError, match=f"fused: .* error of {quantity}"):
+        what = "gradient" if quantity == "NaN" else quantity
+        with pytest.raises(verify.VerificationError, match=f"fused: .* error of {what}"):
             verified()
-    assert wrong.calls == {"logits": 1, "gradient": 3, None: 1 + (0 in wrong_on)}[quantity]
+    tries = network_verify.TRIES
+    expected = {"logits": 1, "gradient": tries, "NaN": tries, None: 3 if 0 in wrong_on else 1}
+    assert wrong.calls == expected[quantity]
+
+
+def test_the_least_error_is_held_against_eagers_least():
+    least = network_verify.Least()
+    least.update("eager", np.array([0.2, 0.1]))
+    assert least.update("fused", np.array([0.5, 0.1])).max() == 0.5
+    assert least.update("eager", np.array([0.3, 0.0])).max() == 0.2
+    assert least.update("fused", np.array([0.0, 0.4])).max() == 0.4
+    assert least.update("eager", np.array([0.1, 0.1])).max() == 0.1
+    assert np.isnan(least.update("fused", np.array([math.nan, 0.0]))).any()
+    assert np.isnan(least.update("fused", np.array([0.0, 0.0]))).any()
 
 
 def test_a_gradient_that_is_zero_but_for_rounding_hides_no_other():
