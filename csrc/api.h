@@ -14,6 +14,7 @@ enum class Squeeze { avg, max, avgmax };
 enum class Act { relu, silu, gelu, gelu_tanh, hardswish, leaky_relu, identity };
 enum class Gate { sigmoid, hardsigmoid, tanh, relu };
 enum class Post { none, relu };
+enum class Pre { identity, relu, silu, hardswish };
 
 // nchw: the pixel stride of every image tensor is 1; nhwc: the channel stride of every one is 1.
 enum class Layout { nchw, nhwc };
@@ -82,6 +83,65 @@ struct SqueezeBackward {
   Output dx;           // g s + what dz gives
 };
 
+// With a batch norm before the block: v = pre(t), t = (x - mean) scale + bias, each of the three
+// (C) in the compute type. One sweep over x at a time, for a caller that solves for the numbers per
+// image and channel between them; Problem as for the phases.
+struct Norm {
+  const void *mean, *scale, *bias;
+  Pre pre;
+};
+
+struct NormMoments {
+  Input x;
+  void *mean, *m2;  // (N,C): of each image's channel, m2 = Σ (x - mean)²
+};
+
+struct NormSqueeze {
+  Input x;
+  Norm norm;  // not identity: there z follows from the mean
+  void* z;
+};
+
+// mask: one bit an element, set unless y <= 0. Rows, of P bits for nchw (N,C) and of C bits for
+// nhwc (N,P), begin with a byte; its lowest bit is the first element.
+struct NormScale {
+  Input x, residual;
+  Norm norm;
+  const void* s;
+  Output y;
+  std::uint8_t* mask;  // may be null
+};
+
+// g = dy where its bit is set, else 0; dy without a mask.
+struct NormScaleBackward {
+  Input dy, x;
+  const std::uint8_t* mask;  // may be null
+  Norm norm;
+  Output dr;   // g; may be null
+  void* sums;  // (2,N,C) for identity: Σ g, Σ g (x - mean); else (5,N,C): Σ g v, and with v' =
+               // pre'(t) Σ g v', Σ g v' (x - mean), Σ v', Σ v' (x - mean)
+};
+
+struct NormSqueezeBackward {
+  Input g, x;                // x is not read for identity without slope
+  const std::uint8_t* mask;  // of g, as above
+  Norm norm;
+  const void *s, *d;           // (N,C)
+  const void *slope, *offset;  // (C); both or neither
+  Output dx;                   // scale v' (g s + d) + slope (x - mean) + offset
+};
+
+// The whole block after a norm in evaluation mode, nothing kept. mean, var, weight, bias: (C) in
+// the compute type; weight and bias may be null.
+struct NormForward {
+  Input x, residual;
+  const void *mean, *var, *weight, *bias;
+  double eps;
+  Pre pre;
+  const void *w1, *w2, *b1, *b2;
+  Output y;
+};
+
 enum class Status { ok, out_of_memory };
 
 Status forward(const Problem&, const Forward&);
@@ -90,6 +150,12 @@ Status squeeze(const Problem&, const SqueezeForward&);
 Status scale(const Problem&, const ScaleForward&);
 Status scale_backward(const Problem&, const ScaleBackward&);
 Status squeeze_backward(const Problem&, const SqueezeBackward&);
+Status norm_moments(const Problem&, const NormMoments&);
+Status norm_squeeze(const Problem&, const NormSqueeze&);
+Status norm_scale(const Problem&, const NormScale&);
+Status norm_scale_backward(const Problem&, const NormScaleBackward&);
+Status norm_squeeze_backward(const Problem&, const NormSqueezeBackward&);
+Status norm_forward(const Problem&, const NormForward&);
 
 // "avx512", "avx2" or "baseline": chosen once, from the processor and the build. The environment
 // variable SE_KERNELS_CPU_ISA names a lower one.

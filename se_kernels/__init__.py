@@ -7,6 +7,7 @@ from se_kernels.functional import scale, squeeze, squeeze_excite
 from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse
 from se_kernels.gates import ConstantGate, Gates, PruneReport, prune_by_gate, record_gates
 from se_kernels.module import SqueezeExcite
+from se_kernels.norm import batch_norm_squeeze_excite
 
 __all__ = [
     "Block",
@@ -17,6 +18,7 @@ __all__ = [
     "SqueezeExcite",
     "__version__",
     "available_backends",
+    "batch_norm_squeeze_excite",
     "fuse",
     "models",
     "prune_by_gate",

@@ -83,7 +83,7 @@ def squeeze_excite(
             return y
     check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post)
     name = dispatch.choose(x, backend)
-    if name == dispatch.REFERENCE or _under_transform():
+    if name == dispatch.REFERENCE or under_transform():
         variant = Variant(squeeze, act, act_slope, gate, post)
         return reference.squeeze_excite(x, w1, w2, b1, b2, residual=residual, **variant._asdict())
     if torch.is_grad_enabled() and (
@@ -107,7 +107,7 @@ def squeeze(x: Tensor, squeeze: str = "avg", *, backend: str | None = None) -> T
     """
     check_squeeze(x, squeeze)
     name = dispatch.choose(x, backend)
-    if name == dispatch.REFERENCE or _under_transform():
+    if name == dispatch.REFERENCE or under_transform():
         with reference.outside_autocast(x.device.type):
             dtype = reference.compute_dtype(x, x)
             return reference.squeeze(x.to(dtype), squeeze).to(x.dtype)
@@ -140,7 +140,7 @@ def scale(
     name = dispatch.choose(x, backend)
     dtype = reference.compute_dtype(x, s)
     s = s.flatten(1).to(dtype)
-    if name == dispatch.REFERENCE or _under_transform():
+    if name == dispatch.REFERENCE or under_transform():
         with reference.outside_autocast(x.device.type):
             residual = None if residual is None else residual.to(dtype)
             return reference.scale(x.to(dtype), s, residual, post).to(x.dtype)
@@ -149,7 +149,7 @@ def scale(
 
 def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
     name = dispatch.choose(x, backend)
-    if name == dispatch.REFERENCE or _under_transform():
+    if name == dispatch.REFERENCE or under_transform():
         return reference.squeeze_excite(
             x, excitation=excitation, squeeze=squeeze, residual=residual, post=post
         )
@@ -172,6 +172,7 @@ def _scale(x, s, residual, carrier, token, post, name):
     return ops.scale(x, s, residual, post, name)
 
 
-def _under_transform() -> bool:
+def under_transform() -> bool:
+    """Whether the definition is to run: transforms do not see through the registered ops."""
     # torch.func and forward-mode AD see through the definition, not through the registered ops
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -81,6 +81,25 @@ def empty_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format_of(layout_of(x)))
 
 
+def empty_mask(x: Tensor) -> Tensor:
+    """An uninitialised mask of x, one bit an element: bit k of byte j of a row is its element
+    8 j + k. Rows are channels (N, C, bytes) where x is read as nchw, pixels (N, P, bytes) as nhwc.
+    """
+    images, channels, height, width = x.shape
+    pixels = height * width
+    rows, length = (pixels, channels) if layout_of(x) == "nhwc" else (channels, pixels)
+    return x.new_empty((images, rows, (length + 7) // 8), dtype=torch.uint8)
+
+
+def unpacked(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask of x as booleans (N, C, H, W)."""
+    _, channels, height, width = x.shape
+    nhwc = layout_of(x) == "nhwc"
+    bits = mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
+    bits = bits.flatten(2)[..., : channels if nhwc else height * width].bool()
+    return (bits.transpose(1, 2) if nhwc else bits).reshape(x.shape)
+
+
 def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
     """Uninitialised dx, dr (N, C, H, W), dw1 and dw2 (row-major), db1 (R,), db2 (C,).
 

@@ -6,7 +6,7 @@ They have no autograd of their own; ``se_kernels.autograd`` is their only caller
 import torch
 
 from se_kernels import dispatch
-from se_kernels.layout import empty_gradients, empty_output, empty_scale_gradients
+from se_kernels.layout import empty_gradients, empty_mask, empty_output, empty_scale_gradients
 from se_kernels.reference import compute_dtype
 
 _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
@@ -88,6 +88,76 @@ def _squeeze_backward_fake(g, x, s, dz, squeeze, backend):
     return empty_output(x)
 
 
+def _norm_moments(x, wide, backend):
+    if x.numel() == 0:  # the backends see no empty images with a norm
+        return tuple(t.zero_() for t in _norm_moments_fake(x, wide, backend))
+    return dispatch.get(backend).norm_moments(x, wide)
+
+
+def _norm_moments_fake(x, wide, backend):
+    dtype = torch.float64 if wide else compute_dtype(x, x)
+    return tuple(x.new_empty(x.shape[:2], dtype=dtype) for _ in range(2))
+
+
+def _norm_squeeze(x, norm, pre, backend):
+    if x.numel() == 0:
+        return _norm_squeeze_fake(x, norm).zero_()
+    return dispatch.get(backend).norm_squeeze(x, norm, pre)
+
+
+def _norm_squeeze_fake(x, norm, *_):
+    return norm.new_empty(x.shape[:2])
+
+
+def _norm_scale(x, norm, s, residual, pre, post, keep, backend):
+    if x.numel() == 0:
+        return _norm_scale_fake(x, norm, s, residual, pre, post, keep, backend)
+    return dispatch.get(backend).norm_scale(x, norm, s, residual, pre, post, keep)
+
+
+def _norm_scale_fake(x, norm, s, residual, pre, post, keep, backend):
+    return empty_output(x), empty_mask(x) if keep else x.new_empty(0, dtype=torch.uint8)
+
+
+def _norm_scale_backward(dy, x, mask, norm, pre, write, backend):
+    if x.numel() == 0:
+        dr, sums = _norm_scale_backward_fake(dy, x, mask, norm, pre, write, backend)
+        return dr, sums.zero_()
+    return dispatch.get(backend).norm_scale_backward(dy, x, mask, norm, pre, write)
+
+
+def _norm_scale_backward_fake(dy, x, mask, norm, pre, write, backend):
+    sums = 2 if pre == "identity" else 5
+    dr = empty_output(x) if write else x.new_empty(0)
+    return dr, norm.new_empty((sums, x.shape[0], x.shape[1]))
+
+
+def _norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset, backend):
+    if x.numel() == 0:
+        return empty_output(x)
+    return dispatch.get(backend).norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset)
+
+
+def _norm_squeeze_backward_fake(g, x, *_):
+    return empty_output(x)
+
+
+def _norm_inference(
+    x, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual,
+    pre, act, act_slope, gate, post, backend,
+):  # fmt: skip
+    if x.numel() == 0:
+        return empty_output(x)
+    return dispatch.get(backend).norm_inference(
+        x, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual,
+        pre, act, act_slope, gate, post,
+    )  # fmt: skip
+
+
+def _norm_inference_fake(x, *_):
+    return empty_output(x)
+
+
 # y (N,C,H,W)
 inference = _register(
     f"inference({_INPUTS}, {_VARIANT}, str backend) -> Tensor", _inference, _inference_fake
@@ -130,4 +200,48 @@ squeeze_backward = _register(
     " -> Tensor",
     _squeeze_backward,
     _squeeze_backward_fake,
+)
+
+# With a batch norm before the block. norm (3,C): mean, scale, bias; sums are in its dtype.
+# means, m2 (N,C)
+norm_moments = _register(
+    "norm_moments(Tensor x, bool wide, str backend) -> (Tensor, Tensor)",
+    _norm_moments,
+    _norm_moments_fake,
+)
+# z (N,C); pre is no identity
+norm_squeeze = _register(
+    "norm_squeeze(Tensor x, Tensor norm, str pre, str backend) -> Tensor",
+    _norm_squeeze,
+    _norm_squeeze_fake,
+)
+# y (N,C,H,W), mask where it is to be kept
+norm_scale = _register(
+    "norm_scale(Tensor x, Tensor norm, Tensor s, Tensor? residual, str pre, str post, bool keep, "
+    "str backend) -> (Tensor, Tensor)",
+    _norm_scale,
+    _norm_scale_fake,
+)
+# dr (N,C,H,W) where it is to be written; sums (K,N,C): K = 2, Σ g and Σ g (x - mean), for
+# pre = identity, else 5: Σ g v, Σ g v', Σ g v' (x - mean), Σ v', Σ v' (x - mean)
+norm_scale_backward = _register(
+    "norm_scale_backward(Tensor dy, Tensor x, Tensor? mask, Tensor norm, str pre, bool write, "
+    "str backend) -> (Tensor, Tensor)",
+    _norm_scale_backward,
+    _norm_scale_backward_fake,
+)
+# dx (N,C,H,W) = scale v' (g s + d) + slope (x - mean) + offset
+norm_squeeze_backward = _register(
+    "norm_squeeze_backward(Tensor g, Tensor x, Tensor? mask, Tensor norm, Tensor s, Tensor d, "
+    "str pre, Tensor? slope, Tensor? offset, str backend) -> Tensor",
+    _norm_squeeze_backward,
+    _norm_squeeze_backward_fake,
+)
+# y (N,C,H,W), the norm in evaluation mode
+norm_inference = _register(
+    "norm_inference(Tensor x, Tensor? bn_weight, Tensor? bn_bias, Tensor mean, Tensor var, "
+    "float eps, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual, str pre, str act, "
+    "float act_slope, str gate, str post, str backend) -> Tensor",
+    _norm_inference,
+    _norm_inference_fake,
 )

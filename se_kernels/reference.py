@@ -160,6 +160,89 @@ def _gates_by(excitation, x, squeeze):
     return s.flatten(1).to(compute_dtype(x, s))
 
 
+def batch_statistics(u: Tensor, group=None) -> tuple[Tensor, Tensor]:
+    """mean and (biased) variance (C) of u (N, C, H, W), over the batches of all the group's
+    processes where there is one; differentiable."""
+    if group is None:
+        return u.mean((0, 2, 3)), u.var((0, 2, 3), correction=0)
+    from torch.distributed.nn.functional import all_reduce
+
+    count = u.new_tensor([u.numel() // max(u.shape[1], 1)])
+    total, count = all_reduce(torch.cat((u.sum((0, 2, 3)), count)), group=group).split(u.shape[1])
+    mean = total / count
+    squares = (u - mean[:, None, None]).square().sum((0, 2, 3))
+    return mean, all_reduce(squares, group=group) / count
+
+
+def batch_norm(
+    u: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float
+) -> Tensor:
+    """u (N, C, H, W) normalised with mean and variance (C), times weight, plus bias."""
+    t = (u - mean[:, None, None]) * torch.rsqrt(var + eps)[:, None, None]
+    if weight is not None:
+        t = t * weight[:, None, None]
+    return t if bias is None else t + bias[:, None, None]
+
+
+def batch_norm_squeeze_excite(
+    u: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    pre: str = "identity",
+    squeeze: str = "avg",
+    act: str = "relu",
+    act_slope: float = 0.01,
+    gate: str = "sigmoid",
+    residual: Tensor | None = None,
+    post: str = "none",
+    process_group=None,
+) -> Tensor:
+    """Batch norm, ``pre`` and the block; shapes and names as in
+    ``se_kernels.batch_norm_squeeze_excite``. mean and var (C) are the norm's, or None for those of
+    the batch."""
+    dtype = norm_compute_dtype(u, bn_weight, w1)
+    variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate, post=post)
+    norm = dict(eps=eps, pre=pre, process_group=process_group)
+    v = normed(u, bn_weight, bn_bias, mean, var, dtype, **norm)
+    residual = None if residual is None else residual.to(dtype)
+    return squeeze_excite(v, w1, w2, b1, b2, residual=residual, **variant).to(u.dtype)
+
+
+def normed(
+    u: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    eps: float,
+    pre: str,
+    process_group=None,
+) -> Tensor:
+    """v (N, C, H, W) in ``dtype``: batch norm and ``pre`` of u."""
+    with outside_autocast(u.device.type):
+        t = u.to(dtype)
+        if mean is None:
+            mean, var = batch_statistics(t, process_group)
+        weight, bias = (None if p is None else p.to(dtype) for p in (bn_weight, bn_bias))
+        return activate(batch_norm(t, weight, bias, mean.to(dtype), var.to(dtype), eps), pre)
+
+
+def norm_compute_dtype(u: Tensor, bn_weight: Tensor | None, w1: Tensor) -> torch.dtype:
+    """``compute_dtype`` with a batch norm: float64 if u or a weight of norm or FC is float64."""
+    wide = bn_weight is not None and bn_weight.dtype == torch.float64
+    return torch.float64 if wide else compute_dtype(u, w1)
+
+
 def outside_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """A context in which autocast rewrites nothing; free of cost where autocast is off."""
     available = torch.amp.is_autocast_available(device_type)  # not on meta

@@ -6,6 +6,7 @@ SQUEEZES = ("avg", "max", "avgmax")
 ACTS = ("relu", "silu", "gelu", "gelu_tanh", "hardswish", "leaky_relu", "identity")
 GATES = ("sigmoid", "hardsigmoid", "tanh", "relu")
 POSTS = ("none", "relu")
+PRES = ("identity", "relu", "silu", "hardswish")  # between a batch norm and the squeeze
 
 
 class Variant(NamedTuple):

@@ -193,7 +193,7 @@ def test_a_named_backend_that_does_not_serve_the_device():
 
 
 def test_a_named_backend_that_was_not_built(monkeypatch):
-    monkeypatch.setattr(se_kernels.backends.cpu, "_reason", "no compiler was found")
+    monkeypatch.setattr(se_kernels.backends.cpu.extension, "reason", "no compiler was found")
     with pytest.raises(RuntimeError, match=r"^backend 'cpu' .*: no compiler was found$"):
         squeeze_excite(**good(), backend="cpu")
     assert se_kernels.available_backends()["cpu"] == "no compiler was found"

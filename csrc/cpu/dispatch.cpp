@@ -18,6 +18,7 @@ struct Build {
   const char* name;
   bool (*runs_here)();
   const Kernels& kernels;
+  const NormKernels& norm_kernels;
 };
 
 // widest first
@@ -29,7 +30,7 @@ constexpr Build kBuilds[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
      },
-     avx512::kernels},
+     avx512::kernels, avx512::norm_kernels},
 #endif
 #ifdef SE_HAVE_AVX2
     {"avx2",
@@ -37,9 +38,9 @@ constexpr Build kBuilds[] = {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     avx2::kernels},
+     avx2::kernels, avx2::norm_kernels},
 #endif
-    {"baseline", [] { return true; }, baseline::kernels},
+    {"baseline", [] { return true; }, baseline::kernels, baseline::norm_kernels},
 };
 
 const Build& build() {
@@ -63,6 +64,15 @@ std::int64_t compute_size(const Problem& p) {
   return p.x_type == DType::float64 || p.w_type == DType::float64 ? 8 : 4;
 }
 
+std::int64_t rounded_up(std::int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(std::int64_t bytes) { return Memory(std::aligned_alloc(kLine, bytes + kLine)); }
+
 // One allocation for all of a call's scratch.
 class Arena {
  public:
@@ -78,7 +88,7 @@ class Arena {
     const std::int64_t peaks = p.squeeze == Squeeze::avg ? 0 : parts * size;
     place(scratch_.peaks, peaks);
     place(scratch_.ties, peaks);
-    memory_.reset(std::aligned_alloc(kLine, used_ + kLine));
+    memory_ = allocate(used_);
     for (int i = 0; i < count_; ++i)
       *places_[i].part = static_cast<char*>(memory_.get()) + places_[i].offset;
   }
@@ -90,18 +100,15 @@ class Arena {
     void** part;
     std::int64_t offset;
   };
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
   void place(void*& part, std::int64_t bytes) {
     places_[count_++] = {&part, used_};
-    used_ += (bytes + kLine - 1) / kLine * kLine;
+    used_ += rounded_up(bytes);
   }
   Scratch scratch_{};
   Place places_[10];
   int count_ = 0;
   std::int64_t used_ = 0;
-  std::unique_ptr<void, Free> memory_;
+  Memory memory_;
 };
 
 // glibc maps what is above 32 MB anew each time: have it faulted in by 2 MB instead of by 4 KB.
@@ -130,6 +137,25 @@ Status run(const Problem& p, const Arguments& arguments, Kernel kernel, int tens
   return Status::ok;
 }
 
+// sums: how many sums a channel the sweep takes.
+template <class Arguments, class Kernel, class... Outputs>
+Status sweep(const Problem& p, const Arguments& arguments, Kernel kernel, int sums,
+             const Outputs&... outputs) {
+  const Plan plan = make_plan(p, 1, size_of(p.x_type));
+  const std::int64_t size = compute_size(p), C = p.channels,
+                     numbers = rounded_up(plan.threads * sums * C * 8);
+  const Memory memory = allocate(4 * numbers + rounded_up(plan.threads * C * size));
+  if (!memory) return Status::out_of_memory;
+  char* at = static_cast<char*>(memory.get());
+  (expect_huge_pages(p, outputs), ...);
+  kernel(
+      p, arguments,
+      {plan.threads, sums, plan.streaming, at, at + numbers, at + 3 * numbers, at + 4 * numbers});
+  return Status::ok;
+}
+
+int sums_of(const Norm& norm) { return norm.pre == Pre::identity ? 2 : 5; }
+
 }  // namespace
 
 const char* instruction_set() { return build().name; }
@@ -156,6 +182,30 @@ Status scale_backward(const Problem& p, const ScaleBackward& b) {
 
 Status squeeze_backward(const Problem& p, const SqueezeBackward& b) {
   return run(p, b, build().kernels.squeeze_backward, 2, b.dx);
+}
+
+Status norm_moments(const Problem& p, const NormMoments& f) {
+  return sweep(p, f, build().norm_kernels.moments, 2);
+}
+
+Status norm_squeeze(const Problem& p, const NormSqueeze& f) {
+  return sweep(p, f, build().norm_kernels.squeeze, 1);
+}
+
+Status norm_scale(const Problem& p, const NormScale& f) {
+  return sweep(p, f, build().norm_kernels.scale, 0, f.y);
+}
+
+Status norm_scale_backward(const Problem& p, const NormScaleBackward& b) {
+  return sweep(p, b, build().norm_kernels.scale_backward, sums_of(b.norm), b.dr);
+}
+
+Status norm_squeeze_backward(const Problem& p, const NormSqueezeBackward& b) {
+  return sweep(p, b, build().norm_kernels.squeeze_backward, 0, b.dx);
+}
+
+Status norm_forward(const Problem& p, const NormForward& f) {
+  return run(p, f, build().norm_kernels.forward, f.residual.data ? 2 : 1, f.y);
 }
 
 }  // namespace se_kernels

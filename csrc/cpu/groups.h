@@ -1,9 +1,11 @@
-// The passes over x of one group of images, by the team that shares it: squeeze and scale, forward
-// and backward, in either layout.
+// The phases of one group of images, by the team that shares it: squeeze and scale, forward and
+// backward, in either layout, and the excitation between them.
 #pragma once
 
+#include "excite.h"
 #include "scale.h"
 #include "share.h"
+#include "types.h"
 
 namespace se_kernels::SE_ISA {
 
@@ -41,6 +43,29 @@ void squeeze_group(const Problem& p, const Plan& plan, const Scratch& scratch, c
   for (std::int64_t n = first; n < share.images.end; ++n)
     gather_squeeze(part_of<A>(scratch, plan, p, share, n - first), share.threads, share.channels,
                    p.pixels, p.squeeze, z + n * C);
+}
+
+struct Weights {
+  const void *w1, *w2, *b1, *b2;
+};
+
+// s (N,C) and a (N,R) of a group from z (N,C): h (N,R) is scratch.
+template <class A>
+void excite(const Problem& p, const Weights& f, const Share& share, const A* z, A* a, A* h, A* s) {
+  const std::int64_t count = share.images.size();
+  with_weights<A>(p.w_type, [&](auto type) {
+    using W = typename decltype(type)::type;
+    dense(static_cast<const W*>(f.w1), static_cast<const W*>(f.b1), share.reduced, p.channels,
+          count, z, a, p.reduced);
+    for (std::int64_t k = 0; k < count; ++k)
+      for (std::int64_t j = share.reduced.begin; j < share.reduced.end; ++j)
+        h[k * p.reduced + j] = activate(p.act, A(p.act_slope), a[k * p.reduced + j]);
+    share.wait();
+    dense(static_cast<const W*>(f.w2), static_cast<const W*>(f.b2), share.channels, p.reduced,
+          count, h, s, p.channels);
+    for (std::int64_t k = 0; k < count; ++k)
+      open_gate(p.gate, s + k * p.channels + share.channels.begin, share.channels.size());
+  });
 }
 
 // y of the group from s (N,C).

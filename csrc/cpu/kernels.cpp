@@ -1,66 +1,10 @@
 // The kernels of one instruction set, SE_ISA: forward and backward assembled from their phases.
 #include "kernels.h"
 
-#include "excite.h"
 #include "groups.h"
 
 namespace se_kernels::SE_ISA {
 namespace {
-
-template <class T>
-struct Type {
-  using type = T;
-};
-
-// f(Type<W>) for the weights' type; double weights come with A = double only.
-template <class A, class F>
-void with_weights(DType type, F f) {
-  switch (type) {
-    case DType::float32:
-      return f(Type<float>{});
-    case DType::bfloat16:
-      return f(Type<BFloat16>{});
-    case DType::float16:
-      return f(Type<Float16>{});
-    case DType::float64:
-      if constexpr (sizeof(A) == 8) return f(Type<double>{});
-  }
-}
-
-// f(Type<X>, Type<A>): sums in double where x or the weights are double.
-template <class F>
-void with_types(const Problem& p, F f) {
-  const bool wide = p.w_type == DType::float64;
-  switch (p.x_type) {
-    case DType::float32:
-      return wide ? f(Type<float>{}, Type<double>{}) : f(Type<float>{}, Type<float>{});
-    case DType::bfloat16:
-      return wide ? f(Type<BFloat16>{}, Type<double>{}) : f(Type<BFloat16>{}, Type<float>{});
-    case DType::float16:
-      return wide ? f(Type<Float16>{}, Type<double>{}) : f(Type<Float16>{}, Type<float>{});
-    case DType::float64:
-      return f(Type<double>{}, Type<double>{});
-  }
-}
-
-// s (N,C) and a (N,R) of a group from z (N,C): h (N,R) is scratch.
-template <class A>
-void excite(const Problem& p, const Forward& f, const Share& share, const A* z, A* a, A* h, A* s) {
-  const std::int64_t count = share.images.size();
-  with_weights<A>(p.w_type, [&](auto type) {
-    using W = typename decltype(type)::type;
-    dense(static_cast<const W*>(f.w1), static_cast<const W*>(f.b1), share.reduced, p.channels,
-          count, z, a, p.reduced);
-    for (std::int64_t k = 0; k < count; ++k)
-      for (std::int64_t j = share.reduced.begin; j < share.reduced.end; ++j)
-        h[k * p.reduced + j] = activate(p.act, A(p.act_slope), a[k * p.reduced + j]);
-    share.wait();
-    dense(static_cast<const W*>(f.w2), static_cast<const W*>(f.b2), share.channels, p.reduced,
-          count, h, s, p.channels);
-    for (std::int64_t k = 0; k < count; ++k)
-      open_gate(p.gate, s + k * p.channels + share.channels.begin, share.channels.size());
-  });
-}
 
 template <class A, class X>
 void forward_group(const Problem& p, const Forward& f, const Plan& plan, const Scratch& scratch,
@@ -74,7 +18,8 @@ void forward_group(const Problem& p, const Forward& f, const Plan& plan, const S
 
   squeeze_group<A, X>(p, plan, scratch, share, f.x, z);
   share.wait();
-  excite(p, f, share, z + first * C, a + first * R, h + first * R, s + first * C);
+  excite(p, {f.w1, f.w2, f.b1, f.b2}, share, z + first * C, a + first * R, h + first * R,
+         s + first * C);
   if (p.layout != Layout::nchw) share.wait();
   scale_group<A, X>(p, plan, share, f.x, f.residual, s, f.y);
 }

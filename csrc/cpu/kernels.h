@@ -15,14 +15,26 @@ struct Kernels {
   void (*squeeze_backward)(const Problem&, const SqueezeBackward&, const Plan&, const Scratch&);
 };
 
+struct NormKernels {
+  void (*moments)(const Problem&, const NormMoments&, const NormScratch&);
+  void (*squeeze)(const Problem&, const NormSqueeze&, const NormScratch&);
+  void (*scale)(const Problem&, const NormScale&, const NormScratch&);
+  void (*scale_backward)(const Problem&, const NormScaleBackward&, const NormScratch&);
+  void (*squeeze_backward)(const Problem&, const NormSqueezeBackward&, const NormScratch&);
+  void (*forward)(const Problem&, const NormForward&, const Plan&, const Scratch&);
+};
+
 namespace baseline {
 extern const Kernels kernels;
-}
+extern const NormKernels norm_kernels;
+}  // namespace baseline
 namespace avx2 {
 extern const Kernels kernels;
-}
+extern const NormKernels norm_kernels;
+}  // namespace avx2
 namespace avx512 {
 extern const Kernels kernels;
-}
+extern const NormKernels norm_kernels;
+}  // namespace avx512
 
 }  // namespace se_kernels

@@ -24,4 +24,13 @@ struct Scratch {
   void *peaks, *ties;   // (threads,group,C)
 };
 
+// The same of a sweep with a batch norm, whose images are independent of each other: `sums` sums a
+// channel. totals (threads,sums,C) and slots (threads,2,sums,C) of double, partial (threads,sums,C)
+// and shift (threads,C) of the compute type.
+struct NormScratch {
+  int threads, sums;
+  bool streaming;
+  void *totals, *slots, *partial, *shift;
+};
+
 }  // namespace se_kernels

@@ -2,19 +2,16 @@
 // meanwhile.
 #include <pybind11/pybind11.h>
 
-#include <new>
-
 #include "arguments.h"
 #include "direct.h"
+#include "norm_bindings.h"
+#include "status.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using namespace se_kernels;
-void raise(Status status) {
-  if (status == Status::out_of_memory) throw std::bad_alloc();
-}
 
 // A tensor of images arrives as its address and three strides: image, channel, pixel.
 void run_forward(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
@@ -131,6 +128,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale", run_scale);
   m.def("scale_backward", run_scale_backward);
   m.def("squeeze_backward", run_squeeze_backward);
+  define_norm(m);
   m.def("instruction_set", instruction_set);
   static PyMethodDef direct[] = {
       {"direct_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_setup)),

@@ -13,6 +13,7 @@ constexpr const char* kActs[] = {"relu",      "silu",       "gelu",    "gelu_tan
                                  "hardswish", "leaky_relu", "identity"};
 constexpr const char* kGates[] = {"sigmoid", "hardsigmoid", "tanh", "relu"};
 constexpr const char* kPosts[] = {"none", "relu"};
+constexpr const char* kPres[] = {"identity", "relu", "silu", "hardswish"};
 
 // The enumerator of a name; false where there is none.
 template <class Enum, std::size_t Count>

@@ -1,0 +1,138 @@
+"""The block and its phases: torch tensors in, plain pointers to csrc/ out."""
+
+import torch
+
+from se_kernels.backends.cpu.extension import _C
+from se_kernels.backends.cpu.places import phase, place, pointer, problem
+from se_kernels.layout import (
+    empty_gradients,
+    empty_output,
+    empty_scale_gradients,
+    flat,
+    like_layout,
+    readable,
+    row_major,
+)
+from se_kernels.reference import compute_dtype
+
+
+def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y (N, C, H, W)."""
+    y = empty_output(x)
+    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y)
+    return y
+
+
+def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+    """y (N, C, H, W), z (N, C), a (N, R), s (N, C)."""
+    dtype = compute_dtype(x, w1)
+    images, channels = x.shape[:2]
+    y = empty_output(x)
+    z = torch.empty(images, channels, dtype=dtype)
+    a = torch.empty(images, w1.shape[0], dtype=dtype)
+    s = torch.empty_like(z)
+    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z, a, s)
+    return y, z, a, s
+
+
+def _run_forward(
+    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
+):
+    layout, x = readable(x)
+    residual = like_layout(residual, layout)
+    w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
+    _C.forward(
+        *problem(x, w1, layout, squeeze, act, act_slope, gate, post),
+        *place(x),
+        *place(residual),
+        *place(y),
+        w1.data_ptr(),
+        w2.data_ptr(),
+        pointer(b1),
+        pointer(b2),
+        pointer(z),
+        pointer(a),
+        pointer(s),
+    )
+
+
+def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
+    """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
+    gradients = empty_gradients(x, w1, w2, needs)
+    dx, dr, *weight_gradients = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    layout, x = readable(x)
+    dy = like_layout(dy, layout)
+    y = like_layout(y, layout)
+    w1, w2 = row_major(w1), row_major(w2)
+    z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
+    _C.backward(
+        *problem(x, w1, layout, squeeze, act, act_slope, gate, post),
+        *place(x),
+        *place(dy),
+        *place(y),
+        *place(dx),
+        *place(dr),
+        w1.data_ptr(),
+        w2.data_ptr(),
+        z.data_ptr(),
+        a.data_ptr(),
+        s.data_ptr(),
+        *map(pointer, weight_gradients),
+    )
+    return gradients
+
+
+def squeeze(x, squeeze):
+    """z (N, C) in the dtype of the sums."""
+    z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x))
+    layout, x = readable(x)
+    _C.squeeze(*phase(x, z, layout, squeeze=squeeze), *place(x), z.data_ptr())
+    return z
+
+
+def scale(x, s, residual, post):
+    """y (N, C, H, W)."""
+    y = empty_output(x)
+    layout, x = readable(x)
+    residual = like_layout(residual, layout)
+    s = s.contiguous()
+    _C.scale(*phase(x, s, layout, post=post), *place(x), *place(residual), *place(y), s.data_ptr())
+    return y
+
+
+def scale_backward(dy, x, y, s, post, needs):
+    """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
+    gradients = empty_scale_gradients(x, s, needs)
+    dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    layout, x = readable(x)
+    dy = like_layout(dy, layout)
+    y = like_layout(y, layout)
+    s = s.contiguous()
+    _C.scale_backward(
+        *phase(x, s, layout, post=post),
+        *place(x),
+        *place(dy),
+        *place(y),
+        *place(dx),
+        *place(dr),
+        s.data_ptr(),
+        pointer(ds),
+    )
+    return gradients
+
+
+def squeeze_backward(g, x, s, dz, squeeze):
+    """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
+    dx = empty_output(x)
+    layout, x = readable(x)
+    g = like_layout(g, layout)
+    s, dz = flat(s), dz.contiguous()
+    _C.squeeze_backward(
+        *phase(x, dz, layout, squeeze=squeeze),
+        *place(x),
+        *place(g),
+        *place(dx),
+        pointer(s),
+        dz.data_ptr(),
+    )
+    return dx

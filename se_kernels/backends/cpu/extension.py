@@ -1,0 +1,47 @@
+"""The native core, se_kernels._C, loaded, or the reason why it is not."""
+
+import ctypes
+import importlib
+from pathlib import Path
+
+import torch
+
+
+def _share_openmp() -> None:
+    # csrc/ is not linked to an OpenMP runtime: a second one beside torch's would fight it for cores
+    packages = Path(torch.__file__).parent
+    bundled = [*packages.glob("lib/lib*omp*"), *packages.parent.glob("torch.libs/lib*omp*")]
+    for library in [str(path) for path in bundled] or ["libgomp.so.1", "libomp.so.5"]:
+        try:
+            ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+            return
+        except OSError:
+            continue
+
+
+def _load():
+    _share_openmp()
+    try:
+        return importlib.import_module("se_kernels._C"), None
+    except ImportError as error:
+        reason = str(error)
+    try:
+        built = importlib.import_module("se_kernels._build_info")
+        reason = built.CPU_ERROR or reason
+    except ImportError:
+        reason = f"the package was never built ({reason})"
+    return None, reason
+
+
+_C, reason = _load()
+
+_SUPPORTED = ("float32", "float64", "bfloat16", "float16")
+DTYPES = {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED} if _C else {}
+
+native_direct = None  # the module with the calls of se_kernels.direct, where they work
+if _C is not None:
+    _exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if _exchange is not None and _C.direct_setup(
+        _exchange, (torch.Tensor, torch.nn.Parameter), torch.empty_like, torch.get_num_threads
+    ):
+        native_direct = _C

@@ -1,0 +1,5 @@
+"""A batch norm and an activation fused with the block after them: the tail of Fig. 3."""
+
+from se_kernels.norm.functional import batch_norm_squeeze_excite
+
+__all__ = ["batch_norm_squeeze_excite"]

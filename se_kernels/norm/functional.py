@@ -1,0 +1,130 @@
+"""A batch norm and the block as a function, batch_norm_squeeze_excite."""
+
+import torch
+from torch import Tensor
+
+from se_kernels import dispatch, ops, reference, solve
+from se_kernels.checks import check_arguments, check_batch_norm
+from se_kernels.functional import squeeze_excite, under_transform
+from se_kernels.norm import processes
+from se_kernels.norm.autograd import BatchNormSqueezeExciteFunction, Settings, run_forward
+
+
+def batch_norm_squeeze_excite(
+    u: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    pre: str = "identity",
+    squeeze: str = "avg",
+    act: str = "relu",
+    act_slope: float = 0.01,
+    gate: str = "sigmoid",
+    residual: Tensor | None = None,
+    post: str = "none",
+    process_group=None,
+    backend: str | None = None,
+) -> Tensor:
+    """A batch norm, an activation and the squeeze-and-excitation block, fused.
+
+    v = pre(batch norm of u), y = post(s * v + residual), s = gate(W2 act(W1 z + b1) + b2),
+    z = squeeze of v over H and W: equations 2 to 4 of the paper with the norm before them (Fig. 3).
+
+    Args:
+        u: (N, C, H, W), float32, float64, bfloat16 or float16: what a convolution gives. It is read
+            where it lies as x is in ``squeeze_excite``.
+        bn_weight, bn_bias: (C,) or None for 1 and 0; any float dtype.
+        running_mean, running_var: (C,), any float dtype, updated in place in training mode; None
+            keeps none.
+        w1, w2, b1, b2, act, act_slope, gate, residual, post, backend: as in ``squeeze_excite``, of
+            v in place of x.
+        training: True normalises by the mean and the biased variance of the batch and moves the
+            running statistics towards them (the variance unbiased) as ``torch.nn.BatchNorm2d``
+            does; False normalises by the running statistics, which are then constants.
+        momentum: the share of the new statistics in the running ones.
+        eps: added to the variance.
+        pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
+        squeeze: "avg"; with "max" or "avgmax" the norm runs apart from the block, in eager.
+        process_group: of ``torch.distributed``: in training mode the statistics, and their
+            gradients, are those of all its processes' batches, as in ``torch.nn.SyncBatchNorm``.
+
+    Returns:
+        y (N, C, H, W) in u's dtype and layout.
+
+    Sums are carried in float32, or in float64 where u or a weight is float64; the variance is that
+    of the numbers less their mean, never a difference of squares. Results are bitwise the same from
+    run to run at a fixed number of threads. Differentiable, twice too. Saved for backward is u and,
+    for post="relu", one bit an element.
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device, an unknown name, one value per channel
+            in training mode, no running statistics in evaluation mode, or a named backend that
+            does not serve u's device.
+        RuntimeError: a named backend that was not built.
+    """
+    check_batch_norm(
+        u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
+        process_group is not None,
+    )  # fmt: skip
+    check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
+    name = dispatch.choose(u, backend)
+    group = process_group if training else None
+    settings = Settings(training, eps, pre, act, act_slope, gate, post, group, name)
+    tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
+    grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    defined = name == dispatch.REFERENCE or under_transform()
+    sweeps = squeeze == "avg" and not defined
+    if sweeps and not (training or grads):
+        return ops.norm_inference(
+            u, bn_weight, bn_bias, running_mean, running_var, eps, w1, w2, b1, b2, residual,
+            pre, act, act_slope, gate, post, name,
+        )  # fmt: skip
+
+    means, count = None, u.shape[0] * u.shape[2] * u.shape[3]
+    dtype = reference.norm_compute_dtype(u, bn_weight, w1)
+    with torch.no_grad(), reference.outside_autocast(u.device.type):
+        if sweeps and (training or pre == "identity"):
+            means, m2 = ops.norm_moments(u, dtype == torch.float64, name)
+        if not training:
+            mean, var = running_mean.to(dtype), running_var.to(dtype)
+        else:
+            if sweeps:
+                mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
+            else:
+                mean, m2 = solve.statistics_of(u.to(dtype))
+            if group is not None:
+                mean, m2, count = processes.statistics(mean, m2, count, group)
+            var = m2 / count
+            if running_mean is not None and (group is not None or count > 0):
+                _move(running_mean, mean, momentum)
+                _move(running_var, m2 / (count - 1), momentum)
+
+    if not sweeps:
+        of = (None, None) if training else (running_mean, running_var)
+        norm = u, bn_weight, bn_bias, *of
+        if not defined:
+            v = reference.normed(*norm, dtype, eps=eps, pre=pre, process_group=group).to(u.dtype)
+            return squeeze_excite(
+                v, w1, w2, b1, b2, squeeze=squeeze, act=act, act_slope=act_slope, gate=gate,
+                residual=residual, post=post, backend=name,
+            )  # fmt: skip
+        return reference.batch_norm_squeeze_excite(
+            *norm, w1, w2, b1, b2, squeeze=squeeze, residual=residual, post=post, **settings.variant
+        )
+    if grads:
+        return BatchNormSqueezeExciteFunction.apply(*tensors, mean, var, count, means, settings)
+    return run_forward(*tensors, mean, var, means, settings, keep=False).y
+
+
+def _move(running: Tensor, new: Tensor, momentum: float) -> None:
+    running.copy_(momentum * new + (1 - momentum) * running.to(new.dtype))

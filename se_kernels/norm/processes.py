@@ -1,0 +1,27 @@
+"""What the processes of a group tell each other: joint statistics, joint gradients of a norm."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def statistics(mean: Tensor, m2: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
+    """Joint mean and m2 (C), and how many numbers they are of (1), from those of each process.
+
+    m2 is Σ (u - mean)²; the order of the sums is that of the ranks, so all get the same.
+    """
+    mine = torch.cat((mean, m2, mean.new_tensor([count])))
+    all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(all_of_them, mine, group=group)
+    channels = mean.shape[0]
+    means, m2s, counts = torch.stack(all_of_them).split((channels, channels, 1), dim=1)
+    total = counts.sum(0)
+    joint = (counts * means).sum(0) / total
+    return joint, (m2s + counts * (means - joint).square()).sum(0), total
+
+
+def total(t: Tensor, group) -> Tensor:
+    """Σ over the processes."""
+    t = t.clone()
+    dist.all_reduce(t, group=group)
+    return t

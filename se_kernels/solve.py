@@ -1,0 +1,101 @@
+"""The algebra between the sweeps of a batch norm with its SE block, on N×C numbers, in plain torch.
+
+Statistics of the norm, the excitation and its gradients, and what the second sweep of backward
+multiplies with. All is in the dtype of the sums.
+"""
+
+import torch
+from torch import Tensor
+
+from se_kernels import reference
+
+
+def statistics(means: Tensor, m2: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+    """mean and m2 (C) of a batch from those of its images (N, C); m2 is Σ (u - mean)²."""
+    mean = means.mean(0) if means.shape[0] else means.new_zeros(means.shape[1])
+    return mean, m2.sum(0) + pixels * (means - mean).square().sum(0)
+
+
+def statistics_of(u: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from u (N, C, H, W) itself."""
+    if u.numel() == 0:
+        return u.new_zeros(u.shape[1]), u.new_zeros(u.shape[1])
+    var, mean = torch.var_mean(u, (0, 2, 3), correction=0)
+    return mean, var * (u.numel() // u.shape[1])
+
+
+def norm_of(mean, var, weight, bias, eps: float) -> tuple[Tensor, Tensor]:
+    """norm (3, C): mean, scale, bias: t = (u - mean) * scale + bias; and 1 / √(var + eps)."""
+    rstd = torch.rsqrt(var + eps)
+    scale = rstd if weight is None else rstd * weight.to(rstd.dtype)
+    shift = torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype)
+    return torch.stack((mean, scale, shift)), rstd
+
+
+def affine(means: Tensor, norm: Tensor) -> Tensor:
+    """The norm of means (N, C)."""
+    mean, scale, bias = norm.unbind()
+    return torch.addcmul(bias, means - mean, scale)
+
+
+def excite(z, w1, w2, b1, b2, act: str, act_slope: float, gate: str) -> tuple[Tensor, Tensor]:
+    """Equation 3: z (N, C) to a (N, R) and s (N, C)."""
+    a = _linear(z, w1, b1)
+    e = _linear(reference.activate(a, act, act_slope), w2, b2)
+    return a, reference.open_gate(e, gate)
+
+
+def excite_backward(
+    ds, z, a, s, w1, w2, act: str, act_slope: float, gate: str, needs: list[bool]
+) -> tuple[Tensor | None, ...]:
+    """dz (N, C), and dw1, dw2, db1, db2 where ``needs`` says so."""
+    need_dw1, need_dw2, need_db1, need_db2 = needs
+    de = close_gate(ds, s, gate)
+    dh = de @ w2.flatten(1).to(de.dtype)
+    da = activate_backward(dh, a, act, act_slope)
+    dz = da @ w1.flatten(1).to(de.dtype)
+    dw1 = dw2 = db1 = db2 = None
+    if need_dw1:
+        dw1 = (da.t() @ z).to(w1.dtype).view(w1.shape)
+    if need_dw2:
+        dw2 = (de.t() @ reference.activate(a, act, act_slope)).to(w2.dtype).view(w2.shape)
+    if need_db1:
+        db1 = da.sum(0).to(w1.dtype)
+    if need_db2:
+        db2 = de.sum(0).to(w2.dtype)
+    return dz, dw1, dw2, db1, db2
+
+
+def close_gate(ds: Tensor, s: Tensor, gate: str) -> Tensor:
+    """σ': de from ds, by s alone."""
+    match gate:
+        case "sigmoid":
+            return torch.ops.aten.sigmoid_backward(ds, s)
+        case "hardsigmoid":
+            return torch.where((s > 0) & (s < 1), ds / 6, 0)
+        case "tanh":
+            return torch.ops.aten.tanh_backward(ds, s)
+    return torch.ops.aten.threshold_backward(ds, s, 0)
+
+
+def activate_backward(dh: Tensor, a: Tensor, act: str, act_slope: float) -> Tensor:
+    """δ': da from dh."""
+    match act:
+        case "relu":
+            return torch.ops.aten.threshold_backward(dh, a, 0)
+        case "silu":
+            return torch.ops.aten.silu_backward(dh, a)
+        case "gelu":
+            return torch.ops.aten.gelu_backward(dh, a)
+        case "gelu_tanh":
+            return torch.ops.aten.gelu_backward(dh, a, approximate="tanh")
+        case "hardswish":
+            return torch.ops.aten.hardswish_backward(dh, a)
+        case "leaky_relu":
+            return torch.ops.aten.leaky_relu_backward(dh, a, act_slope, False)
+    return dh
+
+
+def _linear(v: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    w = w.flatten(1).to(v.dtype)
+    return torch.mm(v, w.t()) if b is None else torch.addmm(b.to(v.dtype), v, w.t())
