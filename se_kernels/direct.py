@@ -44,6 +44,9 @@ if _native is not None:  # once it is open, called with no step of Python betwee
     # (x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post): y as of ``ops.inference``,
     # or None where the long way is to be taken, which checks and tells
     run = _native.direct_inference
+    # the same with bn_weight, bn_bias, mean, var, eps and pre after them: as of
+    # ``ops.norm_inference``
+    run_norm = _native.direct_norm_inference
     # (((dict, key, value), ...), ((object, class, dict), ...)): whether every dict[key] is that
     # value, and every object of that class, without "forward" in its dict
     unchanged = _native.direct_unchanged

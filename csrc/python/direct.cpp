@@ -1,6 +1,7 @@
 #include "direct.h"
 
 #include <cstring>
+#include <initializer_list>
 
 #include "api.h"
 #include "dlpack_exchange.h"
@@ -76,63 +77,105 @@ struct Argument {
 
 const char* text(PyObject* s) { return PyUnicode_Check(s) ? PyUnicode_AsUTF8(s) : ""; }
 
-// y, or null: with an exception where memory ran out, else for the long way.
-PyObject* run(PyObject* const* v) {
-  Argument x, w1, w2, b1, b2, residual, y;
+// The block's tensors and variant, where all can be read as they lie.
+struct Block {
+  Argument x, w1, w2, b1, b2, residual;
   Problem p{};
-  if (!x.read(v[0]) || !w1.read(v[1]) || !w2.read(v[2]) || !b1.read(v[3]) || !b2.read(v[4]) ||
-      !residual.read(v[5]))
-    return nullptr;
-  if (!find(kSqueezes, text(v[6]), p.squeeze) || !find(kActs, text(v[7]), p.act) ||
-      !PyFloat_Check(v[8]) || !find(kGates, text(v[9]), p.gate) ||
-      !find(kPosts, text(v[10]), p.post))
-    return nullptr;
-  if (!x.present || x.t.dimensions != 4 || !w1.present || w1.t.dimensions < 2) return nullptr;
+  bool rows = false;
 
-  const std::int64_t N = x.t.shape[0], C = x.t.shape[1], W = x.t.shape[3], P = x.t.shape[2] * W,
-                     R = w1.t.shape[0];
-  const std::int64_t nchw[4] = {C * P, P, W, 1}, nhwc[4] = {C * P, 1, W * C, C};
-  const bool rows = x.lies(nchw);
-  if (N * C * P * R == 0 || !(rows || x.lies(nhwc))) return nullptr;
-  const auto& strides = rows ? nchw : nhwc;
-  if (residual.present &&
-      (residual.t.dimensions != 4 || residual.type != x.type ||
-       std::memcmp(residual.t.shape, x.t.shape, sizeof(nchw)) != 0 || !residual.lies(strides)))
-    return nullptr;
-  if (!w1.is_matrix(R, C) || !w2.is_matrix(C, R) || w2.type != w1.type || !b1.is_bias(R, w1.type) ||
-      !b2.is_bias(C, w1.type))
-    return nullptr;
+  // v: x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post
+  bool read(PyObject* const* v) {
+    if (!x.read(v[0]) || !w1.read(v[1]) || !w2.read(v[2]) || !b1.read(v[3]) || !b2.read(v[4]) ||
+        !residual.read(v[5]))
+      return false;
+    if (!find(kSqueezes, text(v[6]), p.squeeze) || !find(kActs, text(v[7]), p.act) ||
+        !PyFloat_Check(v[8]) || !find(kGates, text(v[9]), p.gate) ||
+        !find(kPosts, text(v[10]), p.post))
+      return false;
+    if (!x.present || x.t.dimensions != 4 || !w1.present || w1.t.dimensions < 2) return false;
+    const std::int64_t N = x.t.shape[0], C = x.t.shape[1], P = x.t.shape[2] * x.t.shape[3],
+                       R = w1.t.shape[0];
+    p.images = N, p.channels = C, p.reduced = R, p.pixels = P;
+    p.x_type = x.type, p.w_type = w1.type;
+    p.act_slope = PyFloat_AS_DOUBLE(v[8]);
+    rows = lies(x, true);
+    if (N * C * P * R == 0 || !(rows || lies(x, false))) return false;
+    p.layout = rows && P > 1 ? Layout::nchw : Layout::nhwc;
+    if (residual.present &&
+        (residual.t.dimensions != 4 || residual.type != x.type ||
+         std::memcmp(residual.t.shape, x.t.shape, 4 * sizeof(std::int64_t)) != 0 ||
+         !lies(residual, rows)))
+      return false;
+    if (!w1.is_matrix(R, C) || !w2.is_matrix(C, R) || w2.type != w1.type ||
+        !b1.is_bias(R, w1.type) || !b2.is_bias(C, w1.type))
+      return false;
+    PyObject* threads = PyObject_CallNoArgs(get_num_threads);
+    if (!threads) return false;
+    p.threads = int(PyLong_AsLong(threads));
+    Py_DECREF(threads);
+    return true;
+  }
 
-  PyObject* threads = PyObject_CallNoArgs(get_num_threads);
-  if (!threads) return nullptr;
-  p.threads = int(PyLong_AsLong(threads));
-  Py_DECREF(threads);
-  p.images = N, p.channels = C, p.reduced = R, p.pixels = P;
-  p.x_type = x.type, p.w_type = w1.type;
-  p.layout = rows && P > 1 ? Layout::nchw : Layout::nhwc;
-  p.act_slope = PyFloat_AS_DOUBLE(v[8]);
+  // run(where x, residual and y lie) fills y. y, or null: with an exception where memory ran out,
+  // else for the long way.
+  template <class Run>
+  PyObject* call(PyObject* x_object, Run run) const {
+    PyObject* result = PyObject_CallOneArg(empty_like, x_object);
+    if (!result) return nullptr;
+    Argument y;
+    if (!y.read(result) || !lies(y, rows)) return Py_DECREF(result), nullptr;
+    const std::int64_t image = p.channels * p.pixels,
+                       channel = p.layout == Layout::nchw ? p.pixels : 1,
+                       pixel = rows ? 1 : p.channels;
+    Status status;
+    Py_BEGIN_ALLOW_THREADS;
+    status =
+        run(Input{x.data(), image, channel, pixel}, Input{residual.data(), image, channel, pixel},
+            Output{y.data(), image, channel, pixel});
+    Py_END_ALLOW_THREADS;
+    if (status == Status::ok) return result;
+    Py_DECREF(result);
+    return PyErr_NoMemory();
+  }
 
-  PyObject* result = PyObject_CallOneArg(empty_like, v[0]);
-  if (!result) return nullptr;
-  if (!y.read(result) || !y.lies(strides)) return Py_DECREF(result), nullptr;
-  const std::int64_t channel = p.layout == Layout::nchw ? P : 1, pixel = rows ? 1 : C;
-  const Forward f{{x.data(), C * P, channel, pixel},
-                  {residual.data(), C * P, channel, pixel},
-                  w1.data(),
-                  w2.data(),
-                  b1.data(),
-                  b2.data(),
-                  {y.data(), C * P, channel, pixel},
-                  nullptr,
-                  nullptr,
-                  nullptr};
-  Status status;
-  Py_BEGIN_ALLOW_THREADS;
-  status = forward(p, f);
-  Py_END_ALLOW_THREADS;
-  if (status == Status::ok) return result;
-  Py_DECREF(result);
-  return PyErr_NoMemory();
+ private:
+  bool lies(const Argument& t, bool by_rows) const {
+    const std::int64_t C = p.channels, P = p.pixels, W = x.t.shape[3];
+    const std::int64_t nchw[4] = {C * P, P, W, 1}, nhwc[4] = {C * P, 1, W * C, C};
+    return by_rows ? t.lies(nchw) : t.lies(nhwc);
+  }
+};
+
+PyObject* run(PyObject* const* v) {
+  Block block;
+  if (!block.read(v)) return nullptr;
+  return block.call(v[0], [&](const Input& x, const Input& residual, const Output& y) {
+    return forward(block.p, {x, residual, block.w1.data(), block.w2.data(), block.b1.data(),
+                             block.b2.data(), y, nullptr, nullptr, nullptr});
+  });
+}
+
+// v goes on with bn_weight, bn_bias, mean, var, eps, pre.
+PyObject* run_norm(PyObject* const* v) {
+  Block block;
+  Argument weight, bias, mean, var;
+  NormForward f{};
+  if (!block.read(v) || block.p.squeeze != Squeeze::avg || !weight.read(v[11]) ||
+      !bias.read(v[12]) || !mean.read(v[13]) || !var.read(v[14]) || !PyFloat_Check(v[15]) ||
+      !find(kPres, text(v[16]), f.pre))
+    return nullptr;
+  const bool wide = block.p.x_type == DType::float64 || block.p.w_type == DType::float64;
+  const DType sums = wide ? DType::float64 : DType::float32;
+  if (!mean.present || !var.present) return nullptr;
+  for (const Argument* t : {&weight, &bias, &mean, &var})
+    if (!t->is_bias(block.p.channels, sums)) return nullptr;
+  f.mean = mean.data(), f.var = var.data(), f.weight = weight.data(), f.bias = bias.data();
+  f.eps = PyFloat_AS_DOUBLE(v[15]);
+  f.w1 = block.w1.data(), f.w2 = block.w2.data(), f.b1 = block.b1.data(), f.b2 = block.b2.data();
+  return block.call(v[0], [&](const Input& x, const Input& residual, const Output& y) {
+    f.x = x, f.residual = residual, f.y = y;
+    return norm_forward(block.p, f);
+  });
 }
 
 bool is_triple(PyObject* t) { return PyTuple_Check(t) && PyTuple_GET_SIZE(t) == 3; }
@@ -186,15 +229,27 @@ PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   Py_RETURN_TRUE;
 }
 
-PyObject* direct_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  if (!exchange || count != 11) Py_RETURN_NONE;
-  PyObject* y = run(v);
+namespace {
+
+PyObject* y_or_none(PyObject* y) {
   if (y) return y;
   if (PyErr_Occurred()) {
     if (PyErr_ExceptionMatches(PyExc_MemoryError)) return nullptr;
     PyErr_Clear();
   }
   Py_RETURN_NONE;
+}
+
+}  // namespace
+
+PyObject* direct_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  if (!exchange || count != 11) Py_RETURN_NONE;
+  return y_or_none(run(v));
+}
+
+PyObject* direct_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  if (!exchange || count != 17) Py_RETURN_NONE;
+  return y_or_none(run_norm(v));
 }
 
 }  // namespace se_kernels

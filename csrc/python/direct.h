@@ -12,6 +12,9 @@ PyObject* direct_setup(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 // where the long way must be taken, which copies what cannot be read and says what is wrong.
 PyObject* direct_inference(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
+// The same with bn_weight, bn_bias, mean, var, eps and pre after them.
+PyObject* direct_norm_inference(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
 // direct_unchanged(((dict, key, value), ...), ((object, class, dict), ...)): whether every
 // dict[key] is that value, and every object of that class, with no "forward" in its dict.
 PyObject* direct_unchanged(PyObject*, PyObject* const* arguments, Py_ssize_t count);

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from se_kernels import dispatch, ops, reference, solve
+from se_kernels import direct, dispatch, ops, reference, solve
 from se_kernels.checks import check_arguments, check_batch_norm
 from se_kernels.functional import squeeze_excite, under_transform
 from se_kernels.norm import processes
@@ -72,6 +72,13 @@ def batch_norm_squeeze_excite(
             does not serve u's device.
         RuntimeError: a named backend that was not built.
     """
+    if training is False and direct.is_open(backend):
+        y = direct.run_norm(
+            u, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
+            bn_weight, bn_bias, running_mean, running_var, eps, pre,
+        )  # fmt: skip
+        if y is not None:
+            return y
     check_batch_norm(
         u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
         process_group is not None,
