@@ -104,9 +104,9 @@ void moments_of_columns(Image<const X> x, Range pixels, std::int64_t C, const Ro
 template <class A, class X>
 void moments(const Problem& p, const NormMoments& f, const NormScratch& scratch) {
   const std::int64_t C = p.channels;
-  A *mean = static_cast<A*>(f.mean), *m2 = static_cast<A*>(f.m2);
+  double *mean = static_cast<double*>(f.mean), *m2 = static_cast<double*>(f.m2);
   const auto put = [&](std::int64_t n, std::int64_t c, double mean_c, double m2_c) {
-    mean[n * C + c] = A(mean_c), m2[n * C + c] = A(m2_c);
+    mean[n * C + c] = mean_c, m2[n * C + c] = m2_c;
   };
   if (p.layout == Layout::nchw)
     return sweep(p, scratch.threads, false, [&](const Piece& piece, int) {

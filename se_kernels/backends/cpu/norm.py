@@ -9,11 +9,11 @@ from se_kernels.reference import compute_dtype, norm_compute_dtype
 
 
 def norm_moments(x, wide):
-    """mean and m2 (N, C): of each image's channel, m2 = Σ (x - mean)²."""
-    dtype = torch.float64 if wide else compute_dtype(x, x)
-    mean, m2 = (torch.empty(x.shape[:2], dtype=dtype) for _ in range(2))
+    """mean and m2 (N, C) in float64: of each image's channel, m2 = Σ (x - mean)²."""
+    mean, m2 = (torch.empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
     layout, x = readable(x)
-    _C.norm_moments(*phase(x, mean, layout), *place(x), mean.data_ptr(), m2.data_ptr())
+    sums = mean if wide else torch.empty(0, dtype=compute_dtype(x, x))
+    _C.norm_moments(*phase(x, sums, layout), *place(x), mean.data_ptr(), m2.data_ptr())
     return mean, m2
 
 
