@@ -91,12 +91,11 @@ def _squeeze_backward_fake(g, x, s, dz, squeeze, backend):
 def _norm_moments(x, wide, backend):
     if x.numel() == 0:  # the backends see no empty images with a norm
         return tuple(t.zero_() for t in _norm_moments_fake(x, wide, backend))
-    return dispatch.get(backend).norm_moments(x, wide)
+    return tuple(t.double() for t in dispatch.get(backend).norm_moments(x, wide))
 
 
 def _norm_moments_fake(x, wide, backend):
-    dtype = torch.float64 if wide else compute_dtype(x, x)
-    return tuple(x.new_empty(x.shape[:2], dtype=dtype) for _ in range(2))
+    return tuple(x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
 
 
 def _norm_squeeze(x, norm, pre, backend):
@@ -203,7 +202,8 @@ squeeze_backward = _register(
 )
 
 # With a batch norm before the block. norm (3,C): mean, scale, bias; sums are in its dtype.
-# means, m2 (N,C)
+# means, m2 (N,C) in float64, whose sums are so only where asked: a mean far from zero has digits in
+# float32 for itself, but not for how it differs from another
 norm_moments = _register(
     "norm_moments(Tensor x, bool wide, str backend) -> (Tensor, Tensor)",
     _norm_moments,

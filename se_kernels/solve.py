@@ -1,7 +1,7 @@
 """The algebra between the sweeps of a batch norm with its SE block, on N×C numbers, in plain torch.
 
 Statistics of the norm, the excitation and its gradients, and what the second sweep of backward
-multiplies with. All is in the dtype of the sums.
+multiplies with. All is in the dtype of the sums, but for the statistics: these are in float64.
 """
 
 import torch
@@ -33,9 +33,14 @@ def norm_of(mean, var, weight, bias, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def affine(means: Tensor, norm: Tensor) -> Tensor:
-    """The norm of means (N, C)."""
-    mean, scale, bias = norm.unbind()
-    return torch.addcmul(bias, means - mean, scale)
+    """The norm of means (N, C), which may be of a wider dtype."""
+    _, scale, bias = norm.unbind()
+    return torch.addcmul(bias, centred(means, norm), scale)
+
+
+def centred(means: Tensor, norm: Tensor) -> Tensor:
+    """means (N, C) less the norm's."""
+    return (means - norm[0]).to(norm.dtype)
 
 
 def excite(z, w1, w2, b1, b2, act: str, act_slope: float, gate: str) -> tuple[Tensor, Tensor]:

@@ -105,11 +105,11 @@ def _backward(ctx, dy):
 
     dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
     pixels = u.shape[2] * u.shape[3]
-    mean, scale, bias = norm.unbind()
+    _, scale, bias = norm.unbind()
     if pre == "identity":
         total, moment = sums.unbind()
         ds = torch.addcmul(scale * moment, bias, total)
-        opened, opened_moment = pixels, pixels * (means - mean)
+        opened, opened_moment = pixels, pixels * solve.centred(means, norm)
     else:
         ds, total, moment, opened, opened_moment = sums.unbind()
     dz, dw1, dw2, db1, db2 = solve.excite_backward(

@@ -115,6 +115,7 @@ def batch_norm_squeeze_excite(
             if running_mean is not None and (group is not None or count > 0):
                 _move(running_mean, mean, momentum)
                 _move(running_var, m2 / (count - 1), momentum)
+            mean, var = mean.to(dtype), var.to(dtype)
 
     if not sweeps:
         of = (None, None) if training else (running_mean, running_var)
