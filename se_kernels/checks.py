@@ -47,6 +47,8 @@ def check_batch_norm(
     for argument, value in (("momentum", momentum), ("eps", eps)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{argument}: expected a number, got {value!r}")
+    if training and not eps > 0:
+        raise ValueError(f"eps: expected a number above 0 where training=True, got {eps!r}")
     images, channels, height, width = u.shape
     for argument, value in (
         ("bn_weight", bn_weight),

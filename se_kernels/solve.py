@@ -17,11 +17,11 @@ def statistics(means: Tensor, m2: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
 
 
 def statistics_of(u: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from u (N, C, H, W) itself."""
+    """The same, in float64 too, from u (N, C, H, W) itself."""
     if u.numel() == 0:
-        return u.new_zeros(u.shape[1]), u.new_zeros(u.shape[1])
+        return tuple(u.new_zeros((2, u.shape[1]), dtype=torch.float64))
     var, mean = torch.var_mean(u, (0, 2, 3), correction=0)
-    return mean, var * (u.numel() // u.shape[1])
+    return mean.double(), var.double() * (u.numel() // u.shape[1])
 
 
 def norm_of(mean, var, weight, bias, eps: float) -> tuple[Tensor, Tensor]:

@@ -126,8 +126,9 @@ def _backward(ctx, dy):
     if need_u:
         slope = offset = None
         if training:
-            slope = -scale * rstd.square() * joint_scale / ctx.count
-            offset = -scale * joint_bias / ctx.count
+            share = -scale / ctx.count
+            slope = (share * rstd.square() * joint_scale).to(norm.dtype)
+            offset = (share * joint_bias).to(norm.dtype)
         g, g_mask = (dr, None) if write else (dy, mask)
         du = ops.norm_squeeze_backward(g, u, g_mask, norm, s, d, pre, slope, offset, backend)
     return (

@@ -51,7 +51,7 @@ def batch_norm_squeeze_excite(
             running statistics towards them (the variance unbiased) as ``torch.nn.BatchNorm2d``
             does; False normalises by the running statistics, which are then constants.
         momentum: the share of the new statistics in the running ones.
-        eps: added to the variance.
+        eps: added to the variance; above 0 in training mode.
         pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
         squeeze: "avg"; with "max" or "avgmax" the norm runs apart from the block, in eager.
         process_group: of ``torch.distributed``: in training mode the statistics, and their
@@ -68,8 +68,8 @@ def batch_norm_squeeze_excite(
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device, an unknown name, one value per channel
-            in training mode, no running statistics in evaluation mode, or a named backend that
-            does not serve u's device.
+            in training mode (of one process), no running statistics in evaluation mode, or a named
+            backend that does not serve u's device.
         RuntimeError: a named backend that was not built.
     """
     if training is False and direct.is_open(backend):
@@ -81,7 +81,7 @@ def batch_norm_squeeze_excite(
             return y
     check_batch_norm(
         u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
-        process_group is not None,
+        processes.size(process_group) > 1,
     )  # fmt: skip
     check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
     name = dispatch.choose(u, backend)
@@ -112,9 +112,9 @@ def batch_norm_squeeze_excite(
             if group is not None:
                 mean, m2, count = processes.statistics(mean, m2, count, group)
             var = m2 / count
-            if running_mean is not None and (group is not None or count > 0):
-                _move(running_mean, mean, momentum)
-                _move(running_var, m2 / (count - 1), momentum)
+            if running_mean is not None:
+                _move(running_mean, mean, momentum, count)
+                _move(running_var, m2 / (count - 1), momentum, count)
             mean, var = mean.to(dtype), var.to(dtype)
 
     if not sweeps:
@@ -134,5 +134,10 @@ def batch_norm_squeeze_excite(
     return run_forward(*tensors, mean, var, means, settings, keep=False).y
 
 
-def _move(running: Tensor, new: Tensor, momentum: float) -> None:
-    running.copy_(momentum * new + (1 - momentum) * running.to(new.dtype))
+def _move(running: Tensor, new: Tensor, momentum: float, count: int | Tensor) -> None:
+    """Unless ``new`` is of no numbers: those of a group's processes together are a tensor."""
+    moved = momentum * new + (1 - momentum) * running.to(new.dtype)
+    if isinstance(count, Tensor):
+        running.copy_(torch.where(count > 0, moved, running))
+    elif count > 0:
+        running.copy_(moved)

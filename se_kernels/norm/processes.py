@@ -5,10 +5,22 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def size(group) -> int:
+    """The number of processes in a group; 1 where there is none."""
+    if group is None:
+        return 1
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise TypeError(
+            f"process_group: expected a group of torch.distributed or None, got {group!r}"
+        )
+    return dist.get_world_size(group)
+
+
 def statistics(mean: Tensor, m2: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
     """Joint mean and m2 (C), and how many numbers they are of (1), from those of each process.
 
-    m2 is Σ (u - mean)²; the order of the sums is that of the ranks, so all get the same.
+    m2 is Σ (u - mean)²; the order of the sums is that of the ranks, so all get the same. Of no
+    number at all both are 0.
     """
     mine = torch.cat((mean, m2, mean.new_tensor([count])))
     all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
@@ -16,7 +28,7 @@ def statistics(mean: Tensor, m2: Tensor, count: int, group) -> tuple[Tensor, Ten
     channels = mean.shape[0]
     means, m2s, counts = torch.stack(all_of_them).split((channels, channels, 1), dim=1)
     total = counts.sum(0)
-    joint = (counts * means).sum(0) / total
+    joint = (counts * means).sum(0) / total.clamp(min=1)
     return joint, (m2s + counts * (means - joint).square()).sum(0), total
 
 
