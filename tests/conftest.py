@@ -99,6 +99,16 @@ def kernel(backend):
     return squeeze_excite
 
 
+@pytest.fixture(scope="session")
+def norm_kernel(backend):
+    """``se_kernels.batch_norm_squeeze_excite`` on ``backend``."""
+
+    def batch_norm_squeeze_excite(*args, **options):
+        return se_kernels.batch_norm_squeeze_excite(*args, **options, backend=backend)
+
+    return batch_norm_squeeze_excite
+
+
 @pytest.fixture(scope="module")
 def poisoned_outputs():
     """torch.empty gives NaN, so that an element which no kernel writes is noticed."""
