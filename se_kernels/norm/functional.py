@@ -1,6 +1,7 @@
 """A batch norm and the block as a function, batch_norm_squeeze_excite."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from se_kernels import direct, dispatch, ops, reference, solve
@@ -112,7 +113,13 @@ def batch_norm_squeeze_excite(
             if group is not None:
                 mean, m2, count = processes.statistics(mean, m2, count, group)
             var = m2 / count
-            if running_mean is not None:
+            if running_mean is not None and under_transform() and group is None:
+                # torch moves them through a transform, without a tangent, or says why it cannot
+                F.batch_norm(
+                    u.to(running_mean.dtype), running_mean, running_var, None, None, True,
+                    momentum, eps,
+                )  # fmt: skip
+            elif running_mean is not None:
                 _move(running_mean, mean, momentum, count)
                 _move(running_var, m2 / (count - 1), momentum, count)
             mean, var = mean.to(dtype), var.to(dtype)
