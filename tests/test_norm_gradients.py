@@ -251,7 +251,7 @@ def test_every_subset_of_gradients(norm_kernel, backend, device, training, pre, 
     case = Case(training=training, pre=pre, post=post, residual=True)
     inputs, dy = make(case, device)
     full = run(norm_kernel, inputs, dy, **case.variant)
-    for need in SUBSETS[::1 if backend == "cpu" else 23]:
+    for need in SUBSETS[:: 1 if backend == "cpu" else 23]:
         some = run(norm_kernel, inputs, dy, need, **case.variant)
         gradients = {name for name in some if name.startswith("d")}
         assert gradients == {f"d{name}" for name in need}
@@ -263,7 +263,9 @@ def test_every_subset_of_gradients(norm_kernel, backend, device, training, pre, 
 def ops_of(norm_kernel, case, device, need):
     """Which ops run in forward, and which in backward."""
     leaves, dy = leaves_of(case, device)
-    leaves = {n: t if t is None else t.detach().requires_grad_(n in need) for n, t in leaves.items()}
+    leaves = {
+        n: t if t is None else t.detach().requires_grad_(n in need) for n, t in leaves.items()
+    }
     with OpsCalled() as forward:
         y = norm_kernel(**leaves, **case.variant)
     with OpsCalled() as backward:
