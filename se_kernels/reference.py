@@ -164,11 +164,13 @@ def batch_statistics(u: Tensor, group=None) -> tuple[Tensor, Tensor]:
     """mean and (biased) variance (C) of u (N, C, H, W), over the batches of all the group's
     processes where there is one; differentiable."""
     if group is None:
+        if u.numel() == 0:
+            return u.new_zeros(u.shape[1]), u.new_zeros(u.shape[1])
         return u.mean((0, 2, 3)), u.var((0, 2, 3), correction=0)
     from torch.distributed.nn.functional import all_reduce
 
     count = u.new_tensor([u.numel() // max(u.shape[1], 1)])
-    total, count = all_reduce(torch.cat((u.sum((0, 2, 3)), count)), group=group).split(u.shape[1])
+    total, count = all_reduce(torch.cat((u.sum((0, 2, 3)), count)), group=group).tensor_split([-1])
     mean = total / count
     squares = (u - mean[:, None, None]).square().sum((0, 2, 3))
     return mean, all_reduce(squares, group=group) / count

@@ -355,5 +355,5 @@ def test_vmap_over_batches_with_running_statistics_is_refused_as_by_torch(norm_k
         return F.batch_norm(u, given["running_mean"], given["running_var"], training=True)
 
     for function in (of_u, of_torch):
-        with pytest.raises((RuntimeError, ValueError), match="vmap|running"):
+        with pytest.raises((RuntimeError, ValueError), match=r"vmap|running"):
             torch.func.vmap(function)(batches)

@@ -48,27 +48,14 @@ def arguments(backend, device):
         _, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
         mask = mask if keep else None
         weights = of(R, channels), of(channels, R), of(R), of(channels)
-        running = of(channels), of(channels).abs()
+        before, running = (u, of(channels), of(channels)), (of(channels), of(channels).abs())
+        variant = pre, "relu", 0.01, "sigmoid"
         made = {
             "moments": (u, wide, backend),
             "scale": (u, norm, s, residual, pre, post, keep, backend),
             "scale_backward": (dy, u, mask, norm, pre, keep, backend),
             "squeeze_backward": (dy, u, mask, norm, s, d, pre, slope, offset, backend),
-            "inference": (
-                u,
-                of(channels),
-                of(channels),
-                *running,
-                1e-5,
-                *weights,
-                residual,
-                pre,
-                "relu",
-                0.01,
-                "sigmoid",
-                post,
-                backend,
-            ),  # fmt: skip
+            "inference": (*before, *running, 1e-5, *weights, residual, *variant, post, backend),
         }
         if pre != "identity":
             made["squeeze"] = u, norm, pre, backend
@@ -114,7 +101,7 @@ def test_opcheck_optional_arguments(arguments):
     made = arguments(pre="identity")
     *scale, pre, post, keep, backend = made["scale"]
     torch.library.opcheck(ops.norm_scale, (*scale[:3], None, pre, post, keep, backend))
-    dy, u, mask, *rest = made["scale_backward"]
+    dy, u, _, *rest = made["scale_backward"]
     torch.library.opcheck(ops.norm_scale_backward, (dy, u, None, *rest))
     *given, _, _, backend = made["squeeze_backward"]
     torch.library.opcheck(ops.norm_squeeze_backward, (*given, None, None, backend))

@@ -91,7 +91,8 @@ def batch_norm_squeeze_excite(
     tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
     grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     defined = name == dispatch.REFERENCE or under_transform()
-    sweeps = squeeze == "avg" and not defined
+    # without an element the sweeps only serve the processes that have some
+    sweeps = squeeze == "avg" and not defined and (u.numel() > 0 or group is not None)
     if sweeps and not (training or grads):
         return ops.norm_inference(
             u, bn_weight, bn_bias, running_mean, running_var, eps, w1, w2, b1, b2, residual,
@@ -112,7 +113,7 @@ def batch_norm_squeeze_excite(
                 mean, m2 = solve.statistics_of(u.to(dtype))
             if group is not None:
                 mean, m2, count = processes.statistics(mean, m2, count, group)
-            var = m2 / count
+            var = m2 / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
             if running_mean is not None and under_transform() and group is None:
                 # torch moves them through a transform, without a tangent, or says why it cannot
                 F.batch_norm(
