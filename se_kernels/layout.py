@@ -91,10 +91,10 @@ def empty_mask(x: Tensor) -> Tensor:
     return x.new_empty((images, rows, (length + 7) // 8), dtype=torch.uint8)
 
 
-def unpacked(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask of x as booleans (N, C, H, W)."""
+def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
+    """The mask of x as booleans (N, C, H, W); ``layout``: that of x when the mask was made."""
     _, channels, height, width = x.shape
-    nhwc = layout_of(x) == "nhwc"
+    nhwc = (layout or layout_of(x)) == "nhwc"
     bits = mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
     bits = bits.flatten(2)[..., : channels if nhwc else height * width].bool()
     return (bits.transpose(1, 2) if nhwc else bits).reshape(x.shape)

@@ -1,12 +1,13 @@
 """What surrounds a batch norm with its block: autocast, checkpoints, hooks, modes, transforms."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from norm_cases import DIFFERENTIABLE, RUNNING, Case, copies, make, run, run_judge
-from ops_called import OpsCalled
+from placements import IMAGES
 from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
@@ -193,6 +194,29 @@ def test_hooks_on_saved_tensors(norm_kernel):
         results = run(norm_kernel, inputs, dy, **case.variant)
     assert offloaded
     assert equal(results, run(norm_kernel, inputs, dy, **case.variant))
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("pre", ["identity", "silu"])
+@pytest.mark.parametrize("shape", [(2, 6, 3, 2), (2, 9, 3, 4), (3, 12, 1, 1)], ids=str)
+def test_hooks_that_lay_saved_tensors_otherwise(norm_kernel, shape, pre, create_graph):
+    """As offloading to pinned memory does: the ReLU's mask is still of the right elements."""
+    case = Case(shape, dtype=torch.float64, pre=pre, **TAIL)
+    inputs, dy = make(case)
+    expected = run(norm_kernel, inputs, dy, **case.variant)
+    for start, end in itertools.permutations(IMAGES, 2):
+
+        def pack(t, end=end):
+            return IMAGES[end](t) if t.dim() == 4 else t
+
+        leaves = leaves_of({**inputs, "u": IMAGES[start](inputs["u"])})
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = norm_kernel(**leaves, **case.variant)
+            tensors = [leaves[name] for name in DIFFERENTIABLE]
+            grads = torch.autograd.grad(y, tensors, dy, create_graph=create_graph)
+        for name, grad in zip(DIFFERENTIABLE, grads, strict=True):
+            # sums in another order
+            torch.testing.assert_close(grad, expected[f"d{name}"], rtol=1e-10, atol=1e-10)
 
 
 def test_inside_a_network(norm_kernel, one_thread):

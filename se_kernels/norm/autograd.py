@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from se_kernels import ops, reference, solve
-from se_kernels.layout import unpacked
+from se_kernels.layout import layout_of, unpacked
 from se_kernels.norm import processes
 
 
@@ -83,7 +83,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
         mask = mask if settings.post == "relu" else None
         small = (norm, rstd, z, a, s, means)
         ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *small)
-        ctx.settings, ctx.count = settings, count
+        ctx.settings, ctx.count, ctx.layout = settings, count, layout_of(u) or "nchw"
         return y
 
     @staticmethod
@@ -103,6 +103,9 @@ def _backward(ctx, dy):
     if not (need_u or need_weight or need_bias or any(needs)) and not write:
         return (*(None,) * 7, dy if need_residual else None, *(None,) * 5)
 
+    if mask is not None and (layout_of(u) or "nchw") != ctx.layout:
+        # a hook on saved tensors has laid u otherwise than the mask's bits
+        dy, mask, write = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None, False
     dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
     pixels = u.shape[2] * u.shape[3]
     _, scale, bias = norm.unbind()
@@ -147,7 +150,7 @@ def _backward(ctx, dy):
 def _differentiable_backward(ctx, dy):
     u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *_ = ctx.saved_tensors
     settings = ctx.settings
-    g = dy if mask is None else torch.where(unpacked(mask, u), dy, 0)
+    g = dy if mask is None else torch.where(unpacked(mask, u, ctx.layout), dy, 0)
     need = ctx.needs_input_grad[:7]
     # aliases: a gradient must not run on through what w1 and the others were made from
     inputs = [None if t is None else t.view_as(t) for t in (u, bn_weight, bn_bias, w1, w2, b1, b2)]
