@@ -7,9 +7,10 @@ from se_kernels.functional import scale, squeeze, squeeze_excite
 from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse
 from se_kernels.gates import ConstantGate, Gates, PruneReport, prune_by_gate, record_gates
 from se_kernels.module import SqueezeExcite
-from se_kernels.norm import batch_norm_squeeze_excite
+from se_kernels.norm import BatchNormSqueezeExcite, batch_norm_squeeze_excite
 
 __all__ = [
+    "BatchNormSqueezeExcite",
     "Block",
     "ConstantGate",
     "FuseReport",

@@ -85,8 +85,8 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (N, C, H, W) and residual, of x's shape and dtype or None, to y (N, C, H, W)."""
-        fc1, fc2 = self._modules["fc1"], self._modules["fc2"]  # faster than nn.Module.__getattr__
-        if self._normed or not (_is_plain(fc1) and _is_plain(fc2)):
+        fcs = self.fcs()
+        if fcs is None:
             return squeeze_excite(
                 x,
                 excitation=self._excite,
@@ -95,14 +95,9 @@ class SqueezeExcite(nn.Module):
                 post=self.post,
                 backend=self.backend,
             )
-        w1, b1 = weights(fc1)
-        w2, b2 = weights(fc2)
         return squeeze_excite(
             x,
-            w1,
-            w2,
-            b1,
-            b2,
+            *fcs,
             squeeze=self.squeeze,
             act=self.act,
             act_slope=self.act_slope,
@@ -114,12 +109,20 @@ class SqueezeExcite(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """s (N, C) of x (N, C, H, W), by the definition and in the dtype of the sums."""
-        if self._normed or not (_is_plain(self.fc1) and _is_plain(self.fc2)):
+        fcs = self.fcs()
+        if fcs is None:
             return reference.gates(x, excitation=self._excite, squeeze=self.squeeze)
-        w1, b1 = weights(self.fc1)
-        w2, b2 = weights(self.fc2)
         variant = dict(squeeze=self.squeeze, act=self.act, act_slope=self.act_slope, gate=self.gate)
-        return reference.gates(x, w1, w2, b1, b2, **variant)
+        return reference.gates(x, *fcs, **variant)
+
+    def fcs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
+        """w1, w2, b1, b2; None where the excitation is more than what they say."""
+        fc1, fc2 = self._modules["fc1"], self._modules["fc2"]  # faster than nn.Module.__getattr__
+        if self._normed or not (_is_plain(fc1) and _is_plain(fc2)):
+            return None
+        w1, b1 = weights(fc1)
+        w2, b2 = weights(fc2)
+        return w1, w2, b1, b2
 
     def _excite(self, z):
         h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)

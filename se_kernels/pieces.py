@@ -4,6 +4,13 @@ Recognised by their very class: a subclass may compute anything.
 """
 
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.nn.modules import module as hooks_on_all
+
+# What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
+# itself what an operation on it means.
+TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 
 ACT_MODULES = {
     nn.ReLU: "relu",
@@ -71,4 +78,14 @@ def is_intercepted(state: dict):
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
         or "forward" in state
+    )
+
+
+def is_every_module_hooked():
+    """Whether hooks on all modules wait for calls of the pieces."""
+    return (
+        hooks_on_all._global_forward_hooks
+        or hooks_on_all._global_forward_pre_hooks
+        or hooks_on_all._global_backward_hooks
+        or hooks_on_all._global_backward_pre_hooks
     )

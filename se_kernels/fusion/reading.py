@@ -7,8 +7,8 @@ from torch import nn
 
 from se_kernels.checks import DTYPES
 from se_kernels.fusion.block import Block
-from se_kernels.fusion.run import TENSORS, Piece, Plan, Settings, child, resolve
-from se_kernels.pieces import act_of, class_path, gate_of, is_intercepted
+from se_kernels.fusion.run import Piece, Plan, Settings, child, resolve
+from se_kernels.pieces import TENSORS, act_of, class_path, gate_of, is_intercepted
 from se_kernels.variants import ACTS, GATES
 
 _POOLS = {nn.AdaptiveAvgPool2d: "avg", nn.AdaptiveMaxPool2d: "max"}

@@ -6,23 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._C import _get_tracing_state
-from torch._subclasses import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.compiler import is_exporting
-from torch.nn.modules import module as hooks_on_all
 
 from se_kernels import reference
 from se_kernels.checks import DTYPES
 from se_kernels.functional import squeeze_excite
-from se_kernels.pieces import is_intercepted, weights
+from se_kernels.pieces import TENSORS, is_every_module_hooked, is_intercepted, weights
 from se_kernels.variants import ACTS, GATES
 
 Path = tuple[str, ...]  # of a child: ("attention", "0")
 Settings = tuple[tuple[str, object], ...]  # attributes and their values
-
-# What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
-# itself what an operation on it means.
-TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 
 
 class Piece(NamedTuple):
@@ -78,12 +71,7 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
         and x.dtype in DTYPES
         and (not plan.settings or _are_as_read(state, plan.settings))
         and _are_intact(state["_modules"], plan.pieces)
-        and not (
-            hooks_on_all._global_forward_hooks
-            or hooks_on_all._global_forward_pre_hooks
-            or hooks_on_all._global_backward_hooks
-            or hooks_on_all._global_backward_pre_hooks
-        )
+        and not is_every_module_hooked()
         and _get_tracing_state() is None
         and not (is_exporting() and torch.onnx.is_in_onnx_export())
     )

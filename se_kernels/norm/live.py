@@ -1,0 +1,54 @@
+"""A batch norm module before the block: what its own forward would do, and the fused call."""
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from se_kernels.norm.functional import batch_norm_squeeze_excite
+from se_kernels.pieces import TENSORS, is_intercepted
+
+
+def is_plain(norm: nn.Module, classes=(nn.BatchNorm2d, nn.SyncBatchNorm)) -> bool:
+    """Whether a call of ``norm`` is a batch norm of its parameters and buffers, and no more."""
+    return (
+        type(norm) in classes
+        and not is_intercepted(norm.__dict__)
+        and (norm.weight is None or type(norm.weight) in TENSORS)
+    )
+
+
+def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
+    """``batch_norm_squeeze_excite`` of u (N, C, H, W) as ``norm`` would normalise it.
+
+    ``norm`` has the attributes of ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm``, all of which are
+    read at each call: its mode, its momentum (None for a plain mean over the batches), whether it
+    has parameters and statistics. Its statistics and its count of batches are kept as by its own
+    forward. Errors, fcs and variant are those of ``batch_norm_squeeze_excite``.
+    """
+    training, mean, var = norm.training, norm.running_mean, norm.running_var
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if training and norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / float(norm.num_batches_tracked)
+    kept = not training or norm.track_running_stats
+    return batch_norm_squeeze_excite(
+        u,
+        norm.weight,
+        norm.bias,
+        mean if kept else None,
+        var if kept else None,
+        *fcs,
+        training=training or (mean is None and var is None),
+        momentum=momentum,
+        eps=norm.eps,
+        process_group=_group(norm) if training else None,
+        **variant,
+    )
+
+
+def _group(norm):
+    """The processes whose batches are normalised together; None: this one's alone."""
+    if not (isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()):
+        return None
+    group = norm.process_group or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None

@@ -1,0 +1,103 @@
+"""BatchNormSqueezeExcite: the norm, an activation and the block as one layer."""
+
+from torch import Tensor, nn
+from torch._C import _get_tracing_state
+
+from se_kernels import reference
+from se_kernels.module import SqueezeExcite
+from se_kernels.norm import live
+from se_kernels.pieces import TENSORS, is_every_module_hooked, is_intercepted
+from se_kernels.variants import PRES
+
+
+class BatchNormSqueezeExcite(nn.Module):
+    """A drop-in for ``nn.BatchNorm2d``, an activation and ``SqueezeExcite``, one after the other.
+
+    post(s * v + residual), where v = pre(batch norm of u) and s are the gates of v: what comes
+    after the last convolution of a residual block (Fig. 3). See ``batch_norm_squeeze_excite``.
+
+    Its children are ``bn``, an ``nn.BatchNorm2d``, and ``se``, a ``SqueezeExcite``: state dicts are
+    those of the two under these names, and what is done to a batch norm is done to ``bn``:
+    ``eval()`` freezes its statistics, ``convert_sync_batchnorm`` makes it an
+    ``nn.SyncBatchNorm``, which works on the CPU too.
+
+    Args:
+        channels: C.
+        pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
+        eps, momentum, affine, track_running_stats: as of ``nn.BatchNorm2d``.
+        options: those of ``SqueezeExcite``.
+
+    Once ``bn`` or ``se`` is hooked or replaced, or while all modules are, and for a squeeze other
+    than "avg" or an excitation that has to be called, the two are called one after the other.
+
+    Raises:
+        ValueError: an unknown variant, or a number of channels below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        pre: str = "identity",
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        **options,
+    ):
+        super().__init__()
+        if pre not in PRES:
+            raise ValueError(f"pre: expected one of {', '.join(PRES)}; got {pre!r}")
+        self.pre = pre
+        se = SqueezeExcite(channels, **options)
+        self.bn = nn.BatchNorm2d(channels, eps, momentum, affine, track_running_stats)
+        self.se = se
+
+    def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
+        """u (N, C, H, W) and residual, of u's shape and dtype or None, to y (N, C, H, W)."""
+        return run_norm(self.bn, self.se, u, residual, pre=self.pre)
+
+    def extra_repr(self) -> str:
+        return f"pre={self.pre!r}"
+
+
+def run_norm(
+    norm: nn.Module,
+    se: nn.Module,
+    u: Tensor,
+    residual: Tensor | None = None,
+    *,
+    pre: str = "identity",
+) -> Tensor:
+    """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
+    plain ``SqueezeExcite``."""
+    fcs = _fcs(norm, se, u)
+    if fcs is None:
+        return se(reference.activate(norm(u), pre), residual)
+    return live.run(
+        norm,
+        u,
+        *fcs,
+        pre=pre,
+        act=se.act,
+        act_slope=se.act_slope,
+        gate=se.gate,
+        residual=residual,
+        post=se.post,
+        backend=se.backend,
+    )
+
+
+def _fcs(norm, se, u):
+    """The weights of ``se``, where one call of the fused op is what calls of the two are."""
+    if (
+        type(u) in TENSORS
+        and live.is_plain(norm)
+        and type(se) is SqueezeExcite
+        and se.squeeze == "avg"
+        and not is_intercepted(se.__dict__)
+        and not is_every_module_hooked()
+        and _get_tracing_state() is None
+    ):
+        return se.fcs()
+    return None
