@@ -60,7 +60,7 @@ def test_create_gives_fused_blocks_of_the_named_backend():
     [
         (dict(name="resnet51"), r"name: expected one of .*got 'resnet51' \(did you mean 'resnet5"),
         (dict(name=""), "name: expected one of .*resnet50.*got ''$"),
-        (dict(se="fast"), "se: expected one of fused, eager, None; got 'fast'"),
+        (dict(se="fast"), "se: expected one of fused, layer, eager, None; got 'fast'"),
         (dict(se=None, rd_ratio=1 / 8), r"rd_ratio: expected none without SE blocks \(se=None\)"),
         (dict(num_classes=0), "num_classes: expected an integer of at least 1, got 0"),
         (dict(num_classes=2.5), "num_classes: expected an integer of at least 1, got 2.5"),

@@ -148,10 +148,10 @@ def bn_inception(num_classes: int = 1000, *, se: SE | None = None, **options) ->
     return BNInception(BN_INCEPTION, num_classes, se=se, **options)
 
 
-def se_bn_inception(num_classes: int = 1000, *, fused: bool = True, **options) -> BNInception:
+def se_bn_inception(num_classes: int = 1000, *, fused: bool | str = True, **options) -> BNInception:
     """SE-BN-Inception: 2.04 G multiply-adds (Table 2).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``bn_inception``.
     """
-    return with_se(bn_inception, num_classes, "fused" if fused else "eager", options)
+    return with_se(bn_inception, num_classes, fused, options)

@@ -79,20 +79,20 @@ def wrn_16_8(
     return ResNet(WRN_16_8, num_classes, se=se, **{**DESIGN, **options})
 
 
-def se_resnet110(num_classes: int = 10, *, fused: bool = True, **options) -> ResNet:
+def se_resnet110(num_classes: int = 10, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNet-110 (Tables 4 and 5).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``resnet110``.
     """
-    return with_se(resnet110, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnet110, num_classes, fused, options)
 
 
-def se_resnet164(num_classes: int = 10, *, fused: bool = True, **options) -> ResNet:
+def se_resnet164(num_classes: int = 10, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNet-164 (Tables 4 and 5). Arguments as of ``se_resnet110``."""
-    return with_se(resnet164, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnet164, num_classes, fused, options)
 
 
-def se_wrn_16_8(num_classes: int = 10, *, fused: bool = True, **options) -> ResNet:
+def se_wrn_16_8(num_classes: int = 10, *, fused: bool | str = True, **options) -> ResNet:
     """SE-WRN-16-8 (Tables 4 and 5). Arguments as of ``se_resnet110``."""
-    return with_se(wrn_16_8, num_classes, "fused" if fused else "eager", options)
+    return with_se(wrn_16_8, num_classes, fused, options)

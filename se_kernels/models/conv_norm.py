@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_kernels.models.se import SE
+from se_kernels.models.se import SE, after_norm
 
 
 class ConvNormReLU(nn.Module):
@@ -38,13 +38,15 @@ class ConvNormReLU(nn.Module):
         )
         self.bn = nn.BatchNorm2d(channels, eps)
         self.relu = relu
-        self.se = None
+        self.se, self.with_norm = None, False
 
     def add_se(self, se: SE) -> None:
+        self.with_norm = se.with_norm
         self.se = se.block(self.conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
-        if self.relu:
-            x = F.relu(x, inplace=True)
-        return x if self.se is None else self.se(x)
+        x = self.conv(x)
+        if self.se is not None:
+            return after_norm(self.bn, self.se, x, relu=self.relu, fused=self.with_norm)
+        x = self.bn(x)
+        return F.relu(x, inplace=True) if self.relu else x

@@ -202,11 +202,11 @@ def inception_resnet_v2(
 
 
 def se_inception_resnet_v2(
-    num_classes: int = 1000, *, fused: bool = True, **options
+    num_classes: int = 1000, *, fused: bool | str = True, **options
 ) -> InceptionResNet:
     """SE-Inception-ResNet-v2.
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``inception_resnet_v2``.
     """
-    return with_se(inception_resnet_v2, num_classes, "fused" if fused else "eager", options)
+    return with_se(inception_resnet_v2, num_classes, fused, options)

@@ -93,10 +93,10 @@ def mobilenet(num_classes: int = 1000, *, se: SE | None = None, **options) -> Mo
     return MobileNet(MOBILENET, num_classes, se=se, **options)
 
 
-def se_mobilenet(num_classes: int = 1000, *, fused: bool = True, **options) -> MobileNet:
+def se_mobilenet(num_classes: int = 1000, *, fused: bool | str = True, **options) -> MobileNet:
     """SE-MobileNet: 4.7 M parameters and 572 M multiply-adds (Table 3).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``mobilenet``.
     """
-    return with_se(mobilenet, num_classes, "fused" if fused else "eager", options)
+    return with_se(mobilenet, num_classes, fused, options)

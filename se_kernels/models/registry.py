@@ -7,8 +7,8 @@ module imported by ``se_kernels.models``:
     def resnet50(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
         return ResNet(RESNET50, num_classes, se=se, **options)
 
-    def se_resnet50(num_classes: int = 1000, *, fused: bool = True, **options) -> ResNet:
-        return with_se(resnet50, num_classes, "fused" if fused else "eager", options)
+    def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+        return with_se(resnet50, num_classes, fused, options)
 
 The registered name is the architecture's; whether it has SE blocks is an argument. ``options``
 must include ``in_channels`` and ``features_only``.
@@ -21,7 +21,8 @@ from collections.abc import Callable
 from se_kernels.models.network import Network
 from se_kernels.models.se import SE, expect
 
-SES = ("fused", "eager", None)
+# and the ``fused`` of :class:`SE`
+SES = {"fused": True, "layer": "layer", "eager": False, None: None}
 
 _NETWORKS: dict[str, Callable[..., Network]] = {}
 _SE_OPTIONS = tuple(f.name for f in dataclasses.fields(SE) if f.name != "fused")
@@ -52,7 +53,8 @@ def create(
     Args:
         name: one of ``names()``, as "resnet50".
         num_classes: outputs of the classifier, at least 1.
-        se: "fused"; "eager", the same of separate operations; or None: without SE blocks.
+        se: "fused", together with the norm before; "layer": fused, the norm apart; "eager", the
+            same of separate operations; or None: without SE blocks.
         in_channels: channels of the images.
         features_only: without classifier; returns the feature maps.
         options: the arguments of :class:`SE` (reduction ratio, squeeze, gate, stages, integration:
@@ -67,17 +69,17 @@ def create(
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise ValueError(f"name: expected one of {', '.join(names())}; got {name!r}{hint}")
     options = {"in_channels": in_channels, "features_only": features_only, **options}
-    return with_se(_NETWORKS[name], num_classes, se, options)
+    expect("se", se, tuple(SES))
+    return with_se(_NETWORKS[name], num_classes, SES[se], options)
 
 
 def with_se(
-    build: Callable[..., Network], num_classes: int, se: str | None, options: dict
+    build: Callable[..., Network], num_classes: int, fused: bool | str | None, options: dict
 ) -> Network:
-    """The network with the SE blocks that ``se`` and the options of :class:`SE` describe."""
-    expect("se", se, SES)
+    """The network with the SE blocks that the options of :class:`SE` describe; None: without."""
     chosen = {name: options[name] for name in _SE_OPTIONS if name in options}
-    if se is None and chosen:
+    if fused is None and chosen:
         raise ValueError(f"{next(iter(chosen))}: expected none without SE blocks (se=None)")
     rest = {name: value for name, value in options.items() if name not in chosen}
-    blocks = None if se is None else SE(fused=se == "fused", **chosen)
+    blocks = None if fused is None else SE(fused=fused, **chosen)
     return build(num_classes, se=blocks, **rest)

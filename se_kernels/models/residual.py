@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_kernels.models.network import Network, conv
-from se_kernels.models.se import INTEGRATIONS, SE, check_se, expect
+from se_kernels.models.se import INTEGRATIONS, SE, after_norm, check_se, expect
 
 STEMS = ("imagenet", "deep", "cifar")
 POOLS = ("padded", "ceil")
@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels[-1]:
             self.downsample = self.projection(in_channels, channels[-1], stride, design.projection)
-        self.se, self.integration = None, None
+        self.se, self.integration, self.with_norm = None, None, False
 
     def projection(self, in_channels: int, channels: int, stride: int, kind: str) -> nn.Module:
         if kind == "pad":
@@ -66,7 +66,7 @@ class Block(nn.Module):
 
     def add_se(self, se: SE) -> None:
         """The SE block, where its integration says; the last module of the block."""
-        self.integration = se.integration
+        self.integration, self.with_norm = se.integration, se.with_norm
         channels = {"pre": self.in_channels, "3x3": self.channels[1]}
         ends_block = self.integration in ("standard", "identity")
         self.se = se.block(
@@ -77,10 +77,15 @@ class Block(nn.Module):
         """SE of v in this integration, v itself in any other."""
         return self.se(v) if self.se is not None and self.integration == integration else v
 
-    def tail(self, v: Tensor, x: Tensor) -> Tensor:
-        """v: the residual branch; x: what the shortcut starts from; returns the block's output."""
+    def tail(self, u: Tensor, norm: nn.Module | None, x: Tensor) -> Tensor:
+        """u: the residual branch before its last norm, where it ends with one; x: what the shortcut
+        starts from; returns the block's output."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        if self.se is not None and self.integration == "standard":
+        standard = self.se is not None and self.integration == "standard"
+        if standard and norm is not None:
+            return after_norm(norm, self.se, u, shortcut, fused=self.with_norm)
+        v = u if norm is None else norm(u)
+        if standard:
             return self.se(v, shortcut)
         if self.se is not None and self.integration == "identity":
             return self.se(shortcut, v)
@@ -104,10 +109,12 @@ class Bottleneck(Block):
     def forward(self, x: Tensor) -> Tensor:
         v = self.se_if("pre", x)
         v = F.relu(self.bn1(self.conv1(v)), inplace=True)
-        v = F.relu(self.bn2(self.conv2(v)), inplace=True)
-        v = self.se_if("3x3", v)
-        v = self.bn3(self.conv3(v))
-        return self.tail(v, x)
+        v = self.conv2(v)
+        if self.se is not None and self.integration == "3x3":
+            v = after_norm(self.bn2, self.se, v, relu=True, fused=self.with_norm)
+        else:
+            v = F.relu(self.bn2(v), inplace=True)
+        return self.tail(self.conv3(v), self.bn3, x)
 
 
 class BasicBlock(Block):
@@ -124,8 +131,7 @@ class BasicBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         v = self.se_if("pre", x)
         v = F.relu(self.bn1(self.conv1(v)), inplace=True)
-        v = self.bn2(self.conv2(v))
-        return self.tail(v, x)
+        return self.tail(self.conv2(v), self.bn2, x)
 
 
 class PreActBlock(Block):
@@ -157,7 +163,7 @@ class PreActBottleneck(PreActBlock):
         v = self.conv1(a)
         v = self.conv2(F.relu(self.bn2(v), inplace=True))
         v = self.conv3(F.relu(self.bn3(v), inplace=True))
-        return self.tail(v, self.shortcut_from(x, a))
+        return self.tail(v, None, self.shortcut_from(x, a))
 
 
 class PreActBasicBlock(PreActBlock):
@@ -173,7 +179,7 @@ class PreActBasicBlock(PreActBlock):
         a = F.relu(self.bn1(x), inplace=True)
         v = self.conv1(a)
         v = self.conv2(F.relu(self.bn2(v), inplace=True))
-        return self.tail(v, self.shortcut_from(x, a))
+        return self.tail(v, None, self.shortcut_from(x, a))
 
 
 class Pad(nn.Module):

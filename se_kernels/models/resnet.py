@@ -48,20 +48,20 @@ def resnet152(num_classes: int = 1000, *, se: SE | None = None, **options) -> Re
     return ResNet(RESNET152, num_classes, se=se, **options)
 
 
-def se_resnet50(num_classes: int = 1000, *, fused: bool = True, **options) -> ResNet:
+def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNet-50: Table 1, middle. 28.1 M parameters and 3.87 G multiply-adds (Table 2).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` (the ablations of section 6) and of ``resnet50``.
     """
-    return with_se(resnet50, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnet50, num_classes, fused, options)
 
 
-def se_resnet101(num_classes: int = 1000, *, fused: bool = True, **options) -> ResNet:
+def se_resnet101(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNet-101: 7.60 G multiply-adds (Table 2). Arguments as of ``se_resnet50``."""
-    return with_se(resnet101, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnet101, num_classes, fused, options)
 
 
-def se_resnet152(num_classes: int = 1000, *, fused: bool = True, **options) -> ResNet:
+def se_resnet152(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNet-152: 11.32 G multiply-adds (Table 2). Arguments as of ``se_resnet50``."""
-    return with_se(resnet152, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnet152, num_classes, fused, options)

@@ -32,14 +32,14 @@ def resnext101_32x4d(num_classes: int = 1000, *, se: SE | None = None, **options
     return ResNet(RESNEXT101, num_classes, se=se, **{**DESIGN, **options})
 
 
-def se_resnext50_32x4d(num_classes: int = 1000, *, fused: bool = True, **options) -> ResNet:
+def se_resnext50_32x4d(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNeXt-50 (32×4d): Table 1, right. 4.25 G multiply-adds (Table 2).
 
     Arguments as of ``se_resnet50``.
     """
-    return with_se(resnext50_32x4d, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnext50_32x4d, num_classes, fused, options)
 
 
-def se_resnext101_32x4d(num_classes: int = 1000, *, fused: bool = True, **options) -> ResNet:
+def se_resnext101_32x4d(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
     """SE-ResNeXt-101 (32×4d): 8.00 G multiply-adds (Table 2). Arguments as of ``se_resnet50``."""
-    return with_se(resnext101_32x4d, num_classes, "fused" if fused else "eager", options)
+    return with_se(resnext101_32x4d, num_classes, fused, options)

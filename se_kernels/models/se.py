@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from numbers import Real
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_kernels import reference
 from se_kernels.module import SqueezeExcite
+from se_kernels.norm.module import run_norm
 from se_kernels.variants import ACTS, GATES, SQUEEZES
 
 # Fig. 5, and "3x3" of Table 15
 INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
+FUSED = (True, False, "block", "layer")
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,10 @@ class SE:
     """The SE blocks of a network. The defaults are the paper's own.
 
     Args:
-        fused: ``se_kernels.SqueezeExcite``; False: the same as separate PyTorch operations, with
-            the same parameters under the same names.
+        fused: "block", or True: ``se_kernels.SqueezeExcite``, together with the batch norm, and the
+            activation, before it where one is; "layer": ``SqueezeExcite`` alone, the norm a
+            PyTorch operation; False: all as separate PyTorch operations. The parameters and
+            their names are the same.
         rd_ratio: 1/r (Table 10). C channels are reduced to R = round(C * rd_ratio), at least 1.
         bias: biases in both FCs; None: as the network has them, and only SENet-154 has any
             (section 6 leaves them out).
@@ -38,7 +43,7 @@ class SE:
         ValueError: a value not as above.
     """
 
-    fused: bool = True
+    fused: bool | str = True
     rd_ratio: float = 1 / 16
     bias: bool | None = None
     squeeze: str | None = "avg"
@@ -49,6 +54,7 @@ class SE:
     backend: str | None = None
 
     def __post_init__(self):
+        expect("fused", self.fused, FUSED)
         expect("squeeze", self.squeeze, (*SQUEEZES, None))
         expect("act", self.act, ACTS)
         expect("gate", self.gate, GATES)
@@ -61,6 +67,11 @@ class SE:
     def is_in(self, stage: int) -> bool:
         """Whether the stage of this number has SE blocks."""
         return self.stages is None or stage in self.stages
+
+    @property
+    def with_norm(self) -> bool:
+        """Whether the norm before a block is fused with it."""
+        return self.fused in (True, "block")
 
     def block(self, channels: int, post: str = "none") -> nn.Module:
         """An SE block for (N, channels, H, W): called with x, or with x and a residual, it gives
@@ -128,6 +139,22 @@ class EagerSqueezeExcite(nn.Module):
     def extra_repr(self) -> str:
         parts = f"squeeze={self.squeeze!r}, act={self.act!r}, gate={self.gate!r}"
         return parts if self.post == "none" else f"{parts}, post={self.post!r}"
+
+
+def after_norm(
+    norm: nn.Module,
+    se: nn.Module,
+    u: Tensor,
+    residual: Tensor | None = None,
+    *,
+    relu: bool = False,
+    fused: bool = False,
+) -> Tensor:
+    """The SE block of the norm of u, or of its ReLU: in one call where ``fused``."""
+    if fused:
+        return run_norm(norm, se, u, residual, pre="relu" if relu else "identity")
+    v = norm(u)
+    return se(F.relu(v, inplace=True) if relu else v, residual)
 
 
 def check_se(

@@ -245,15 +245,19 @@ def shake_even_29_2x4x64d(
     return ShakeNet(SHAKE_29_2X4X64D, num_classes, se=se, **options)
 
 
-def se_shake_shake_26_2x96d(num_classes: int = 10, *, fused: bool = True, **options) -> ShakeNet:
+def se_shake_shake_26_2x96d(
+    num_classes: int = 10, *, fused: bool | str = True, **options
+) -> ShakeNet:
     """SE-Shake-Shake 26 2×96d (Table 4).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``shake_shake_26_2x96d``.
     """
-    return with_se(shake_shake_26_2x96d, num_classes, "fused" if fused else "eager", options)
+    return with_se(shake_shake_26_2x96d, num_classes, fused, options)
 
 
-def se_shake_even_29_2x4x64d(num_classes: int = 100, *, fused: bool = True, **options) -> ShakeNet:
+def se_shake_even_29_2x4x64d(
+    num_classes: int = 100, *, fused: bool | str = True, **options
+) -> ShakeNet:
     """SE-Shake-Even 29 2×4×64d (Table 5). Arguments as of ``se_shake_shake_26_2x96d``."""
-    return with_se(shake_even_29_2x4x64d, num_classes, "fused" if fused else "eager", options)
+    return with_se(shake_even_29_2x4x64d, num_classes, fused, options)

@@ -136,10 +136,10 @@ def shufflenet(num_classes: int = 1000, *, se: SE | None = None, **options) -> S
     return ShuffleNet(SHUFFLENET_G3, num_classes, se=se, **options)
 
 
-def se_shufflenet(num_classes: int = 1000, *, fused: bool = True, **options) -> ShuffleNet:
+def se_shufflenet(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ShuffleNet:
     """SE-ShuffleNet: 2.4 M parameters and 142 M multiply-adds (Table 3).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``shufflenet``.
     """
-    return with_se(shufflenet, num_classes, "fused" if fused else "eager", options)
+    return with_se(shufflenet, num_classes, fused, options)

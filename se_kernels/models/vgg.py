@@ -101,10 +101,10 @@ def vgg16(num_classes: int = 1000, *, se: SE | None = None, **options) -> VGG:
     return VGG(VGG16, num_classes, se=se, **options)
 
 
-def se_vgg16(num_classes: int = 1000, *, fused: bool = True, **options) -> VGG:
+def se_vgg16(num_classes: int = 1000, *, fused: bool | str = True, **options) -> VGG:
     """SE-VGG-16: 15.48 G multiply-adds (Table 2).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
     :class:`SE` and of ``vgg16``.
     """
-    return with_se(vgg16, num_classes, "fused" if fused else "eager", options)
+    return with_se(vgg16, num_classes, fused, options)
