@@ -36,14 +36,6 @@ def gates_of(module: nn.Module, x: Tensor) -> Tensor:
     return module.gates(x)
 
 
-def inputs_of(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
-    """x and residual of a call of an SE block; x has another name in every library."""
-    named = dict(kwargs)
-    residual = named.pop("residual", None)
-    x, *rest = (*args, *named.values())
-    return x, rest[0] if rest else residual
-
-
 def _has_gates(module: nn.Module) -> bool:
     if isinstance(module, EagerSqueezeExcite):
         return module.squeeze is not None  # without a squeeze s has a number for every pixel

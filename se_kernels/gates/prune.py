@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from se_kernels import reference
 from se_kernels.fusion.swap import plan_of
 from se_kernels.gates.constant import ConstantGate
-from se_kernels.gates.layers import inputs_of, se_layers
+from se_kernels.gates.layers import se_layers
 from se_kernels.gates.moments import Moments
 from se_kernels.gates.prune_report import PruneReport
 from se_kernels.gates.record import record_gates
+from se_kernels.listening import inputs_of
 
 CONSTANTS = ("one", "mean")
 BATCH = 64  # images of one call, where they come as one tensor

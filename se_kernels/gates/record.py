@@ -1,21 +1,24 @@
 """record_gates: s of every SE block while a model runs.
 
 Hooks on the SE blocks, there for the duration only, listen to the library's registered ops: what is
-recorded is the s that the block used, and x is read as often as ever. Where no op runs (a block of
-separate operations, the reference), s is computed once more, by the definition.
+recorded is the s that the block used, and x is read as often as ever; a block fused with its norm
+is squeezed twice in inference. Where no op runs (a block of separate operations, the reference), s
+is computed once more, by the definition.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from se_kernels import ops
-from se_kernels.gates.layers import gates_of, inputs_of, se_layers
-from se_kernels.reference import compute_dtype
+from se_kernels import ops, solve
+from se_kernels.gates.layers import gates_of, se_layers
+from se_kernels.listening import Listener
+from se_kernels.norm.autograd import Settings, gates
+from se_kernels.reference import compute_dtype, norm_compute_dtype, outside_autocast
 
 
 class Gates(Mapping):
@@ -101,38 +104,40 @@ def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Itera
     gates = Gates(found)
     with ExitStack() as stack:
         for name, module in found.items():
-            stack.enter_context(_listening(name, module, gates))
+            stack.enter_context(_Recorder(name, module, gates).attached(module))
         yield gates
 
 
-@contextmanager
-def _listening(name: str, module: nn.Module, gates: Gates) -> Iterator[None]:
-    thread, ears = threading.get_ident(), []
-    is_open = True  # a copy of the module made meanwhile keeps the hooks
+class _Recorder(Listener):
+    """Records the calls of one SE block by the thread that has made it."""
 
-    def before(module, args, kwargs):
-        if is_open and threading.get_ident() == thread:
-            _check_plain_call(name)
-            ears.append(_Ear())
-            ears[-1].__enter__()
+    def __init__(self, name: str, module: nn.Module, gates: Gates):
+        self.name, self.module, self.gates = name, module, gates
+        self.thread, self.ears = threading.get_ident(), []
+        self.is_open = True  # a copy of the module made meanwhile keeps the hooks
 
-    def after(module, args, kwargs, y):
-        if not ears or threading.get_ident() != thread:
+    @contextmanager
+    def attached(self, module: nn.Module) -> Iterator[None]:
+        with super().attached(module):
+            try:
+                yield
+            finally:
+                self.is_open = False
+
+    def begin(self) -> None:
+        if self.is_open and threading.get_ident() == self.thread:
+            _check_plain_call(self.name)
+            self.ears.append(_Ear())
+            self.ears[-1].__enter__()
+
+    def end(self, y: Tensor | None, x_of: Callable[[], Tensor]) -> None:
+        if not self.ears or threading.get_ident() != self.thread:
             return
-        ear = ears.pop()
+        ear = self.ears.pop()
         ear.__exit__(None, None, None)
         if y is not None:  # else its forward has raised
-            gates.add(name, ear.s if ear.s is not None else _again(name, module, args, kwargs))
-
-    # ours is the last before the call and the first after it, so that contexts nest
-    entry = module.register_forward_pre_hook(before, with_kwargs=True)
-    leave = module.register_forward_hook(after, with_kwargs=True, prepend=True, always_call=True)
-    try:
-        yield
-    finally:
-        is_open = False
-        entry.remove()
-        leave.remove()
+            s = ear.s if ear.s is not None else _again(self.name, self.module, x_of)
+            self.gates.add(self.name, s)
 
 
 class _Ear(TorchDispatchMode):
@@ -149,17 +154,36 @@ class _Ear(TorchDispatchMode):
             self.s = out[3]
         elif func is ops.scale:
             self.s = args[1]
+        elif func is ops.norm_scale:
+            self.s = args[2]
+        elif func is ops.norm_inference:
+            self.s = _norm_gates(*args)
         return out
 
 
-def _again(name: str, module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+def _norm_gates(
+    u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, _,
+    pre, act, act_slope, gate, post, backend,
+) -> Tensor:  # fmt: skip
+    """s (N, C) of ``ops.norm_inference``, which does not return it."""
+    settings = Settings(False, eps, pre, act, act_slope, gate, post, None, backend)
+    dtype = norm_compute_dtype(u, bn_weight, w1)
+    with outside_autocast(u.device.type):
+        norm, _ = solve.norm_of(mean.to(dtype), var.to(dtype), bn_weight, bn_bias, eps)
+        means = None
+        if pre == "identity":
+            means, _ = ops.norm_moments(u, dtype == torch.float64, backend)
+        return gates(u, norm, means, w1, w2, b1, b2, settings)[2]
+
+
+def _again(name: str, module: nn.Module, x_of: Callable[[], Tensor]) -> Tensor:
     if module.training and any(True for _ in module.buffers()):
         raise RuntimeError(
             f"record_gates: expected eval mode: {name!r} holds a norm, and its excitation has to "
             "run once more, which would move the norm's statistics"
         )
-    x, _ = inputs_of(args, kwargs)
     with torch.no_grad():
+        x = x_of()
         s = gates_of(module, x)
         return s.to(compute_dtype(x, s))
 

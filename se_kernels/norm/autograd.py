@@ -54,13 +54,18 @@ def run_forward(
     _, eps, pre, _, _, _, post, _, backend = settings
     with reference.outside_autocast(u.device.type):
         norm, rstd = solve.norm_of(mean, var, bn_weight, bn_bias, eps)
-        if pre == "identity":
-            z = solve.affine(means, norm)
-        else:
-            z = ops.norm_squeeze(u, norm, pre, backend)
-        a, s = solve.excite(z, w1, w2, b1, b2, *settings.excitation)
+        z, a, s = gates(u, norm, means, w1, w2, b1, b2, settings)
         y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep and post == "relu", backend)
     return Results(y, mask, norm, rstd, z, a, s)
+
+
+def gates(u, norm, means, w1, w2, b1, b2, settings) -> tuple[Tensor, Tensor, Tensor]:
+    """z (N, C), a (N, R) and s (N, C)."""
+    if settings.pre == "identity":
+        z = solve.affine(means, norm)
+    else:
+        z = ops.norm_squeeze(u, norm, settings.pre, settings.backend)
+    return z, *solve.excite(z, w1, w2, b1, b2, *settings.excitation)
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from se_kernels import reference
 from se_kernels.norm.functional import batch_norm_squeeze_excite
 from se_kernels.pieces import TENSORS, is_intercepted
 
@@ -24,31 +25,46 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
     has parameters and statistics. Its statistics and its count of batches are kept as by its own
     forward. Errors, fcs and variant are those of ``batch_norm_squeeze_excite``.
     """
-    training, mean, var = norm.training, norm.running_mean, norm.running_var
+    training = norm.training
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             momentum = 1.0 / float(norm.num_batches_tracked)
     kept = not training or norm.track_running_stats
+    mean, var = (norm.running_mean, norm.running_var) if kept else (None, None)
     return batch_norm_squeeze_excite(
         u,
         norm.weight,
         norm.bias,
-        mean if kept else None,
-        var if kept else None,
+        mean,
+        var,
         *fcs,
-        training=training or (mean is None and var is None),
+        training=_of_the_batch(norm),
         momentum=momentum,
         eps=norm.eps,
-        process_group=_group(norm) if training else None,
+        process_group=_group(norm),
         **variant,
     )
 
 
+def normed(norm: nn.Module, u: Tensor, pre: str) -> Tensor:
+    """v (N, C, H, W) as ``run`` has it, by the definition, which leaves the statistics alone."""
+    dtype = reference.norm_compute_dtype(u, norm.weight, u)
+    of = (None, None) if _of_the_batch(norm) else (norm.running_mean, norm.running_var)
+    how = dict(eps=norm.eps, pre=pre, process_group=_group(norm))
+    return reference.normed(u, norm.weight, norm.bias, *of, dtype, **how)
+
+
+def _of_the_batch(norm) -> bool:
+    return norm.training or (norm.running_mean is None and norm.running_var is None)
+
+
 def _group(norm):
     """The processes whose batches are normalised together; None: this one's alone."""
-    if not (isinstance(norm, nn.SyncBatchNorm) and dist.is_available() and dist.is_initialized()):
+    if not (norm.training and isinstance(norm, nn.SyncBatchNorm)):
+        return None
+    if not (dist.is_available() and dist.is_initialized()):
         return None
     group = norm.process_group or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None

@@ -1,12 +1,15 @@
 """BatchNormSqueezeExcite: the norm, an activation and the block as one layer."""
 
+from functools import partial
+
 from torch import Tensor, nn
 from torch._C import _get_tracing_state
 
 from se_kernels import reference
+from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, is_every_module_hooked, is_intercepted
+from se_kernels.pieces import TENSORS, is_every_module_hooked
 from se_kernels.variants import PRES
 
 
@@ -71,10 +74,12 @@ def run_norm(
 ) -> Tensor:
     """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
     plain ``SqueezeExcite``."""
-    fcs = _fcs(norm, se, u)
+    listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
+    fcs = se.fcs() if listeners is not None else None
     if fcs is None:
         return se(reference.activate(norm(u), pre), residual)
-    return live.run(
+    call = partial(
+        live.run,
         norm,
         u,
         *fcs,
@@ -86,18 +91,16 @@ def run_norm(
         post=se.post,
         backend=se.backend,
     )
+    return told(listeners, call, partial(live.normed, norm, u, pre)) if listeners else call()
 
 
-def _fcs(norm, se, u):
-    """The weights of ``se``, where one call of the fused op is what calls of the two are."""
-    if (
+def _is_one_call(norm, se, u) -> bool:
+    """Whether the fused op computes what calls of the two do, as far as they are not hooked."""
+    return (
         type(u) in TENSORS
         and live.is_plain(norm)
         and type(se) is SqueezeExcite
         and se.squeeze == "avg"
-        and not is_intercepted(se.__dict__)
         and not is_every_module_hooked()
         and _get_tracing_state() is None
-    ):
-        return se.fcs()
-    return None
+    )

@@ -1,0 +1,78 @@
+"""Hooks on an SE block that hear its calls and change nothing.
+
+A call that computes more than the block, its norm too, calls the block's module no more, and steps
+aside where that is hooked. Not for these: it tells them of the block itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from se_kernels.pieces import is_intercepted
+
+
+class Listener:
+    """What hears the calls of one module, while ``attached``. A subclass defines both methods."""
+
+    def begin(self) -> None:
+        """The block is about to be computed."""
+        raise NotImplementedError
+
+    def end(self, y: Tensor | None, x_of: Callable[[], Tensor]) -> None:
+        """It was: y, or None where that has failed. ``x_of`` gives the block's x."""
+        raise NotImplementedError
+
+    @contextmanager
+    def attached(self, module: nn.Module) -> Iterator[None]:
+        # the last before the call and the first after it, so that contexts nest
+        entry = module.register_forward_pre_hook(self.before, with_kwargs=True)
+        leave = module.register_forward_hook(
+            self.after, with_kwargs=True, prepend=True, always_call=True
+        )
+        try:
+            yield
+        finally:
+            entry.remove()
+            leave.remove()
+
+    def before(self, module, args, kwargs) -> None:
+        self.begin()
+
+    def after(self, module, args, kwargs, y) -> None:
+        self.end(y, lambda: inputs_of(args, kwargs)[0])
+
+
+def inputs_of(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
+    """x and residual of a call of an SE block; x has another name in every library."""
+    named = dict(kwargs)
+    residual = named.pop("residual", None)
+    x, *rest = (*args, *named.values())
+    return x, rest[0] if rest else residual
+
+
+def listeners_of(module: nn.Module) -> tuple[Listener, ...] | None:
+    """Those attached, in the order of their calls; None where a call is intercepted otherwise."""
+    state = module.__dict__
+    if not is_intercepted(state):
+        return ()
+    if state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state:
+        return None
+    before = [getattr(hook, "__self__", None) for hook in state["_forward_pre_hooks"].values()]
+    after = [getattr(hook, "__self__", None) for hook in state["_forward_hooks"].values()]
+    hear = all(isinstance(listener, Listener) for listener in (*before, *after))
+    return tuple(before) if hear and before == after[::-1] else None
+
+
+def told(listeners, call: Callable[[], Tensor], x_of: Callable[[], Tensor]) -> Tensor:
+    """``call()``, of which the listeners hear as of a call of their module."""
+    y, begun = None, []
+    try:
+        for listener in listeners:
+            listener.begin()
+            begun.append(listener)
+        y = call()
+        return y
+    finally:
+        for listener in reversed(begun):
+            listener.end(y, x_of)
