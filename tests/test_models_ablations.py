@@ -13,7 +13,7 @@ from networks import (
     twins,
 )
 
-from se_kernels import models, reference
+from se_kernels import models, norm, reference
 from se_kernels.models import SE, ResNet, Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,12 +50,12 @@ CASES = {
 }
 
 
-def built(case, size=16):
+def built(case, size=16, level="block"):
     """The eager network of a case and the fused one."""
     network, se = CASES[case]
     network = {"stem": "cifar", **network}
     return twins(
-        lambda fused: ResNet(**network, se=SE(fused=fused, rd_ratio=1 / 2, **se)),
+        lambda fused: ResNet(**network, se=SE(fused=fused and level, rd_ratio=1 / 2, **se)),
         pictures(4, size, seed=1),
     )
 
@@ -117,30 +117,49 @@ def test_integrations_are_those_of_fig_5(kind, integration, layer, fused):
         assert torch.equal(x, before)
 
 
-# an SE block whose output is added to something is one call with it
+# an SE block whose output is added to something is one call with it, and with the norm before it
 @pytest.mark.parametrize(
-    "case, residual, post",
+    "case, pre, residual, post",
     [
-        ("bottleneck, bias", True, "relu"),
-        ("basic, identity", True, "relu"),
-        ("preactivated", True, "none"),
-        ("bottleneck, pre", False, "none"),
-        ("bottleneck, post", False, "none"),
-        ("bottleneck, 3x3", False, "none"),
+        ("bottleneck, bias", "identity", True, "relu"),
+        ("basic, identity", None, True, "relu"),
+        ("preactivated", None, True, "none"),
+        ("bottleneck, pre", None, False, "none"),
+        ("bottleneck, post", None, False, "none"),
+        ("bottleneck, 3x3", "relu", False, "none"),
     ],
 )
-def test_the_tail_is_one_call_where_the_order_allows(case, residual, post, monkeypatch):
+def test_the_tail_is_one_call_where_the_order_allows(case, pre, residual, post, calls):
     _, fused = built(case)
-    seen = []
-    original = models.se.SqueezeExcite.forward
-
-    def forward(self, x, residual=None):
-        seen.append((residual is not None, self.post))
-        return original(self, x, residual)
-
-    monkeypatch.setattr(models.se.SqueezeExcite, "forward", forward)
     fused.eval()(pictures(1, 8))
-    assert seen == [(residual, post)] * 4
+    assert calls == [(pre, residual, post)] * 4
+
+
+def test_the_norm_may_be_left_apart(calls):
+    eager, fused = built("bottleneck, bias", level="layer")
+    images, labels = batch(size=16)
+    assert_same_training_step(eager, fused, images, labels)
+    assert calls == [(None, True, "relu")] * 4
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Of SE blocks: pre, or None where the norm is apart; whether there is a residual; and post."""
+    seen = []
+    forward = models.se.SqueezeExcite.forward
+    with_norm = norm.live.batch_norm_squeeze_excite
+
+    def apart(self, x, residual=None):
+        seen.append((None, residual is not None, self.post))
+        return forward(self, x, residual)
+
+    def together(*args, pre, residual, post, **options):
+        seen.append((pre, residual is not None, post))
+        return with_norm(*args, pre=pre, residual=residual, post=post, **options)
+
+    monkeypatch.setattr(models.se.SqueezeExcite, "forward", apart)
+    monkeypatch.setattr(norm.live, "batch_norm_squeeze_excite", together)
+    return seen
 
 
 @torch.no_grad()
