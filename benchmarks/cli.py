@@ -11,9 +11,10 @@ import torch
 import se_kernels
 from se_kernels import dispatch
 
-from . import contenders, environment, layer, models, network, paper, photos, records, report
+from . import block, contenders, environment, models, network, paper, photos, records, report
 from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
+from .layer import Layer
 from .own import Own
 from .pair import Pair
 from .progress import progress
@@ -22,6 +23,9 @@ from .verify import VerificationError
 
 COMMAND = "benchmarks.command"
 QUICK_MODEL = "timm/efficientnet_b0"
+BLOCKS = {subject.kind: subject for subject in (Layer(),)}
+MODES = {kind: tuple(subject.costs) for kind, subject in BLOCKS.items()}
+MODES["network"] = network.MODES
 MIN_ROUNDS = {"layer": 10, "network": 6}
 
 
@@ -50,9 +54,9 @@ def _device(ctx, param, value: str) -> torch.device:
     return torch.device(value)
 
 
-def _shapes(ctx, param, values: Sequence[str]) -> list[layer.Shape]:
+def _shapes(ctx, param, values: Sequence[str]) -> list[block.Shape]:
     try:
-        return [layer.Shape.parse(value) for value in values]
+        return [block.Shape.parse(value) for value in values]
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -94,9 +98,9 @@ def shared(kind: str, seconds: float) -> Callable:
         ),
         several(
             "modes",
-            click.Choice(layer.MODES),
-            layer.MODES,
-            "train: forward + backward." if kind == "layer" else "train: a whole step with SGD.",
+            click.Choice(list(MODES[kind])),
+            list(MODES[kind]),
+            "train: a whole step with SGD." if kind == "network" else "train: forward + backward.",
             "--mode",
         ),
         click.option("--rounds", type=POSITIVE, help="Exactly so many rounds per point."),
@@ -128,50 +132,64 @@ def output_options() -> list[Callable]:
     ]
 
 
+def block_options(subject: block.Subject) -> Callable:
+    """The options of the benchmark of one block."""
+    options = [
+        several(
+            "shapes",
+            str,
+            list(block.STAGES),
+            "A stage of SE-ResNet-50, or CxHxW[:R]; R is C/16 where not given.",
+            "--shape",
+            "--shapes",
+            callback=_shapes,
+            metavar="SHAPE",
+        ),
+        several("batches", POSITIVE, [1, 32], "Images.", "--batch"),
+        several(
+            "kinds",
+            click.Choice(subject.kinds),
+            subject.kinds,
+            "fused is each backend; copy is the floor.",
+            "--contender",
+            "--contenders",
+        ),
+        several(
+            "backends",
+            BACKENDS,
+            [],
+            "Of the fused contenders.  [default: every one that serves the device here]",
+            "--backend",
+            "--backends",
+        ),
+        click.option(
+            "--graph", is_flag=True, help="Replay from a CUDA graph; inference on a GPU only."
+        ),
+        shared(subject.kind, seconds=3.0),
+    ]
+    return lambda command: functools.reduce(lambda f, option: option(f), options[::-1], command)
+
+
 @main.command("layer")
-@several(
-    "shapes",
-    str,
-    list(layer.STAGES),
-    "A stage of SE-ResNet-50, or CxHxW[:R]; R is C/16 where not given.",
-    "--shape",
-    "--shapes",
-    callback=_shapes,
-    metavar="SHAPE",
-)
-@several("batches", POSITIVE, [1, 32], "Images.", "--batch")
-@several(
-    "kinds",
-    click.Choice(contenders.KINDS),
-    contenders.KINDS,
-    "fused is each backend; copy is the floor.",
-    "--contender",
-    "--contenders",
-)
-@several(
-    "backends",
-    BACKENDS,
-    [],
-    "Of the fused contenders.  [default: every one that serves the device here]",
-    "--backend",
-    "--backends",
-)
-@click.option("--graph", is_flag=True, help="Replay from a CUDA graph; inference on a GPU only.")
-@shared("layer", seconds=3.0)
+@block_options(BLOCKS["layer"])
 @click.pass_context
-def layer_command(
-    ctx, shapes, batches, kinds, backends, graph, device, dtypes, layouts, modes, **options
-):
+def layer_command(ctx, **options):
     """One SE block: eager, torch.compile, each backend, and the floor, a copy of x."""
-    if graph and (device.type != "cuda" or "train" in modes):
+    block_command(ctx, BLOCKS["layer"], **options)
+
+
+def block_command(
+    ctx, subject, shapes, batches, kinds, backends, graph, device, dtypes, layouts, modes, **options
+):
+    if graph and (device.type != "cuda" or set(modes) != {"inference"}):
         raise click.UsageError("--graph: expected --device cuda and --mode inference alone")
     if "fused" in kinds:
         backends = pick_backends(device, backends)
-    points = layer.points(shapes, batches, dtypes, layouts, modes)
-    settings = layer.Settings(
-        device, kinds, backends, budget("layer", options), options["seed"], graph
+    points = block.points(shapes, batches, dtypes, layouts, modes)
+    settings = block.Settings(
+        device, kinds, backends, budget(subject.kind, options), options["seed"], graph
     )
-    run_layer(ctx, points, settings, options)
+    run_block(ctx, subject, points, settings, options)
 
 
 @main.command("network")
@@ -302,16 +320,17 @@ def quick_command(ctx, backend, plots, **options):
     device = torch.device("cpu")
     backends = pick_backends(device, [backend] if backend else [])
     seed = options["seed"]
-    run_layer(
+    run_block(
         ctx,
-        layer.points(
-            [layer.Shape.parse(name) for name in ("conv2", "conv4")],
+        BLOCKS["layer"],
+        block.points(
+            [block.Shape.parse(name) for name in ("conv2", "conv4")],
             [1, 16],
             ["float32"],
             ["nchw"],
-            layer.MODES,
+            MODES["layer"],
         ),
-        layer.Settings(device, contenders.KINDS, backends, Budget(seconds=2, min_rounds=7), seed),
+        block.Settings(device, Layer.kinds, backends, Budget(seconds=2, min_rounds=7), seed),
         {**options, "plot": plots / "layer.png" if plots else None},
     )
     settings = network.Settings(
@@ -406,17 +425,18 @@ def budget(kind: str, options: dict) -> Budget:
         rounds=options["rounds"],
         seconds=options["seconds"],
         min_rounds=MIN_ROUNDS[kind],
-        warmup=2 if kind == "layer" else 1,
+        warmup=2 if kind in BLOCKS else 1,
     )
 
 
-def run_layer(ctx, points, settings, options) -> None:
-    found = measure_all(ctx, points, settings, layer.measure, options)
-    finish(found, report.layer_tables, options)
+def run_block(ctx, subject: block.Subject, points, settings, options) -> None:
+    measure = functools.partial(block.measure, subject)
+    found = measure_all(ctx, points, settings, measure, options)
+    finish(found, report.block_tables, options)
     if options.get("plot"):
         from . import plot
 
-        plot.layer(found, options["plot"])
+        plot.block(found, options["plot"])
 
 
 def run_network(ctx, pair: Pair, points, settings, options) -> None:

@@ -1,7 +1,7 @@
-"""What the layer benchmark compares: eager PyTorch, its compiled form, each backend, copies."""
+"""What is compared of one block: eager PyTorch, its compiled form, each backend, copies."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,7 @@ from torch import Tensor, nn
 import se_kernels
 from se_kernels import dispatch
 
-from .inputs import MEMORY_FORMATS, InputSet
-
-KINDS = ("eager", "compile", "fused", "copy", "clone")  # "fused": one contender per backend
+from .inputs import InputSet
 
 
 def usable_backends(device: torch.device) -> list[str]:
@@ -66,61 +64,55 @@ def set_weights(module: nn.Module, w1: Tensor, w2: Tensor) -> None:
     module.load_state_dict({"fc1.weight": w1, "fc2.weight": w2})
 
 
-@dataclass
+@dataclass(frozen=True)
 class Contender:
-    """``forward``: x (N,C,H,W) → y (N,C,H,W), with the parameters of ``module``."""
+    """``forward``: x (N,C,H,W), and a residual where the block adds one, → y (N,C,H,W).
+
+    ``definition``: the name of what it computes; ``gradients``: quantity, as the judge names it,
+    → the name of a parameter of ``module``; ``buffers``: the same for what a training call changes.
+    """
 
     name: str
-    kind: str
+    definition: str
     module: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[..., Tensor]
+    gradients: Mapping[str, str]
+    buffers: Mapping[str, str] = field(default_factory=dict)
+
+    def leaves(self, s: InputSet) -> dict[str, Tensor]:
+        """What backward gives gradients of, by quantity."""
+        named = {"dx": s.x} if s.residual is None else {"dx": s.x, "dr": s.residual}
+        return named | {q: self.module.get_parameter(p) for q, p in self.gradients.items()}
 
 
-def build(
-    kinds: Sequence[str],
-    backends: Sequence[str],
-    w1: Tensor,
-    w2: Tensor,
-    *,
-    dtype: torch.dtype,
-    layout: str,
-) -> list[Contender]:
-    """The contenders that compute y, in the order of ``KINDS``. Copies are timed apart."""
+class Call:
+    """Times one contender: ``inference`` and ``forward`` give y; ``backward`` the gradients of x,
+    the residual and the parameters, of a forward before it; ``train`` is both.
 
-    def placed(module: nn.Module) -> nn.Module:
-        return module.to(device=w1.device, dtype=dtype, memory_format=MEMORY_FORMATS[layout])
+    Before a backward alone the caches of a CPU are overwritten: in a network, too, the forward is
+    long past. The clock does so for a GPU.
+    """
 
-    built = []
-    if "eager" in kinds:
-        module = placed(EagerSE(w1, w2))
-        built.append(Contender("eager", "eager", module, module))
-    if "compile" in kinds:
-        module = placed(EagerSE(w1, w2))
-        built.append(Contender("compile", "compile", module, torch.compile(module, fullgraph=True)))
-    if "fused" in kinds:
-        for backend in backends:
-            module = placed(fused_se(w1, w2, backend))
-            built.append(Contender(backend, "fused", module, module))
-    return built
-
-
-@dataclass
-class Layer:
-    """Times one contender: forward, and backward where the sets have a dy, with fresh gradients."""
-
-    contender: Contender
-    sets: list[InputSet]
+    def __init__(
+        self, contender: Contender, sets: Sequence[InputSet], mode: str, cache_bytes: int = 0
+    ):
+        self.contender, self.sets, self.mode = contender, sets, mode
+        self.leaves = [tuple(contender.leaves(s).values()) for s in sets]
+        on_cpu = sets[0].x.device.type == "cpu"
+        self.flushed = torch.empty(cache_bytes * (mode == "backward" and on_cpu) // 8)
+        self.y: Tensor | None = None
 
     def prepare(self, k: int) -> None:
-        self.sets[k].x.grad = None
-        self.contender.module.zero_grad(set_to_none=True)
+        self.y = None
+        if self.mode == "backward":
+            self.y = self.contender.forward(*self.sets[k].inputs)
+            self.flushed.fill_(k)
 
-    def call(self, k: int) -> Tensor:
-        s = self.sets[k]
-        y = self.contender.forward(s.x)
-        if s.dy is not None:
-            y.backward(s.dy)
-        return y
+    def call(self, k: int) -> object:
+        y = self.contender.forward(*self.sets[k].inputs) if self.y is None else self.y
+        if self.mode in ("inference", "forward"):
+            return y
+        return y, torch.autograd.grad(y, self.leaves[k], self.sets[k].dy)
 
 
 class Graphed:
@@ -129,16 +121,16 @@ class Graphed:
     Always of the first input set: the clock overwrites the cache before each call.
     """
 
-    def __init__(self, contender: Contender, sets: list[InputSet], warmup: int = 3):
+    def __init__(self, contender: Contender, sets: Sequence[InputSet], warmup: int = 3):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(warmup):
-                contender.forward(sets[0].x)
+                contender.forward(*sets[0].inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
-            self.y = contender.forward(sets[0].x)
+            self.y = contender.forward(*sets[0].inputs)
 
     def prepare(self, k: int) -> None:
         pass
@@ -151,7 +143,7 @@ class Graphed:
 class CopyFloor:
     """Times ``dst.copy_(src)`` into one tensor that exists: one read and one write of x's size."""
 
-    def __init__(self, sets: list[InputSet]):
+    def __init__(self, sets: Sequence[InputSet]):
         self.sources = [s.x.detach() for s in sets]
         self.copied = torch.zeros_like(self.sources[0])
 
@@ -165,7 +157,7 @@ class CopyFloor:
 class CloneFloor:
     """Times ``src.clone()``: the same copy into fresh memory, on a CPU with its page faults."""
 
-    def __init__(self, sets: list[InputSet]):
+    def __init__(self, sets: Sequence[InputSet]):
         self.sources = [s.x.detach() for s in sets]
 
     def prepare(self, k: int) -> None:

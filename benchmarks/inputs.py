@@ -18,10 +18,15 @@ MAX_SETS = 256
 
 @dataclass
 class InputSet:
-    """x (N,C,H,W) and, for backward, dy like it."""
+    """x (N,C,H,W) and, like it, dy for backward and the residual of a block that adds one."""
 
     x: Tensor
     dy: Tensor | None = None
+    residual: Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.x,) if self.residual is None else (self.x, self.residual)
 
 
 def how_many(x_bytes: int, cache_bytes: int, cap: int = MAX_SETS) -> int:
@@ -36,6 +41,7 @@ def make_sets(
     dtype: torch.dtype,
     layout: str,
     backward: bool,
+    residual: bool = False,
     device: torch.device,
     generator: torch.Generator,
 ) -> list[InputSet]:
@@ -46,7 +52,10 @@ def make_sets(
         x = torch.randn(shape, **noise).add_(torch.randn(*shape[:2], 1, 1, **noise))
         x = _as(x, dtype, layout).requires_grad_(backward)
         dy = _as(torch.randn(shape, **noise), dtype, layout) if backward else None
-        sets.append(InputSet(x, dy))
+        added = _as(torch.randn(shape, **noise), dtype, layout) if residual else None
+        if added is not None:
+            added.requires_grad_(backward)
+        sets.append(InputSet(x, dy, added))
     return sets
 
 

@@ -23,6 +23,7 @@ from .records import SCHEMA
 from .timing import Budget, clock_for, in_turn, percentiles
 
 CLASSES = 1000
+MODES = ("inference", "train")
 MAX_SETS = 8
 VERIFIED_IMAGES = 2  # of each batch at least; judged in float64
 MIN_NORMED = 8  # numbers per channel; of two, a norm gives 1 and -1, and its gradient is rounding

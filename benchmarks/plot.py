@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from .report import mode_in_words
+from .report import block_in_words, mode_in_words
 
 COLORS = {
     "eager": "#8a8a8a",
@@ -35,7 +35,7 @@ COLORS = {
 DPI = 130
 
 
-def layer(records: Sequence[dict], path: Path) -> None:
+def block(records: Sequence[dict], path: Path) -> None:
     """Bars per point: p50 of each contender over the time of a copy (or µs where none was timed),
     with p20 to p80 as error bars and the floor as a line; one panel per mode and dtype."""
     panels: dict[tuple, list[dict]] = {}
@@ -86,8 +86,10 @@ def layer(records: Sequence[dict], path: Path) -> None:
         )
         axis.tick_params(axis="y", which="minor", labelsize=8)
         axis.set_ylabel("time / time to copy x (copies)" if in_copies else "time (µs)")
-        axis.set_xticks(range(len(group)), [_layer_label(r) for r in group], fontsize=8)
-        axis.set_title(f"SE block, {mode_in_words(mode)}, {dtype}", loc="left", fontsize=11)
+        axis.set_xticks(range(len(group)), [_block_label(r) for r in group], fontsize=8)
+        axis.set_title(
+            f"{block_in_words(group[0])}, {mode_in_words(mode)}, {dtype}", loc="left", fontsize=11
+        )
         axis.grid(axis="y", alpha=0.25)
         axis.set_axisbelow(True)
         axis.legend(fontsize=8, ncols=len(names) + 1, loc="upper right", frameon=False)
@@ -211,7 +213,7 @@ def _network_axis(axis, records: Sequence[dict]) -> None:
     axis.margins(y=0.25)
 
 
-def _layer_label(record: dict) -> str:
+def _block_label(record: dict) -> str:
     shape = record["shape"]
     size = "{channels}×{height}×{width}".format(**shape)
     name = shape["name"]

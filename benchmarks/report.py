@@ -17,7 +17,7 @@ FUSED_OVER_UNFUSED = {
 SHARES_CAPTION = (
     "p50 (p20 to p80) over the rounds; [95 % interval]; unclear: the interval holds both answers"
 )
-NARROWEST = 118  # columns, where the output is no terminal
+NARROWEST = 128  # columns, where the output is no terminal
 
 
 def console() -> Console:
@@ -26,20 +26,24 @@ def console() -> Console:
     return found if found.is_terminal else Console(width=max(NARROWEST, found.width))
 
 
-def layer_tables(records: Sequence[dict]) -> list[Table]:
+def block_tables(records: Sequence[dict]) -> list[Table]:
     """One table of times per dtype, layout and mode, then the summary."""
     tables = [
-        _layer_table(group, key) for key, group in _groups(records, "dtype", "layout", "mode")
+        _block_table(group, key) for key, group in _groups(records, "dtype", "layout", "mode")
     ]
-    return [*tables, _layer_summary(records)]
+    return [*tables, _block_summary(records)]
 
 
-def _layer_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
+def _block_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
     dtype, layout, mode = key
-    title = f"SE block, {mode_in_words(mode)}, {dtype}, {layout}; {_machine(records[0])}"
+    what = block_in_words(records[0])
+    title = f"{what}, {mode_in_words(mode)}, {dtype}, {layout}; {_machine(records[0])}"
     table = _table(title, "shape", "N", "contender")
-    for heading in ("p20 µs", "p50 µs", "p80 µs", "copies", "GB/s", "eager/x", "compile/x"):
-        table.add_column(heading, justify="right")
+    baselines = _baselines(records)
+    for heading in ("p20 µs", "p50 µs", "p80 µs", "copies", "floors"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in _over(baselines):
+        table.add_column(heading, justify="right", max_width=9)
     for record in records:
         floor = record["floor"]
         shape = record["shape"]
@@ -47,14 +51,15 @@ def _layer_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
         label = size if shape["name"] in size else f"{shape['name']} {size}"
         first = [label, str(record["batch"])]
         for name, row in record["contenders"].items():
+            copies = row.get("copies")
+            floors = None if name in COPIES or copies is None else copies / floor["copies"]
             table.add_row(
                 *first,
                 name,
                 *(f"{row[p]:,.1f}" for p in ("p20_us", "p50_us", "p80_us")),
-                _number(row.get("copies"), ".2f"),
-                f"{row['gb_per_s']:.1f}",
-                _number(record["ratios"].get("eager", {}).get(name), ".2f"),
-                _number(record["ratios"].get("compile", {}).get(name), ".2f"),
+                _number(copies, ".2f"),
+                _number(floors, ".2f"),
+                *(_number(record["ratios"].get(b, {}).get(name), ".2f") for b in baselines),
             )
             first = ["", ""]
         table.add_row(
@@ -64,7 +69,7 @@ def _layer_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
     return table
 
 
-def layer_summary(records: Sequence[dict]) -> list[dict]:
+def block_summary(records: Sequence[dict]) -> list[dict]:
     """Per dtype and mode, for each contender: geometric means of the paired ratios over all points,
     and at how many points it is slower than each baseline."""
     rows = []
@@ -72,7 +77,7 @@ def layer_summary(records: Sequence[dict]) -> list[dict]:
         names = dict.fromkeys(n for r in group for n in r["contenders"] if n not in COPIES)
         for name in names:
             row = {"dtype": dtype, "mode": mode, "contender": name, "points": len(group)}
-            for base in ("eager", "compile"):
+            for base in _baselines(records):
                 ratios = [
                     r["ratios"][base][name] for r in group if name in r["ratios"].get(base, {})
                 ]
@@ -82,22 +87,34 @@ def layer_summary(records: Sequence[dict]) -> list[dict]:
     return rows
 
 
-def _layer_summary(records: Sequence[dict]) -> Table:
+def _block_summary(records: Sequence[dict]) -> Table:
     table = _table("Geometric means of paired ratios over all points", "mode", "dtype", "contender")
-    for heading in ("points", "eager/x", "compile/x", "slower than eager", "slower than compile"):
-        table.add_column(heading, justify="right")
-    for row in layer_summary(records):
+    baselines = _baselines(records)
+    slower = [f"slower than {base.replace('_', ' ')}" for base in baselines]
+    table.add_column("points", justify="right")
+    for headings, width in ((_over(baselines), 9), (slower, 7)):
+        for heading in headings:
+            table.add_column(heading, justify="right", max_width=width)
+    for row in block_summary(records):
         table.add_row(
             mode_in_words(row["mode"]),
             row["dtype"],
             row["contender"],
             str(row["points"]),
-            _number(row["eager_over"], ".2f"),
-            _number(row["compile_over"], ".2f"),
-            _number(row["slower_than_eager"], "d"),
-            _number(row["slower_than_compile"], "d"),
+            *(_number(row[f"{base}_over"], ".2f") for base in baselines),
+            *(_number(row[f"slower_than_{base}"], "d") for base in baselines),
         )
     return table
+
+
+def _baselines(records: Sequence[dict]) -> list[str]:
+    """What the others' times are put beside, at one of the points at least."""
+    return list(dict.fromkeys(base for record in records for base in record["ratios"]))
+
+
+def _over(baselines: Sequence[str]) -> list[str]:
+    """Headings of how many times faster than each one."""
+    return [f"{base.replace('_', ' ')}/x" for base in baselines]
 
 
 def network_tables(records: Sequence[dict]) -> list[Table]:
@@ -282,6 +299,10 @@ def network_point(record: dict) -> str:
     what = mode_in_words(record["mode"], "training step")
     images = "1 image" if record["batch"] == 1 else f"{record['batch']} images"
     return f"{what}, {images} {size}x{size}, {record['dtype']}, {record['layout']}"
+
+
+def block_in_words(record: dict) -> str:
+    return {"layer": "SE block", "tail": "Norm, SE, residual, ReLU"}[record["kind"]]
 
 
 def mode_in_words(mode: str, train: str = "forward+backward") -> str:

@@ -11,10 +11,11 @@ carried in:
   too. In float64 all of this 64 times, as the judge is then rounded no finer than the contender;
 - a sum of n numbers of either sign, whose rounding adds up as a random walk, is off by sqrt(n) eps.
   n = H·W + C (squeeze and excite) for dw1 and dw2; y and dx feel it through the gate, whose slope
-  is at most 1/4.
+  is at most 1/4. With a norm in training mode n = H·W + N + C, as its sums are made image by image,
+  and all quantities feel it through its statistics, but for the residual's gradient.
 
-The size is that of the judge's result; for dw1 and dw2, that of the same sums if their terms had
-random signs, which is larger where the terms happen to cancel.
+The size is that of the judge's result; for gradients of parameters, that of the same sums if their
+terms had random signs, which is larger where the terms happen to cancel.
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
-
-from se_kernels import reference
 
 from .contenders import Contender
 from .inputs import InputSet
@@ -62,61 +61,57 @@ class Check:
 
 @dataclass(frozen=True)
 class Judge:
-    """Exact results by name, and for each the size that its floor is relative to ("max", "rms")."""
+    """Exact results by name; for each the size that its floor is relative to ("max", "rms"), and
+    its random walk, in eps of the dtype that sums are carried in."""
 
     results: dict[str, Tensor]
     sizes: dict[str, dict[str, float]]
+    walks: dict[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        results: dict[str, Tensor],
+        walks: Mapping[str, float],
+        sizes: Mapping[str, dict[str, float]] | None = None,
+    ) -> "Judge":
+        """The sizes are those of the results, where none are given."""
+        of_results = {name: norms(result) for name, result in results.items()}
+        return cls(results, of_results | (sizes or {}), {name: walks[name] for name in results})
 
 
-def judge_layer(s: InputSet, w1: Tensor, w2: Tensor) -> Judge:
-    """y and, where the set has a dy, dx, dw1, dw2 of the definition in float64.
+class WeightSizes:
+    """The size of the sums that dw1 and dw2 are, had their terms random signs."""
 
-    ``w1`` (R,C,1,1) and ``w2`` (C,R,1,1) as the contenders have them, rounded to their dtype.
-    """
-    backward = s.dy is not None
-    w1, w2 = (w.detach().flatten(1).double().requires_grad_(backward) for w in (w1, w2))
-    images = max(1, CHUNK_BYTES // max(1, s.x[0].numel() * 8))
-    ys, dxs = [], []
-    squares = {"dw1": torch.zeros_like(w1), "dw2": torch.zeros_like(w2)}
-    for i in range(0, s.x.shape[0], images):
-        x = s.x.detach()[i : i + images].double().requires_grad_(backward)
-        z = reference.squeeze(x)
-        gate = reference.excite(z, w1, w2)
-        y = reference.scale(x, gate)
-        if backward:
-            gate.retain_grad()
-            y.backward(s.dy[i : i + images].double())
-            dxs.append(x.grad)
-            with torch.no_grad():
-                de2, z2 = (gate.grad * gate * (1 - gate)).square(), z.square()
-                squares["dw1"] += (de2 @ w2.square()).T @ z2
-                squares["dw2"] += de2.T @ (z2 @ w1.square().T)
-        ys.append(y.detach())
-    results = {"y": torch.cat(ys)}
-    if backward:
-        results.update(dx=torch.cat(dxs), dw1=w1.grad, dw2=w2.grad)
-    sizes = {name: norms(result) for name, result in results.items()}
-    if backward:
-        sizes.update({name: norms(square.detach().sqrt()) for name, square in squares.items()})
-    return Judge(results, sizes)
+    def __init__(self, w1: Tensor, w2: Tensor):
+        self.w1, self.w2 = w1.detach(), w2.detach()
+        self.squares = {"dw1": torch.zeros_like(self.w1), "dw2": torch.zeros_like(self.w2)}
+
+    def add(self, z: Tensor, gate: Tensor) -> None:
+        """The terms of some images: z (N,C), and a sigmoid gate (N,C) that has its gradient."""
+        with torch.no_grad():
+            de2, z2 = (gate.grad * gate * (1 - gate)).square(), z.square()
+            self.squares["dw1"] += (de2 @ self.w2.square()).T @ z2
+            self.squares["dw2"] += de2.T @ (z2 @ self.w1.square().T)
+
+    def norms(self) -> dict[str, dict[str, float]]:
+        return {name: norms(square.sqrt()) for name, square in self.squares.items()}
 
 
-def run_layer(contender: Contender, s: InputSet) -> dict[str, Tensor]:
+def run(contender: Contender, s: InputSet) -> dict[str, Tensor]:
     """The contender's results, named as the judge's."""
-    s.x.grad = None
-    contender.module.zero_grad(set_to_none=True)
-    y = contender.forward(s.x)
+    y = contender.forward(*s.inputs)
     results = {"y": y.detach()}
     if s.dy is not None:
-        y.backward(s.dy)
-        module = contender.module
-        grads = {"dx": s.x.grad, "dw1": module.fc1.weight.grad, "dw2": module.fc2.weight.grad}
-        missing = [name for name, grad in grads.items() if grad is None]
+        leaves = contender.leaves(s)
+        grads = torch.autograd.grad(y, tuple(leaves.values()), s.dy, allow_unused=True)
+        results.update(zip(leaves, grads, strict=True))
+        missing = [name for name, grad in results.items() if grad is None]
         if missing:
             raise VerificationError(f"{contender.name}: no gradient {', '.join(missing)}")
-        results.update(grads)
-        s.x.grad = None
-        module.zero_grad(set_to_none=True)
+        results.update(
+            {q: contender.module.get_buffer(b).clone() for q, b in contender.buffers.items()}
+        )
     return results
 
 
@@ -173,11 +168,9 @@ def compare(
         VerificationError: naming each quantity that is wrong, its error and its tolerance.
     """
     checks = []
-    _, channels, height, width = judge.results["y"].shape
-    walk = (height * width + channels) ** 0.5
-    walks = {"y": walk / 4, "dx": walk / 4, "dw1": walk, "dw2": walk}
     for quantity, size in judge.sizes.items():
-        floor = floors(size, dtype, gradient=quantity != "y", walk=walks[quantity])
+        gradient = quantity.startswith("d")
+        floor = floors(size, dtype, gradient=gradient, walk=judge.walks[quantity])
         for norm, error in found[quantity].items():
             tolerance = EAGER_FACTOR * eager[quantity][norm] + floor[norm]
             checks.append(Check(name, quantity, norm, error, tolerance))
