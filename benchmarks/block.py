@@ -1,6 +1,6 @@
 """One block of a network: what is measured of it at one point, and how.
 
-Which block that is, is a subject's to say: ``layer.py``.
+Which block that is, is a subject's to say: ``layer.py`` and ``tail.py``.
 """
 
 import re

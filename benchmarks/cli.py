@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks layer | network | photos | quick | paper``."""
+"""The command line: ``python -m benchmarks layer | tail | network | photos | quick | paper``."""
 
 import functools
 import shlex
@@ -18,15 +18,16 @@ from .layer import Layer
 from .own import Own
 from .pair import Pair
 from .progress import progress
+from .tail import Tail
 from .timing import Budget
 from .verify import VerificationError
 
 COMMAND = "benchmarks.command"
 QUICK_MODEL = "timm/efficientnet_b0"
-BLOCKS = {subject.kind: subject for subject in (Layer(),)}
+BLOCKS = {subject.kind: subject for subject in (Layer(), Tail())}
 MODES = {kind: tuple(subject.costs) for kind, subject in BLOCKS.items()}
 MODES["network"] = network.MODES
-MIN_ROUNDS = {"layer": 10, "network": 6}
+MIN_ROUNDS = {"layer": 10, "tail": 10, "network": 6}
 
 
 class Main(click.Group):
@@ -133,7 +134,7 @@ def output_options() -> list[Callable]:
 
 
 def block_options(subject: block.Subject) -> Callable:
-    """The options of the benchmark of one block."""
+    """The options of ``layer`` and ``tail``."""
     options = [
         several(
             "shapes",
@@ -178,12 +179,21 @@ def layer_command(ctx, **options):
     block_command(ctx, BLOCKS["layer"], **options)
 
 
+@main.command("tail")
+@block_options(BLOCKS["tail"])
+@click.pass_context
+def tail_command(ctx, **options):
+    """Batch norm, SE block, residual and ReLU: in eager and torch.compile, with SE fused alone
+    (layer) and all of it fused; and without SE (plain)."""
+    block_command(ctx, BLOCKS["tail"], **options)
+
+
 def block_command(
     ctx, subject, shapes, batches, kinds, backends, graph, device, dtypes, layouts, modes, **options
 ):
     if graph and (device.type != "cuda" or set(modes) != {"inference"}):
         raise click.UsageError("--graph: expected --device cuda and --mode inference alone")
-    if "fused" in kinds:
+    if {"fused", "layer"} & set(kinds):
         backends = pick_backends(device, backends)
     points = block.points(shapes, batches, dtypes, layouts, modes)
     settings = block.Settings(

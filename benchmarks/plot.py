@@ -14,6 +14,12 @@ from .report import block_in_words, mode_in_words
 COLORS = {
     "eager": "#8a8a8a",
     "compile": "#d98c3f",
+    "plain": "#c9c9c9",
+    "plain_compile": "#edc59a",
+    "layer_cpu": "#8db8dc",
+    "layer_cuda": "#93cfae",
+    "layer_triton": "#bda6d8",
+    "layer_reference": "#d9d69b",
     "cpu": "#1f6fb4",
     "cuda": "#2a9d5c",
     "triton": "#7b52ab",

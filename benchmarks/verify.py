@@ -11,11 +11,14 @@ carried in:
   too. In float64 all of this 64 times, as the judge is then rounded no finer than the contender;
 - a sum of n numbers of either sign, whose rounding adds up as a random walk, is off by sqrt(n) eps.
   n = H·W + C (squeeze and excite) for dw1 and dw2; y and dx feel it through the gate, whose slope
-  is at most 1/4. With a norm in training mode n = H·W + N + C, as its sums are made image by image,
-  and all quantities feel it through its statistics, but for the residual's gradient.
+  is at most 1/4. With a norm in training mode n = H·W + N + C, its sums made image by image, and
+  all quantities feel it through the statistics, but for the residual's gradient. The norm's own
+  gradients are sums that PyTorch makes in one run over the batch: n = N·H·W, and four times as
+  much, since a part of their terms, dz/P, is equal and its rounding no random walk.
 
-The size is that of the judge's result; for gradients of parameters, that of the same sums if their
-terms had random signs, which is larger where the terms happen to cancel.
+The size is that of the judge's result; for gradients of weights, that of the same sums if their
+terms had random signs, which is larger where the terms happen to cancel (for the norm's, the larger
+of the two).
 """
 
 from collections.abc import Mapping
