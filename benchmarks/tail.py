@@ -63,32 +63,11 @@ class LayerTail(nn.Module):
         return self.se(self.bn(u), residual)
 
 
-class FusedTail(nn.Module):
+def fused_tail(bn: nn.Module, se: nn.Module) -> nn.Module:
     """All of it as one operation of se_kernels."""
-
-    def __init__(self, bn: nn.BatchNorm2d, se: nn.Module, backend: str):
-        super().__init__()
-        self.bn, self.se, self.backend = bn, se, backend
-
-    def forward(self, u: Tensor, residual: Tensor) -> Tensor:
-        bn, se = self.bn, self.se
-        if self.training:
-            bn.num_batches_tracked.add_(1)
-        return se_kernels.batch_norm_squeeze_excite(
-            u,
-            bn.weight,
-            bn.bias,
-            bn.running_mean,
-            bn.running_var,
-            se.fc1.weight,
-            se.fc2.weight,
-            training=self.training,
-            momentum=bn.momentum,
-            eps=bn.eps,
-            residual=residual,
-            post="relu",
-            backend=self.backend,
-        )
+    module = se_kernels.BatchNormSqueezeExcite(bn.num_features)
+    module.bn, module.se = bn, se
+    return module
 
 
 class Tail:
@@ -163,9 +142,9 @@ def build(
         set_weights(module, weights.w1, weights.w2)
         return module
 
-    def fused_se(**options) -> nn.Module:
-        rd_channels = point.shape.reduced
-        return se(se_kernels.SqueezeExcite, channels, rd_channels=rd_channels, **options)
+    def fused_se(backend: str) -> nn.Module:
+        options = dict(rd_channels=point.shape.reduced, post="relu", backend=backend)
+        return se(se_kernels.SqueezeExcite, channels, **options)
 
     def contender(name: str, module: nn.Module, plain: bool = False, compiled: bool = False):
         module.train(point.trains)
@@ -182,12 +161,9 @@ def build(
                 tail = EagerTail(norm(), None)
                 return [contender(kind, tail, plain=True, compiled=kind == "plain_compile")]
             case "layer":
-                return [
-                    contender(f"layer_{b}", LayerTail(norm(), fused_se(post="relu", backend=b)))
-                    for b in backends
-                ]
+                return [contender(f"layer_{b}", LayerTail(norm(), fused_se(b))) for b in backends]
             case "fused":
-                return [contender(b, FusedTail(norm(), fused_se(), b)) for b in backends]
+                return [contender(b, fused_tail(norm(), fused_se(b))) for b in backends]
         return []
 
     return [c for kind in Tail.kinds if kind in kinds for c in of_kind(kind)]

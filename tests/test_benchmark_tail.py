@@ -156,8 +156,8 @@ WRONG = {
 
 @pytest.mark.parametrize("spoilt", WRONG)
 def test_a_wrong_contender_is_refused_and_nothing_reported(monkeypatch, tmp_path, spoilt):
-    right = tail.FusedTail
-    monkeypatch.setattr(tail, "FusedTail", lambda *args: Wrong(right(*args), WRONG[spoilt]))
+    right = tail.fused_tail
+    monkeypatch.setattr(tail, "fused_tail", lambda *args: Wrong(right(*args), WRONG[spoilt]))
     lines = tmp_path / "tail.jsonl"
     args = [*TINY, *REFERENCE, *NO_COMPILE, "--mode", "forward", "--json", lines]
     result = run("tail", *args)
