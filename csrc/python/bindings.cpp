@@ -138,6 +138,9 @@ PYBIND11_MODULE(_C, m) {
       {"direct_norm_inference",
        reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_norm_inference)), METH_FASTCALL,
        nullptr},
+      {"direct_norm_again",
+       reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_norm_again)), METH_FASTCALL,
+       nullptr},
       {"direct_unchanged", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_unchanged)),
        METH_FASTCALL, nullptr},
       {nullptr, nullptr, 0, nullptr}};

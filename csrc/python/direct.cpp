@@ -247,6 +247,28 @@ PyObject* direct_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
   return y_or_none(run(v));
 }
 
+PyObject* direct_norm_again(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  // known: norm, class of the block, pre, hooks so far, entries, pieces, (w1, w2, b1, b2), the rest
+  constexpr Py_ssize_t kKnown = 8, kRest = 11;
+  if (!exchange || count != 7 || !PyTuple_Check(v[0]) || PyTuple_GET_SIZE(v[0]) != kKnown)
+    Py_RETURN_NONE;
+  PyObject *const known = v[0], *const norm = v[1], *const block = v[2];
+  const auto of = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(known, i); };
+  PyObject *const fcs = of(6), *const rest = of(7);
+  if (of(0) != norm || of(1) != reinterpret_cast<PyObject*>(Py_TYPE(block)) || of(2) != v[3] ||
+      !PyTuple_Check(fcs) || PyTuple_GET_SIZE(fcs) != 4 || !PyTuple_Check(rest) ||
+      PyTuple_GET_SIZE(rest) != kRest || PyObject_RichCompareBool(of(3), v[4], Py_EQ) != 1 ||
+      !all(of(4), holds) || !all(of(5), is_as_it_was)) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
+  PyObject* arguments[17] = {v[5]};
+  for (Py_ssize_t i = 0; i < 4; ++i) arguments[1 + i] = PyTuple_GET_ITEM(fcs, i);
+  arguments[5] = v[6];
+  for (Py_ssize_t i = 0; i < kRest; ++i) arguments[6 + i] = PyTuple_GET_ITEM(rest, i);
+  return y_or_none(run_norm(arguments));
+}
+
 PyObject* direct_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (!exchange || count != 17) Py_RETURN_NONE;
   return y_or_none(run_norm(v));
