@@ -135,7 +135,7 @@ def _backward(ctx, dy):
         slope = offset = None
         if training:
             share = -scale / ctx.count
-            slope = (share * rstd.square() * joint_scale).to(norm.dtype)
+            slope = (share * rstd * (rstd * joint_scale)).to(norm.dtype)  # rstd³ may be no float
             offset = (share * joint_bias).to(norm.dtype)
         g, g_mask = (dr, None) if write else (dy, mask)
         du = ops.norm_squeeze_backward(g, u, g_mask, norm, s, d, pre, slope, offset, backend)
