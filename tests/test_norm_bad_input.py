@@ -18,7 +18,9 @@ PER_CHANNEL = TENSORS[1:5]
 
 
 def good(training=True):
-    shapes = dict(zip(TENSORS, [(N, C, H, W), *[(C,)] * 4, (R, C), (C, R), (R,), (C,)], strict=False))
+    shapes = dict(
+        zip(TENSORS, [(N, C, H, W), *[(C,)] * 4, (R, C), (C, R), (R,), (C,)], strict=False)
+    )
     shapes["residual"] = N, C, H, W
     return {name: torch.rand(shape) for name, shape in shapes.items()} | dict(training=training)
 

@@ -176,11 +176,10 @@ def shapes(every):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", shapes(1))
 def test_moments(arguments, layout, dtype):
-    given = arguments(layout, dtype=dtype)["moments"]
-    for shift in (0, 1000 if dtype != torch.bfloat16 else 0):
-        u = given[0] + shift
-        u = u.expand(u.shape) if shift else given[0]
-        means, m2 = ops.norm_moments(u, *given[1:])
+    drawn, wide, backend = arguments(layout, dtype=dtype)["moments"]
+    for shift in (0, 1000) if dtype != torch.bfloat16 else (0,):
+        u = drawn + shift if shift else drawn
+        means, m2 = ops.norm_moments(u, wide, backend)
         exact = u.double().cpu()
         # of float32 numbers the mean to within half of its spacing, the squares as without a shift
         half = 0.51 * torch.finfo(torch.float32).eps * shift if dtype == torch.float32 else 0
@@ -266,3 +265,53 @@ def test_u_is_not_needed_behind_a_frozen_norm_without_pre(arguments):
     given = mask, norm, s, d, pre, None, None, backend
     du = ops.norm_squeeze_backward(g, u, *given)
     assert torch.equal(ops.norm_squeeze_backward(g, torch.full_like(u, torch.nan), *given), du)
+
+
+@pytest.mark.sampled(every=3)
+@pytest.mark.parametrize("pre", ["relu", "hardswish"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_closed_unit_stops_an_infinite_gradient(arguments, layout, pre):
+    """As torch's select does, no product with 0: in du and in the sums behind pre."""
+    dy, u, _, norm, *_, backend = arguments(layout, pre)["scale_backward"]
+    *_, s, d, _, slope, offset, _ = arguments(layout, pre)["squeeze_backward"]
+    at = 1, 2, 3, 1
+    norm[:, 2] = norm.new_tensor([0.0, 1.0, 0.0])
+    u[at] = -100.0
+    clean = [ops.norm_scale_backward(dy, u, None, norm, pre, False, backend)[1]]
+    clean += [ops.norm_squeeze_backward(dy, u, None, norm, s, d, pre, slope, offset, backend)]
+    dy[at] = torch.inf
+    sums = ops.norm_scale_backward(dy, u, None, norm, pre, False, backend)[1]
+    du = ops.norm_squeeze_backward(dy, u, None, norm, s, d, pre, slope, offset, backend)
+    assert torch.equal(sums[1:], clean[0][1:])
+    assert torch.equal(du, clean[1])
+
+
+@pytest.mark.sampled(every=3)
+@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_mask_stops_an_infinite_gradient(arguments, layout, pre):
+    dy, u, mask, norm, _, _, backend = arguments(layout, pre)["scale_backward"]
+    *_, s, d, _, slope, offset, _ = arguments(layout, pre)["squeeze_backward"]
+    shut = ~unpacked(mask, u)
+    assert shut.any()
+    runs = []
+    for value in (0.0, torch.inf, torch.nan):
+        dy[shut] = value
+        runs.append(
+            [
+                *ops.norm_scale_backward(dy, u, mask, norm, pre, True, backend),
+                ops.norm_squeeze_backward(dy, u, mask, norm, s, d, pre, slope, offset, backend),
+            ]
+        )
+    for others in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
+
+
+def test_nan_keeps_its_bit(arguments):
+    """What is not a number is not below 0: its gradient goes on, as behind torch's ReLU."""
+    for layout in ("contiguous", "channels_last"):
+        u, *rest = arguments(layout)["scale"]
+        u[2, 3, 1, 4] = torch.nan
+        y, mask = ops.norm_scale(u, *rest)
+        assert y[2, 3, 1, 4].isnan()
+        assert unpacked(mask, u)[2, 3, 1, 4]
