@@ -174,7 +174,8 @@ def _clear_of_jumps(case, inputs) -> bool:
     if _close(case, t).any():
         return False
     w1, w2, b1, b2 = (doubles(inputs)[name] for name in ("w1", "w2", "b1", "b2"))
-    z = reference.squeeze(pre_module(case.pre)(t), case.squeeze)
+    v = pre_module(case.pre)(t)
+    z, size = (reference.squeeze(part, case.squeeze) for part in (v, v.abs()))
     a = F.linear(z, w1, b1)
     h = reference.activate(a, case.act, case.act_slope)
     e = F.linear(h, w2, b2)
@@ -182,7 +183,7 @@ def _clear_of_jumps(case, inputs) -> bool:
     gate_jumps = _JUMPS.get(case.gate, ())
     if case.gate == "tanh" and case.post == "relu" and not case.residual:
         gate_jumps = (0.0,)
-    checks = [(a, _size_of(z, w1, b1), jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
+    checks = [(a, _size_of(size, w1, b1), jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
     checks += [(e, _size_of(h, w2, b2), jump, _CLEARANCE) for jump in gate_jumps]
     if case.post == "relu" and not case.residual:
         checks.append((s, s.abs(), 0.0, _S_CLEARANCE))
@@ -193,9 +194,13 @@ def _clear_of_jumps(case, inputs) -> bool:
 
 
 def doubles(inputs):
-    """All in float64 on the CPU, in the order of NAMES."""
+    """All in float64 on the CPU, in the order of NAMES; dense, since backward of torch's batch norm
+    reads running statistics as if they were."""
     given = {name: inputs.get(name) for name in NAMES}
-    return {name: None if t is None else t.detach().double().cpu() for name, t in given.items()}
+    return {
+        name: None if t is None else t.detach().double().cpu().contiguous()
+        for name, t in given.items()
+    }
 
 
 def copies(inputs):
@@ -248,7 +253,12 @@ def pre_module(pre: str) -> nn.Module:
 
 def run_judge(case: Case, inputs, dy, need=None) -> dict[str, Tensor]:
     """What ``run`` would give without a rounding."""
-    return run(composed, flat(doubles(inputs)), dy.double().cpu(), need, **case.variant)
+    return run(composed, flat(doubles(inputs)), dense(dy), need, **case.variant)
+
+
+def dense(dy):
+    """dy in float64 on the CPU, contiguous: from some others torch's batch norm reads wrongly."""
+    return dy.double().cpu().contiguous()
 
 
 def flat(inputs):
@@ -353,4 +363,6 @@ def check(case: Case, inputs, dy, *runs) -> None:
 def run_eager(case: Case, inputs, dy) -> dict[str, Tensor]:
     """``run`` of ``composed`` with every step in u's dtype, the block as timm computes it."""
     inputs = {name: None if t is None else t.detach().cpu() for name, t in inputs.items()}
-    return run(composed, inputs, dy.cpu(), excited=operator_cases.eager, **case.variant)
+    return run(
+        composed, inputs, dy.cpu().contiguous(), excited=operator_cases.eager, **case.variant
+    )

@@ -38,13 +38,24 @@ class Placed:
     dy_place: str  # a name of IMAGES, or "expanded": dy of y.sum()
     need: tuple[str, ...]
 
+    def laid_out(self, inputs, dy):
+        """``inputs`` and ``dy`` in their places."""
+        ways = {"x": IMAGES, "u": IMAGES, "residual": IMAGES, "w1": MATRICES, "w2": MATRICES}
+        inputs = dict(inputs)
+        for name, way in self.places.items():
+            if way != "expanded":
+                inputs[name] = ways.get(name, VECTORS)[way](inputs[name])
+        if self.dy_place == "expanded":
+            return inputs, dy.new_ones(()).expand(dy.shape)
+        return inputs, IMAGES[self.dy_place](dy)
 
-_sides = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33]))
-_windows = st.one_of(
+
+sides = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33]))
+windows = st.one_of(
     st.tuples(st.integers(1, 6), st.integers(1, 6)),
     st.sampled_from([(1, 1), (1, 16), (17, 1), (7, 7), (4, 8), (3, 11)]),
 )
-_expansions = st.sampled_from([(), (), (), (0,), (1,), (2,), (3,), (2, 3), (0, 1), (0, 1, 2, 3)])
+expansions = st.sampled_from([(), (), (), (0,), (1,), (2,), (3,), (2, 3), (0, 1), (0, 1, 2, 3)])
 
 
 @st.composite
@@ -52,8 +63,8 @@ def placed_cases(draw, dtype, weight_dtypes=DTYPES):
     """A ``Placed`` with x in ``dtype``."""
     biases = draw(st.sampled_from([(), ("b1",), ("b2",), ("b1", "b2")]))
     case = Case(
-        shape=(draw(st.integers(1, 5)), draw(_sides), *draw(_windows)),
-        reduced=draw(_sides),
+        shape=(draw(st.integers(1, 5)), draw(sides), *draw(windows)),
+        reduced=draw(sides),
         dtype=dtype,
         weight_dtype=draw(st.sampled_from([dtype, *weight_dtypes])),
         squeeze=draw(st.sampled_from(SQUEEZES)),
@@ -63,7 +74,7 @@ def placed_cases(draw, dtype, weight_dtypes=DTYPES):
         post=draw(st.sampled_from(POSTS)),
         biases=biases,
         residual=draw(st.booleans()),
-        expanded=draw(_expansions),
+        expanded=draw(expansions),
         seed=draw(st.integers(0, 2**20)),
     )
     present = ["x", "w1", "w2", *biases, *(["residual"] if case.residual else [])]
@@ -78,17 +89,6 @@ def placed_cases(draw, dtype, weight_dtypes=DTYPES):
     return Placed(case, places, dy_place, need)
 
 
-def place(placed, inputs, dy):
-    ways = {"x": IMAGES, "residual": IMAGES, "w1": MATRICES, "w2": MATRICES}
-    inputs = dict(inputs)
-    for name, way in placed.places.items():
-        if way != "expanded":
-            inputs[name] = ways.get(name, VECTORS)[way](inputs[name])
-    if placed.dy_place == "expanded":
-        return inputs, dy.new_ones(()).expand(dy.shape)
-    return inputs, IMAGES[placed.dy_place](dy)
-
-
 def check_strides(x, out, name):
     """A dense x gives its own strides, any other a dense tensor in one of the two layouts."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
@@ -101,7 +101,7 @@ def check_strides(x, out, name):
 def check_placed(kernel, device, placed):
     """Asserts that ``kernel`` is right on ``placed``, touches no input and keeps x's strides."""
     try:
-        inputs, dy = place(placed, *make(placed.case, device))
+        inputs, dy = placed.laid_out(*make(placed.case, device))
     except NoInputs:  # about one case in 40,000
         reject()
     held = {**inputs, "dy": dy}

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+SECOND = 2.0**-23  # ε of float32
+
 
 @dataclass
 class Rounded:
     """``value`` is exact, in float64; one computed with roundings of relative size ε, each sum with
-    one for its terms together, is within ``error`` * ε of it, to first order."""
+    one for its terms together, is within ``error`` * ε of it: to first order, and to second where
+    two that are 0 but for roundings are multiplied."""
 
     value: Tensor
     error: Tensor
@@ -36,7 +39,7 @@ class Rounded:
     def __mul__(self, other: "Rounded") -> "Rounded":
         value = self.value * other.value
         error = self.value.abs() * other.error + other.value.abs() * self.error
-        return Rounded(value, error + value.abs())
+        return Rounded(value, error + value.abs() + SECOND * self.error * other.error)
 
     def __truediv__(self, number: float) -> "Rounded":
         value = self.value / number
@@ -45,7 +48,7 @@ class Rounded:
     def __matmul__(self, other: "Rounded") -> "Rounded":
         ours, theirs = self.value.abs(), other.value.abs()
         error = self.error @ theirs + ours @ other.error + ours @ theirs
-        return Rounded(self.value @ other.value, error)
+        return Rounded(self.value @ other.value, error + SECOND * (self.error @ other.error))
 
     def __getitem__(self, index) -> "Rounded":
         return Rounded(self.value[index], self.error[index])
