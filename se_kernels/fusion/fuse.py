@@ -4,16 +4,21 @@ from torch import nn
 
 from se_kernels.fusion import probe
 from se_kernels.fusion.block import Block
+from se_kernels.fusion.blocks import Surroundings, surroundings_of
 from se_kernels.fusion.families import Family, family_of
 from se_kernels.fusion.reading import Misfit, Refusal, channels_of, read
 from se_kernels.fusion.report import FuseReport
 from se_kernels.fusion.run import Plan
-from se_kernels.fusion.swap import fused_class, original_class, plan_of, swap, swap_back
+from se_kernels.fusion.swap import fused_class, is_fused, original_class, swap, swap_back
+from se_kernels.fusion.tail import Tail
+from se_kernels.fusion.tail_reading import channels_into, read_tail
 from se_kernels.module import SqueezeExcite
 from se_kernels.pieces import class_path
 
+LEVELS = ("layer", "block")
 
-def fuse(model: nn.Module) -> FuseReport:
+
+def fuse(model: nn.Module, level: str = "layer") -> FuseReport:
     """Fuses every SE module of ``model``, in place.
 
     A fused module is the same object with the same parameters, buffers, names, hooks, mode, device
@@ -29,17 +34,25 @@ def fuse(model: nn.Module) -> FuseReport:
 
     Args:
         model: any module, an SE module too.
+        level: "layer": the SE modules; "block": each also with the batch norm and the activation
+            before it and, where the block ends there, the shortcut and the ReLU after it
+            (``batch_norm_squeeze_excite``). That is another class for the block, under the same
+            conditions. Known are timm's ResNets, SENets, RegNets, EfficientNets and MobileNetV3s,
+            torchvision's RegNets, EfficientNets and MobileNetV3s, and every ``nn.Sequential`` with
+            a norm before an SE module. In other blocks the SE module alone is fused.
 
     Returns:
         What was fused, what was skipped and why; print it.
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: an adapter of ``register_family`` does not describe its module. Nothing is
-            fused then.
+        ValueError: an unknown level, or an adapter of ``register_family`` does not describe its
+            module. Nothing is fused then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if level not in LEVELS:
+        raise ValueError(f"level: expected one of {', '.join(LEVELS)}; got {level!r}")
     plans: dict[nn.Module, Plan] = {}
     refused: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
@@ -55,8 +68,9 @@ def fuse(model: nn.Module) -> FuseReport:
                 refused[module] = str(refusal)
     for module, plan in plans.items():
         swap(module, plan)
-    for module in refused:
-        if plan_of(module) is not None:
+    blocks, apart = _fuse_blocks(model) if level == "block" else ({}, {})
+    for module in list(model.modules()):
+        if is_fused(module) and module not in plans and module not in blocks:
             swap_back(module)
     report = FuseReport(original_class(model).__name__)
     for name, module in model.named_modules(remove_duplicate=False):
@@ -64,7 +78,27 @@ def fuse(model: nn.Module) -> FuseReport:
             report.fused[name] = class_path(original_class(module))
         elif module in refused:
             report.skipped[name] = refused[module]
+        elif module in blocks:
+            report.blocks[name] = class_path(original_class(module))
+        elif module in apart:
+            report.apart[name] = apart[module]
     return report
+
+
+def _fuse_blocks(model: nn.Module) -> tuple[dict[nn.Module, Tail], dict[nn.Module, str]]:
+    """After the SE modules. The plans of the blocks fused, and why the others are not."""
+    plans: dict[nn.Module, Tail] = {}
+    apart: dict[nn.Module, str] = {}
+    judged: dict[tuple, str | None] = {}
+    for module in model.modules():
+        if (found := surroundings_of(module)) is not None:
+            try:
+                plans[module] = _tail_plan(module, *found, judged)
+            except Refusal as refusal:
+                apart[module] = str(refusal)
+    for module, plan in plans.items():
+        swap(module, plan)
+    return plans, apart
 
 
 def unfuse(model: nn.Module) -> list[str]:
@@ -75,18 +109,16 @@ def unfuse(model: nn.Module) -> list[str]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    names = [
-        name for name, m in model.named_modules(remove_duplicate=False) if plan_of(m) is not None
-    ]
+    names = [name for name, m in model.named_modules(remove_duplicate=False) if is_fused(m)]
     for module in list(model.modules()):
-        if plan_of(module) is not None:
+        if is_fused(module):
             swap_back(module)
     return names
 
 
 def _plan(module: nn.Module, family: Family) -> Plan:
     """The plan of a module that computes its family's block. Raises Refusal or Misfit."""
-    forward = _forward_of(module, family)
+    forward = _forward_of(module, family.cls, "plan")
     block = _block_of(module, family)
     plan = read(module, block)
     reason = probe.why_not(module, forward, plan, channels_of(module, block) or 8)
@@ -95,14 +127,31 @@ def _plan(module: nn.Module, family: Family) -> Plan:
     return plan
 
 
-def _forward_of(module, family):
+def _tail_plan(module: nn.Module, family: type, around: Surroundings, judged: dict) -> Tail:
+    """The plan of a block that computes what its family does; of those that are alike but for the
+    sizes of their layers one is judged. Raises Refusal."""
+    forward = _forward_of(module, family, "tail")
+    plan = read_tail(module, around)
+    own = {name: value for name, value in module.__dict__.items() if not name.startswith("_")}
+    own.pop("training")
+    layers = tuple((name, original_class(m)) for name, m in module.named_modules())
+    key = (forward, plan, repr(own), layers)
+    if key not in judged:
+        channels = channels_into(module, plan) or 8
+        judged[key] = probe.why_not_tail(module, forward, plan, channels)
+    if judged[key] is not None:
+        raise Refusal(judged[key])
+    return plan
+
+
+def _forward_of(module, family: type, way: str):
     cls = original_class(module)
     if "forward" in module.__dict__:
         raise Refusal("its forward is replaced")
-    if cls.forward is not family.cls.forward:
-        raise Refusal(f"{cls.__name__} has another forward than {family.cls.__name__}")
+    if cls.forward is not family.forward:
+        raise Refusal(f"{cls.__name__} has another forward than {family.__name__}")
     try:
-        fused_class(cls)
+        fused_class(cls, way)
     except TypeError as error:
         raise Refusal(f"{cls.__name__} cannot be extended: {error}") from error
     return cls.forward

@@ -13,39 +13,57 @@ import torch
 from torch import Tensor, nn
 
 from se_kernels.fusion.run import Plan, run
+from se_kernels.fusion.tail import Tail, run_tail
 
 _TOLERANCE = 1e-5  # of the largest number; a forward may have a float32 step inside
 
 
 def why_not(module: nn.Module, forward, plan: Plan, channels: int) -> str | None:
     """None where ``forward(module, x)`` is what the plan computes, else how they differ."""
-    with _undisturbed(module):
-        return _difference(module, forward, plan, channels)
-
-
-def _difference(module, forward, plan, channels) -> str | None:
-    generator = torch.Generator().manual_seed(0)
-    shape = (2, 2, 3, channels) if plan.nhwc else (2, channels, 2, 3)
-    random = dict(generator=generator, dtype=torch.float64, device="cpu")
-    x, dy = torch.randn(shape, **random), torch.randn(shape, **random)
-    lent = {name: _parameter(p, random) for name, p in module.named_parameters()}
-    lent |= {name: _buffer(b, random) for name, b in module.named_buffers()}
 
     def fused(module, x):
         return run(module, plan, x, backend="reference")
 
-    for module.training in (False, True):
-        gradients_of = dy if module.training else None
+    shape = (2, 2, 3, channels) if plan.nhwc else (2, channels, 2, 3)
+    with _undisturbed(module):
+        return _difference(module, forward, fused, shape, (module,), keeps_shape=True)
+
+
+def why_not_tail(module: nn.Module, forward, tail: Tail, channels: int) -> str | None:
+    """The same for a block: its norms are in training mode too, and their statistics compared."""
+
+    def fused(module, x):
+        return run_tail(module, tail, x, backend="reference")
+
+    with _undisturbed(module):
+        modes = tuple(module.modules())
+        return _difference(module, forward, fused, (2, channels, 5, 4), modes, keeps_shape=False)
+
+
+def _difference(module, forward, fused, shape, modes, keeps_shape) -> str | None:
+    """``modes``: the modules that are put in training mode for the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    random = dict(generator=generator, dtype=torch.float64, device="cpu")
+    x = torch.randn(shape, **random)
+    lent = {name: _parameter(p, random) for name, p in module.named_parameters()}
+    lent |= {name: _buffer(b, random) for name, b in module.named_buffers()}
+
+    for training in (False, True):
+        for m in modes:
+            m.training = training
         try:
-            expected = _outcome(module, forward, lent, x, gradients_of)
+            expected = _outcome(module, forward, lent, x, training, keeps_shape)
         except Exception as error:
             return f"its forward fails on x {shape} in float64: {_first_line(error)}"
         try:
-            results = _outcome(module, fused, lent, x, gradients_of)
+            results = _outcome(module, fused, lent, x, training, keeps_shape)
         except Exception as error:
             return f"its block fails on x {shape} in float64: {_first_line(error)}"
+        if results.keys() != expected.keys():
+            return "computes something else than its block"
+        largest = max(t.abs().max() for t in expected.values() if t is not None and t.numel())
         for name, value in expected.items():
-            if not _same(results[name], value):
+            if not _same(results[name], value, largest):
                 return f"computes something else than its block: {name} differs"
     return None
 
@@ -61,20 +79,24 @@ class _Lending(nn.Module):
         return function(self.module, x)
 
 
-def _outcome(module, function, lent, x, dy) -> dict[str, Tensor | None]:
-    """y and, where dy is given, the gradients of x and of the parameters."""
-    leaves = {f"module.{name}": t.detach() for name, t in lent.items()}
+def _outcome(module, function, lent, x, training, keeps_shape) -> dict[str, Tensor | None]:
+    """y, the buffers and, in training, the gradients of x and of the parameters."""
+    leaves = {f"module.{name}": t.detach().clone() for name, t in lent.items()}
     wanted = {}
-    if dy is not None:
+    if training:
         x = x.detach().requires_grad_()
         names = (f"module.{name}" for name, _ in module.named_parameters())
         wanted = {"x": x} | {name: leaves[name].requires_grad_() for name in names}
+    torch.default_generator.manual_seed(0)  # for what is dropped
     y = torch.func.functional_call(_Lending(module), leaves, (function, 1 * x))
-    if not isinstance(y, Tensor) or y.shape != x.shape:
+    if not isinstance(y, Tensor) or (keeps_shape and y.shape != x.shape):
         raise ValueError(f"expected a tensor of the shape of x, got {getattr(y, 'shape', type(y))}")
+    generator = torch.Generator().manual_seed(1)
+    dy = torch.randn(y.shape, generator=generator, dtype=y.dtype, device="cpu")
     grads = torch.autograd.grad(y, list(wanted.values()), dy, allow_unused=True) if wanted else ()
     named = (f"the gradient of {name.removeprefix('module.')}" for name in wanted)
-    return {"y": y.detach(), **dict(zip(named, grads, strict=True))}
+    buffers = {name: leaves[f"module.{name}"] for name, _ in module.named_buffers()}
+    return {"y": y.detach(), **buffers, **dict(zip(named, grads, strict=True))}
 
 
 def _parameter(p: Tensor, random) -> Tensor:
@@ -89,12 +111,16 @@ def _buffer(b: Tensor, random) -> Tensor:
     return torch.rand(b.shape, **random) + 0.5  # may be a variance
 
 
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
+def _same(a: Tensor | None, b: Tensor | None, largest: Tensor) -> bool:
+    """``largest``: of all that is compared; a gradient may be rounding and nothing else."""
     if a is None or b is None:
         return a is b
     if a.shape != b.shape:
         return False
-    return bool(((a - b).abs() <= _TOLERANCE * b.abs().amax()).all()) if b.numel() else True
+    if not b.numel():
+        return True
+    scale = torch.maximum(b.abs().amax(), 1e-6 * largest)
+    return bool(((a - b).abs() <= _TOLERANCE * scale).all())
 
 
 @contextlib.contextmanager

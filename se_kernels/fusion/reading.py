@@ -26,10 +26,10 @@ def read(module: nn.Module, block: Block) -> Plan:
     """The plan of ``module``'s fused call. Raises Refusal or Misfit."""
     steps = [(name, _step(module, name)) for name in block.excitation]
     for path, piece in _named_pieces(module):
-        _check_untouched(path, piece)
+        check_untouched(path, piece)
     _check_parameters(module)
     pool = () if block.pool is None else _pool_pieces(module, block)
-    common = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc", settings=_settings_of(module))
+    common = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc", settings=settings_of(module))
     working = [(name, step) for name, step in steps if not _does_nothing(step)]
     two_fcs = _two_fcs(working)
     if two_fcs is not None:
@@ -66,7 +66,8 @@ def _named_pieces(module):
     return ((name, piece) for name, piece in module.named_modules() if name)
 
 
-def _check_untouched(name, piece) -> None:
+def check_untouched(name: str, piece: nn.Module) -> None:
+    """Raises Refusal where a call of it does more than its class's forward."""
     if isinstance(piece, torch.jit.ScriptModule):
         raise Refusal(f"{name} is scripted")
     if nn.utils.parametrize.is_parametrized(piece):
@@ -114,11 +115,11 @@ def _pieces_of(module, names) -> tuple[Piece, ...]:
 def _piece(name, module, inside) -> Piece:
     pieces = _pieces_of(module, inside)
     is_fc = _is_fc(module)
-    settings = () if is_fc else _settings_of(module)
+    settings = () if is_fc else settings_of(module)
     return Piece(name, type(module), len(module._modules), is_fc, settings, pieces)
 
 
-def _settings_of(module) -> Settings:
+def settings_of(module: nn.Module) -> Settings:
     """What a forward may go by: timm's add_maxpool, a slope."""
     return tuple(
         (name, value)

@@ -49,6 +49,11 @@ class Plan(NamedTuple):
         return f"squeeze={self.squeeze}, {excite}"
 
 
+def plan_of(module: nn.Module) -> Plan | None:
+    """None where ``module`` is no fused SE module."""
+    return module.__dict__.get("se_kernels_plan")
+
+
 def child(module: nn.Module, path: Path) -> nn.Module | None:
     for name in path:
         module = module.__dict__["_modules"].get(name)
@@ -66,11 +71,18 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
     """
     state = module.__dict__
     return (
+        is_plain_call(x)
+        and (not plan.settings or are_as_read(state, plan.settings))
+        and _are_intact(state["_modules"], plan.pieces)
+    )
+
+
+def is_plain_call(x) -> bool:
+    """Whether x is for the kernels to read, and nothing is to see the pieces called."""
+    return (
         type(x) in TENSORS
         and x.dim() == 4
         and x.dtype in DTYPES
-        and (not plan.settings or _are_as_read(state, plan.settings))
-        and _are_intact(state["_modules"], plan.pieces)
         and not is_every_module_hooked()
         and _get_tracing_state() is None
         and not (is_exporting() and torch.onnx.is_in_onnx_export())
@@ -85,7 +97,7 @@ def _are_intact(modules, pieces) -> bool:
         state = piece.__dict__
         if is_intercepted(state) or len(state["_modules"]) != children:
             return False
-        if settings and not _are_as_read(state, settings):
+        if settings and not are_as_read(state, settings):
             return False
         if is_fc and not (type(weights(piece)[0]) in TENSORS and _is_matrix(state)):
             return False
@@ -104,7 +116,7 @@ def _is_matrix(fc) -> bool:
     )
 
 
-def _are_as_read(state, settings) -> bool:
+def are_as_read(state, settings) -> bool:
     return all(state.get(name) == value for name, value in settings)
 
 

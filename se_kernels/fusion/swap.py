@@ -12,7 +12,8 @@ import types
 from torch import nn
 
 from se_kernels import direct
-from se_kernels.fusion.run import Plan, can_run, run
+from se_kernels.fusion.run import Plan, can_run, plan_of, run
+from se_kernels.fusion.tail import Tail, can_run_tail, run_tail, tail_of
 from se_kernels.fusion.witness import witness_of
 
 
@@ -20,7 +21,7 @@ class Fused(nn.Module):
     """What the fused classes have in common."""
 
     def extra_repr(self) -> str:
-        plan = plan_of(self)
+        plan = plan_of(self) or tail_of(self)
         parts = (super().extra_repr(), "" if plan is None else plan.describe())
         return ", ".join(part for part in parts if part)
 
@@ -30,20 +31,23 @@ class Fused(nn.Module):
         if state and isinstance(state[0], dict):
             state[0] = {k: v for k, v in state[0].items() if k != "se_kernels_witness"}
         if make is copyreg.__newobj__ and arguments[0] is type(self):
-            make, arguments = restore, (unfused_class(type(self)), *arguments[1:])
+            cls = type(self)
+            make, arguments = restore, (unfused_class(cls), cls.se_kernels_way, *arguments[1:])
         return make, arguments, *state
 
 
-def restore(cls: type[nn.Module], *arguments) -> nn.Module:
+def restore(cls: type[nn.Module], way: str, *arguments) -> nn.Module:
     """A fused module of original class ``cls``, still empty: called when it is unpickled."""
-    fused = fused_class(cls)
+    fused = fused_class(cls, way)
     return fused.__new__(fused, *arguments)
 
 
 @functools.cache
-def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of ``cls`` whose forward is the fused block."""
-    body = {"forward": _fused_forward(cls.forward), "__module__": cls.__module__}
+def fused_class(cls: type[nn.Module], way: str) -> type[nn.Module]:
+    """The subclass of ``cls`` whose forward is fused: "plan", the SE module that it is, or "tail",
+    the SE module in it with what is around."""
+    forward = _fused_forward(cls.forward, *_WAYS[way])
+    body = {"forward": forward, "se_kernels_way": way, "__module__": cls.__module__}
     return type(f"Fused{cls.__name__}", (Fused, cls), body)
 
 
@@ -58,23 +62,23 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return type(module)
 
 
-def plan_of(module: nn.Module) -> Plan | None:
-    """None where ``module`` is not fused."""
-    return module.__dict__.get("se_kernels_plan")
+def is_fused(module: nn.Module) -> bool:
+    return plan_of(module) is not None or tail_of(module) is not None
 
 
-def swap(module: nn.Module, plan: Plan) -> None:
+def swap(module: nn.Module, plan: Plan | Tail) -> None:
     """Makes ``module`` fused. Raises TypeError where its class cannot be extended."""
+    way = "plan" if isinstance(plan, Plan) else "tail"
     if not isinstance(module, Fused):
-        module.__class__ = fused_class(type(module))
-    module.se_kernels_plan = plan
+        module.__class__ = fused_class(type(module), way)
+    setattr(module, f"se_kernels_{way}", plan)
     module.__dict__.pop("se_kernels_witness", None)
 
 
 def swap_back(module: nn.Module) -> None:
     """Makes a fused ``module`` what it was."""
-    del module.se_kernels_plan
-    module.__dict__.pop("se_kernels_witness", None)
+    for name in ("se_kernels_plan", "se_kernels_tail", "se_kernels_witness"):
+        module.__dict__.pop(name, None)
     # one whose class was changed once more since then (parametrised, sharded) only forgets its plan
     if Fused in type(module).__bases__:
         module.__class__ = unfused_class(type(module))
@@ -107,20 +111,29 @@ def _run_unchanged(module, plan, x):
     )
 
 
-def _fused_forward(original):
+def _never(module, plan, x):
+    return None
+
+
+# where the plan is, whether it can be run, the call, and a short way of an inference
+_WAYS = {
+    "plan": ("se_kernels_plan", can_run, run, _run_unchanged),
+    "tail": ("se_kernels_tail", can_run_tail, run_tail, _never),
+}
+
+
+def _fused_forward(original, key, can, call, short):  # so that forward has no global name
     argument = next(iter(list(inspect.signature(original).parameters)[1:]), None)
-    # so that forward has no global name
-    can, block, short = can_run, run, _run_unchanged
 
     def forward(self, *args, **kwargs):
-        plan = self.__dict__.get("se_kernels_plan")
+        plan = self.__dict__.get(key)
         if plan is not None and len(args) + len(kwargs) == 1:
             x = args[0] if args else kwargs.get(argument)
             y = short(self, plan, x)
             if y is not None:
                 return y
             if can(self, plan, x):
-                return block(self, plan, x)
+                return call(self, plan, x)
         return original(self, *args, **kwargs)
 
     # TorchScript compiles the source of __wrapped__, and looks for its names in the globals here

@@ -2,8 +2,7 @@
 
 from torch import Tensor, nn
 
-from se_kernels.fusion.run import gates
-from se_kernels.fusion.swap import plan_of
+from se_kernels.fusion.run import gates, plan_of
 from se_kernels.models.se import EagerSqueezeExcite
 from se_kernels.module import SqueezeExcite
 

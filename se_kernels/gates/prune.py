@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from se_kernels import reference
-from se_kernels.fusion.swap import plan_of
+from se_kernels.fusion.run import plan_of
 from se_kernels.gates.constant import ConstantGate
 from se_kernels.gates.layers import se_layers
 from se_kernels.gates.moments import Moments

@@ -1,0 +1,198 @@
+"""A call of a fused block: the SE module together with the norm before it and, where the block ends
+with them, the shortcut and the ReLU after it. All else of the block is called as ever."""
+
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from se_kernels.checks import DTYPES
+from se_kernels.fusion.run import (
+    Path,
+    Settings,
+    are_as_read,
+    can_run,
+    child,
+    is_plain_call,
+    plan_of,
+)
+from se_kernels.listening import listeners_of, told
+from se_kernels.module import SqueezeExcite
+from se_kernels.norm import live
+from se_kernels.pieces import TENSORS, class_path, is_intercepted, weights
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# timm's, with the activation in them
+_NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
+# what drops whole branches in training, and its probability
+_DROPS = {
+    "timm.layers.drop.DropPath": "drop_prob",
+    "torchvision.ops.stochastic_depth.StochasticDepth": "p",
+}
+
+
+class Part(NamedTuple):
+    """A child whose call the fused one stands for, or that does nothing, as it was when read."""
+
+    path: Path
+    cls: type
+    children: int  # how many it has
+    settings: Settings
+
+
+class Tail(NamedTuple):
+    """One block: ``Surroundings`` as paths of the children that are there."""
+
+    before: tuple[Path, ...]
+    norm: Path
+    act: Path | None
+    pre: str  # what act is
+    se: Path
+    after: tuple[Path, ...]
+    skip: bool
+    drop: Path | None
+    shortcut: Path | None
+    post: Path | None
+    settings: Settings
+    parts: tuple[Part, ...]
+    absent: tuple[Path, ...]
+
+    def describe(self) -> str:
+        norm, se = ".".join(self.norm), ".".join(self.se)
+        return f"{norm} → {se}" if self.pre == "identity" else f"{norm} → {self.pre} → {se}"
+
+
+def tail_of(module: nn.Module) -> Tail | None:
+    """None where ``module`` is no fused block."""
+    return module.__dict__.get("se_kernels_tail")
+
+
+def is_norm(norm: nn.Module | None, with_act: bool) -> bool:
+    """Whether it is a plain batch norm, or one ``with_act``, of a class that is known."""
+    return norm is not None and (
+        live.is_plain(norm, _NORMS)
+        if not with_act
+        else class_path(type(norm)) in _NORM_ACTS and live.is_plain(norm, (type(norm),))
+    )
+
+
+def has_act(norm: nn.Module) -> bool:
+    return class_path(type(norm)) in _NORM_ACTS
+
+
+class Excitation(NamedTuple):
+    """What the fused call is told of the SE module."""
+
+    fcs: tuple[Tensor | None, ...]
+    variant: dict
+
+
+def excitation_of(se: nn.Module | None, x) -> Excitation | None:
+    """None where the SE module is not one call of two FCs on averages of (N, C, H, W)."""
+    if type(se) is SqueezeExcite:
+        fcs = se.fcs() if se.squeeze == "avg" and se.post == "none" else None
+        variant = se
+        backend = se.backend
+    else:
+        variant = None if se is None else plan_of(se)
+        if variant is None or variant.fc1 is None or variant.squeeze != "avg" or variant.nhwc:
+            return None
+        if not can_run(se, variant, x):
+            return None
+        (w1, b1), (w2, b2) = (weights(child(se, path)) for path in (variant.fc1, variant.fc2))
+        fcs, backend = (w1, w2, b1, b2), None
+    if fcs is None:
+        return None
+    named = dict(act=variant.act, act_slope=variant.act_slope, gate=variant.gate)
+    return Excitation(fcs, named | dict(backend=backend))
+
+
+def can_run_tail(module: nn.Module, tail: Tail, x) -> bool:
+    """``run.can_run`` for a block: whether ``run_tail`` computes what its own forward would."""
+    if not (is_plain_call(x) and are_as_read(module.__dict__, tail.settings)):
+        return False
+    for path, cls, children, settings in tail.parts:
+        part = child(module, path)
+        if type(part) is not cls:
+            return False
+        state = part.__dict__
+        if is_intercepted(state) or len(state["_modules"]) != children:
+            return False
+        if settings and not are_as_read(state, settings):
+            return False
+    se = child(module, tail.se)
+    return (
+        all(child(module, path) is None for path in tail.absent)
+        and is_norm(child(module, tail.norm), _act_is_inside(tail))
+        and excitation_of(se, x) is not None
+        and listeners_of(se) is not None
+    )
+
+
+def run_tail(module: nn.Module, tail: Tail, x: Tensor, backend: str | None = None) -> Tensor:
+    """The block's output: x (N, C, H, W) to (N, C', H', W')."""
+    u = x
+    for path in tail.before:
+        u = child(module, path)(u)
+    residual = None
+    if tail.skip:
+        residual = x if tail.shortcut is None else child(module, tail.shortcut)(x)
+    # the sum and the ReLU join the call where nothing is between
+    drop = None if tail.drop is None else child(module, tail.drop)
+    ends = not tail.after
+    sums = ends and tail.skip and _is_idle(drop) and _fits(residual, u)
+    post = None if tail.post is None else child(module, tail.post)
+    closes = ends and sums == tail.skip and type(post) is nn.ReLU
+    closes = closes and not is_intercepted(post.__dict__)
+
+    y = _scaled(module, tail, u, residual if sums else None, closes, backend)
+    for path in tail.after:
+        y = child(module, path)(y)
+    if tail.skip and not sums:
+        y = (y if drop is None else drop(y)) + residual
+    return y if closes or post is None else post(y)
+
+
+def _scaled(module, tail, u, residual, closes, backend):
+    """y of the SE module, its norm before it, the residual and the ReLU after it."""
+    norm, se = child(module, tail.norm), child(module, tail.se)
+    excitation = excitation_of(se, u)
+    if excitation is None or type(u) not in TENSORS:  # what the convolutions gave is not for it
+        v = norm(u)
+        if tail.act is not None and not _act_is_inside(tail):
+            v = child(module, tail.act)(v)
+        y = se(v)
+        y = y if residual is None else y + residual
+        return y.relu_() if closes else y
+    variant = excitation.variant | dict(pre=tail.pre, residual=residual)
+    variant["post"] = "relu" if closes else "none"
+    if backend is not None:
+        variant["backend"] = backend
+    call = partial(live.run, norm, u, *excitation.fcs, **variant)
+    listeners = listeners_of(se)
+    return told(listeners, call, partial(live.normed, norm, u, tail.pre)) if listeners else call()
+
+
+def _act_is_inside(tail: Tail) -> bool:
+    return tail.act is not None and tail.act[:-1] == tail.norm
+
+
+def _is_idle(drop: nn.Module | None) -> bool:
+    if drop is None:
+        return True
+    if is_intercepted(drop.__dict__):
+        return False
+    probability = _DROPS.get(class_path(type(drop)))
+    if probability is None:
+        return type(drop) is nn.Identity
+    return not drop.training or not getattr(drop, probability)
+
+
+def _fits(residual, u) -> bool:
+    return (
+        type(residual) in TENSORS
+        and residual.shape == u.shape
+        and residual.dtype == u.dtype
+        and residual.dtype in DTYPES
+        and residual.device == u.device
+    )
