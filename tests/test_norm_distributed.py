@@ -118,7 +118,12 @@ def in_process(rank, meeting_point, backend, results):
         timeout=timedelta(seconds=60),  # for one that waits for what the other does not do
     )
     try:
-        computed = run_cases(rank, backend), train(rank, backend), call_apart(rank, backend)
+        computed = (
+            run_cases(rank, backend),
+            train(rank, backend),
+            call_apart(rank, backend),
+            run_module(rank, backend),
+        )
         torch.save(computed, os.path.join(results, f"{rank}.pt"))
     finally:
         dist.destroy_process_group()
@@ -338,6 +343,35 @@ def test_a_parallel_network_is_one_with_the_joint_batch(computed, backend):
     for part in computed[1]:
         for name, value in expected.items():
             torch.testing.assert_close(part[name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def run_module(rank, backend, alone=False):
+    """The layer with its norm converted to a synchronised one: y, the gradients, the buffers."""
+    torch.manual_seed(0)
+    layer = se_kernels.BatchNormSqueezeExcite(
+        4, pre="silu", momentum=None, rd_channels=3, backend=backend
+    ).double()
+    u, dy = torch.randn(2, sum(PARTS), 4, 3, 2, dtype=torch.float64)
+    if not alone:
+        layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+        u, dy = (t.split(PARTS)[rank] for t in (u, dy))
+    u = u.clone().requires_grad_()
+    y = layer(u)
+    y.backward(dy)
+    gradients = {name: p.grad for name, p in layer.named_parameters()}
+    return (y.detach(), u.grad), gradients, dict(layer.named_buffers())
+
+
+def test_the_layer_synchronises_a_converted_norm(computed, backend):
+    images, gradients, buffers = run_module(0, backend, alone=True)
+    parts = computed[3]
+    torch.testing.assert_close(
+        tuple(torch.cat(t) for t in zip(*(part[0] for part in parts), strict=True)), images
+    )
+    for name, value in gradients.items():
+        torch.testing.assert_close(sum(part[1][name] for part in parts), value, msg=name)
+    for part in parts:
+        torch.testing.assert_close(part[2], buffers)
 
 
 # --- who takes part ------------------------------------------------------------------------------
