@@ -28,6 +28,7 @@ class Surroundings:
     skip: str | bool = False  # or the name of an attribute that tells
     drop: str | None = None  # stochastic depth
     shortcut: str | None = None  # x itself
+    in_place: bool = False  # the addition: it keeps the dtype of y
     post: str | None = None
 
 
@@ -39,6 +40,7 @@ _KNOWN = {
         skip=True,
         drop="drop_path",
         shortcut="downsample",
+        in_place=True,
         post="act3",
     ),
     "timm.models.resnet.BasicBlock": Surroundings(
@@ -48,6 +50,7 @@ _KNOWN = {
         skip=True,
         drop="drop_path",
         shortcut="downsample",
+        in_place=True,
         post="act2",
     ),
     # SEBottleneck, SEResNetBottleneck and SEResNeXtBottleneck have this one's forward

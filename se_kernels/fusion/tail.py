@@ -52,6 +52,7 @@ class Tail(NamedTuple):
     skip: bool
     drop: Path | None
     shortcut: Path | None
+    in_place: bool
     post: Path | None
     settings: Settings
     parts: tuple[Part, ...]
@@ -149,7 +150,8 @@ def run_tail(module: nn.Module, tail: Tail, x: Tensor, backend: str | None = Non
     for path in tail.after:
         y = child(module, path)(y)
     if tail.skip and not sums:
-        y = (y if drop is None else drop(y)) + residual
+        y = y if drop is None else drop(y)
+        y = y.add_(residual) if tail.in_place else y + residual
     return y if closes or post is None else post(y)
 
 

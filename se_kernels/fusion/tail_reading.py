@@ -49,6 +49,7 @@ def read_tail(module: nn.Module, around: Surroundings) -> Tail:
         skip=bool(skip),
         drop=_if_in(present, around.drop),
         shortcut=_if_in(present, around.shortcut),
+        in_place=around.in_place,
         post=_if_in(present, around.post),
         settings=settings_of(module),
         parts=parts,
