@@ -15,6 +15,7 @@ from se_kernels.backends.triton.plan import (
     Plan,
     choose,
 )
+from se_kernels.layout import walk
 
 
 @functools.cache
@@ -45,9 +46,8 @@ def plan_alone(x, layout: str) -> Plan:
 def _plan(x, reduced, weight_itemsize, layout):
     images, channels, height, width = x.shape
     nhwc, here = layout == "nhwc", device_of(x)
-    return choose(
-        images, channels, height * width, reduced, x.element_size(), weight_itemsize, nhwc, here
-    )
+    sizes = images, channels, height * width, reduced, x.element_size(), weight_itemsize
+    return choose(*sizes, nhwc, here)
 
 
 def counters_of(plan: Plan, like) -> torch.Tensor:
@@ -59,6 +59,14 @@ def counters_of(plan: Plan, like) -> torch.Tensor:
     """
     count = 1 + plan.groups * (2 + plan.blocks)
     return torch.zeros(count, dtype=torch.int32, device=like.device)
+
+
+def place_of(t, layout: str):
+    """The tensor and its strides from image to image and from row to row; None for None."""
+    if t is None:
+        return None
+    image, channel, pixel = walk(t)
+    return t, image, pixel if layout == "nhwc" else channel
 
 
 def unit_of(layout: str, places) -> int:
