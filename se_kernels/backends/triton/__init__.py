@@ -16,12 +16,26 @@ from se_kernels.backends.triton.block import (
     squeeze,
     squeeze_backward,
 )
+from se_kernels.backends.triton.norm import (
+    norm_inference,
+    norm_moments,
+    norm_scale,
+    norm_scale_backward,
+    norm_squeeze,
+    norm_squeeze_backward,
+)
 
 __all__ = [
     "DEVICE",
     "backward",
     "forward",
     "inference",
+    "norm_inference",
+    "norm_moments",
+    "norm_scale",
+    "norm_scale_backward",
+    "norm_squeeze",
+    "norm_squeeze_backward",
     "scale",
     "scale_backward",
     "squeeze",

@@ -38,16 +38,24 @@ def plan_of(x, w1, layout: str) -> Plan:
     return _plan(x, w1.shape[0], w1.element_size(), layout)
 
 
-def plan_alone(x, layout: str) -> Plan:
+def plan_alone(x, layout: str, *block_bytes) -> Plan:
     """The plan of a phase without its excitation."""
-    return _plan(x, 0, 1, layout)
+    return _plan(x, 0, 1, layout, *block_bytes)
 
 
-def _plan(x, reduced, weight_itemsize, layout):
+def _plan(x, reduced, weight_itemsize, layout, *block_bytes):
     images, channels, height, width = x.shape
     nhwc, here = layout == "nhwc", device_of(x)
     sizes = images, channels, height * width, reduced, x.element_size(), weight_itemsize
-    return choose(*sizes, nhwc, here)
+    return choose(*sizes, nhwc, here, *block_bytes)
+
+
+def plan_after_norm(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
+    """The plan of a sweep with a norm; its block is smaller where a number of the sums takes two
+    registers."""
+    if sums.element_size() == 8:
+        block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
+    return plan_alone(x, layout, block_bytes)
 
 
 def counters_of(plan: Plan, like) -> torch.Tensor:

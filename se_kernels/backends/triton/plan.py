@@ -8,10 +8,15 @@ from dataclasses import dataclass
 WARPS = 4
 BACKWARD_REGISTERS = 96  # a thread at most: twice the loads of forward in flight
 TRACKING_REGISTERS = 128  # where maxima and ties are tracked
+NORM_REGISTERS = {4: 72, 8: 96}  # after a norm, with sums of so many bytes
+NORM_BACKWARD_REGISTERS = 96
+NORM_SUMS_REGISTERS = {2: 80, 5: 128}  # where so many sums are kept
 THREADS = 32 * WARPS
 RESIDENT_THREADS = 1024  # on a multiprocessor, at the kernels' 64 registers or fewer
 BLOCK_BYTES = 4096  # of x a program holds at a time: two 16-byte loads a thread
 ODD_BLOCK_BYTES = 2048  # where an address costs a thread as many registers as numbers do
+NORM_BLOCKS = 4096, 1024  # bytes of the block and the odd one after a norm, one tensor is read
+NORM_PAIR_BLOCKS = 2048, 1024  # where two or three are
 PRODUCT_ELEMENTS = 2048  # of (G, BLOCK_C, BLOCK_R): 16 registers a thread, and the sums
 TILE_BYTES = 28 * 1024  # of x
 SMALLEST_TILE_BYTES = 2 * 1024
@@ -72,10 +77,12 @@ def choose(
     weight_itemsize: int,
     nhwc: bool,
     device: Device,
+    block_bytes: tuple[int, int] = (BLOCK_BYTES, ODD_BLOCK_BYTES),
 ) -> Plan:
     """The plan of x (images, channels, pixels) and a bottleneck of ``reduced``.
 
-    ``images`` and ``channels`` are at least 1; the item sizes are in bytes.
+    ``images`` and ``channels`` are at least 1; the item sizes are in bytes, as is the block where
+    a row has an even number of elements, and where an odd one.
     """
     row_bytes = max(1, pixels) * itemsize
     share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
@@ -91,7 +98,7 @@ def choose(
         nhwc,
     )
     odd = (channels if nhwc else pixels) % 2 == 1
-    elements = (ODD_BLOCK_BYTES if odd else BLOCK_BYTES) // itemsize
+    elements = block_bytes[odd] // itemsize
     rows, block_p = _cut_block(
         group * block_c, block_c, pixels, elements, ROW_BYTES // itemsize, nhwc
     )

@@ -65,3 +65,12 @@ def place(n, c, p, image, row, NHWC: tl.constexpr):
 def group_channels(n0, c0, G: tl.constexpr, BLOCK_C: tl.constexpr):
     """n (G, 1) and c (1, BLOCK_C) of a tile."""
     return n0 + tl.arange(0, G)[:, None], c0 + tl.arange(0, BLOCK_C)[None, :]
+
+
+@triton.jit
+def program_tile(blocks, splits, REVERSED: tl.constexpr):
+    """group, tile of a program that has one tile; REVERSED: the last come first."""
+    program = tl.program_id(0)
+    if REVERSED:
+        program = tl.num_programs(0) - 1 - program
+    return program // (blocks * splits), program % (blocks * splits)

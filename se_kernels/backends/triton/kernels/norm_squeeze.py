@@ -1,0 +1,171 @@
+"""norm_moments, norm_squeeze and norm_squeeze_backward, a launch each."""
+
+import triton
+import triton.language as tl
+
+from se_kernels.backends.triton.launch import (
+    alone,
+    constants,
+    counters_of,
+    on_device,
+    options,
+    plan_after_norm,
+    unit_of,
+)
+from se_kernels.backends.triton.phases.norm_squeeze import (
+    gather_norm_moments,
+    gather_sums,
+    norm_moments_tile,
+    norm_squeeze_backward_tile,
+    norm_squeeze_tile,
+)
+from se_kernels.backends.triton.phases.schedule import completes
+from se_kernels.backends.triton.phases.tile import aligned, group_channels, program_tile, tile_of
+from se_kernels.backends.triton.plan import (
+    NORM_BACKWARD_REGISTERS,
+    NORM_BLOCKS,
+    NORM_PAIR_BLOCKS,
+    NORM_REGISTERS,
+)
+
+_SIZES = ["u_image", "u_row", "N", "C", "P", "blocks", "splits", "span"]
+_BACKWARD_SIZES = [*_SIZES, "g_image", "g_row", "du_image", "du_row"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def norm_moments_kernel(
+    u, u_image, u_row, mean, m2, means, squares, counters, N, C, P, blocks, splits, span,
+    NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """mean and m2 (N, C); of parts of the pixels, where there are several, means and squares
+    (N, splits, C) first."""
+    u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
+    if NHWC:
+        C = aligned(C, UNIT)
+    else:
+        P = aligned(P, UNIT)
+    group, tile = program_tile(blocks, splits, False)
+    block, split, n0, c0, p0, p1 = tile_of(
+        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
+    )  # fmt: skip
+    norm_moments_tile(
+        u, u_image, u_row, means, squares, n0, c0, split, splits, p0, p1, N, C,
+        NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+    )  # fmt: skip
+    if BLOCK_S > 1:  # noqa: SIM102 - Triton compiles no `and` with a program in it
+        if completes(counters + group * blocks + block, splits, False):
+            n, c = group_channels(n0, c0, G, BLOCK_C)
+            valid = (n < N) & (c < C)
+            gather_norm_moments(
+                means, squares, mean, m2, n, c, valid, splits, span * BLOCK_P, P, C, BLOCK_S
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def norm_squeeze_kernel(
+    u, u_image, u_row, norm, z, parts, counters, N, C, P, blocks, splits, span,
+    PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """z (N, C); of parts of the pixels, where there are several, parts (N, splits, C) first."""
+    u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
+    if NHWC:
+        C = aligned(C, UNIT)
+    else:
+        P = aligned(P, UNIT)
+    group, tile = program_tile(blocks, splits, True)  # after norm_moments
+    block, split, n0, c0, p0, p1 = tile_of(
+        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
+    )  # fmt: skip
+    norm_squeeze_tile(
+        u, u_image, u_row, norm, parts, n0, c0, split, splits, p0, p1, N, C, P,
+        PRE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+    )  # fmt: skip
+    if BLOCK_S > 1:  # noqa: SIM102
+        if completes(counters + group * blocks + block, splits, False):
+            n, c = group_channels(n0, c0, G, BLOCK_C)
+            valid = (n < N) & (c < C)
+            gather_sums(parts, z, 0, n, c, valid, N, C, splits, 1, BLOCK_S)
+
+
+@triton.jit(do_not_specialize=_BACKWARD_SIZES)
+def norm_squeeze_backward_kernel(
+    g, g_image, g_row, u, u_image, u_row, du, du_image, du_row, mask, norm, s, d, slope, offset,
+    N, C, P, blocks, splits, span,
+    PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    g_image, g_row = aligned(g_image, UNIT), aligned(g_row, UNIT)
+    u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
+    du_image, du_row = aligned(du_image, UNIT), aligned(du_row, UNIT)
+    if NHWC:
+        C = aligned(C, UNIT)
+    else:
+        P = aligned(P, UNIT)
+    group, tile = program_tile(blocks, splits, True)  # after norm_scale_backward
+    _block, _split, n0, c0, p0, p1 = tile_of(
+        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
+    )  # fmt: skip
+    norm_squeeze_backward_tile(
+        g, g_image, g_row, u, u_image, u_row, du, du_image, du_row, mask, norm, s, d, slope,
+        offset, n0, c0, p0, p1, N, C, P, PRE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+    )  # fmt: skip
+
+
+def run_norm_moments(layout, u, mean, m2) -> None:
+    """Fills mean and m2 (N, C); u: (tensor, image, row)."""
+    plan = plan_after_norm(u[0], layout, NORM_BLOCKS, mean)
+    with on_device(u[0]):
+        whole = plan.split == 1
+        means, squares = (t if whole else t.new_empty(t.numel() * plan.split) for t in (mean, m2))
+        norm_moments_kernel[(plan.groups * plan.tiles,)](
+            *u,
+            mean,
+            m2,
+            means,
+            squares,
+            None if whole else counters_of(plan, mean),
+            *alone(plan, u[0]),
+            **options(NORM_REGISTERS[mean.element_size()]),
+            **constants(plan, layout, unit_of(layout, [u])),
+        )
+
+
+def run_norm_squeeze(layout, u, norm, z, pre) -> None:
+    """Fills z (N, C); norm (3, C); u: (tensor, image, row)."""
+    plan = plan_after_norm(u[0], layout, NORM_BLOCKS, z)
+    with on_device(u[0]):
+        whole = plan.split == 1
+        norm_squeeze_kernel[(plan.groups * plan.tiles,)](
+            *u,
+            norm,
+            z,
+            z if whole else z.new_empty(z.numel() * plan.split),
+            None if whole else counters_of(plan, z),
+            *alone(plan, u[0]),
+            PRE=pre,
+            **options(NORM_REGISTERS[z.element_size()]),
+            **constants(plan, layout, unit_of(layout, [u])),
+        )
+
+
+def run_norm_squeeze_backward(layout, g, u, du, mask, norm, s, d, pre, slope, offset) -> None:
+    """Fills du (N, C, H, W); s, d (N, C); slope, offset (C,) or None; images as above."""
+    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm)
+    with on_device(u[0]):
+        norm_squeeze_backward_kernel[(plan.groups * plan.tiles,)](
+            *g,
+            *u,
+            *du,
+            mask,
+            norm,
+            s,
+            d,
+            slope,
+            offset,
+            *alone(plan, u[0]),
+            PRE=pre,
+            **options(NORM_BACKWARD_REGISTERS),
+            **constants(plan, layout, unit_of(layout, [u, g, du])),
+        )
