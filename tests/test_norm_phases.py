@@ -1,0 +1,560 @@
+"""The sweeps of a backend with a batch norm before the block, each judged on its own.
+
+The judge is each sweep's equation in float64 on the very inputs. Allowed, element by element: one
+rounding to the output's own dtype (0.51 of its spacing: float64 sums pass through float32 on their
+way to 16 bits), and 8 roundings of the dtype of the sums relative to what is summed, every term by
+its absolute value so that nothing cancels. The sums here have so few terms that 8 is ample; one
+intermediate held in 16 bits would be 2^13 of them.
+
+pre and its slope jump, so a rounding that crosses a jump would be judged an error of size one:
+``make`` keeps t, and what the final ReLU sees, clear of every jump by more than any rounding.
+"""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from operator_cases import DTYPES, LAYOUTS, storage_bytes
+from placements import IMAGES
+from random_cases import check_strides, random_cases
+
+from se_kernels import dispatch, reference
+from se_kernels.layout import layout_of, readable
+from se_kernels.variants import PRES
+
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
+
+ACTIVE = [pre for pre in PRES if pre != "identity"]
+SHAPES = [(2, 16, 4, 6), (3, 17, 7, 7), (1, 33, 1, 1), (1, 3, 37, 29)]
+JUMPS = {"identity": (), "relu": (0.0,), "silu": (), "hardswish": (-3.0, 3.0)}
+STEEPEST, BEND = 1.5, 0.5  # the largest |pre'| and, between jumps, |pre''|: hardswish's and silu's
+CLEARANCE = 1 / 64  # of t from a jump
+Y_CLEARANCE = 1 / 16  # of s v + residual from 0: four roundings of bfloat16
+
+
+@dataclass(frozen=True)
+class Case:
+    shape: tuple[int, int, int, int] = (2, 5, 3, 4)  # N, C, H, W
+    dtype: torch.dtype = torch.float32
+    wide: bool = False  # the sums in float64 whatever dtype is
+    layout: str = "nchw"
+    pre: str = "identity"
+    seed: int = 0
+
+    @property
+    def sums(self) -> torch.dtype:
+        return torch.float64 if self.wide or self.dtype == torch.float64 else torch.float32
+
+
+def make(case: Case, device: str) -> dict[str, torch.Tensor]:
+    """u, dy, residual (N, C, H, W), norm (3, C), s, d (N, C), slope, offset (C,), kept: booleans
+    (N, C, H, W)."""
+    generator = torch.Generator().manual_seed(case.seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    images, channels = case.shape[:2]
+    mean, scale, bias = 2 * normal(3, channels)
+    scale = torch.where(scale < 0, scale - 0.25, scale + 0.25)  # t then leaves a jump when u does
+    norm = torch.stack((mean, scale, bias)).to(case.sums)
+    mean, scale, bias = norm.double()
+    close, u = torch.ones((), dtype=torch.bool), None
+    while close.any():
+        drawn = (normal(*case.shape) + normal(1, channels, 1, 1)).to(case.dtype)
+        u = drawn if u is None else torch.where(close, drawn, u)
+        t = (u.double() - of(mean)) * of(scale) + of(bias)
+        close = torch.zeros_like(t, dtype=torch.bool)
+        for jump in JUMPS[case.pre]:
+            close |= (t - jump).abs() < CLEARANCE
+    s = (0.1 + torch.rand(images, channels, generator=generator)).to(case.sums)
+    residual = normal(*case.shape).to(case.dtype)
+    v = activate(t, case.pre)
+    close = (of(s.double()) * v + residual.double()).abs() < Y_CLEARANCE
+    inputs = {
+        "u": u,
+        "dy": normal(*case.shape).to(case.dtype),
+        "residual": torch.where(close, residual + 4 * Y_CLEARANCE, residual),
+        "norm": norm,
+        "s": s,
+        "d": normal(images, channels).to(case.sums),
+        "slope": normal(channels).to(case.sums),
+        "offset": normal(channels).to(case.sums),
+        "kept": normal(*case.shape) > 0,
+    }
+    return {
+        name: t.to(device).contiguous(memory_format=LAYOUTS[case.layout])
+        if t.dim() == 4
+        else t.to(device)
+        for name, t in inputs.items()
+    }
+
+
+def of(t):
+    """(C,) or (N, C) beside images."""
+    return t[..., None, None]
+
+
+def activate(t, pre):
+    return reference.activate(t, pre)
+
+
+def slope_of(t, pre):
+    """pre'(t)."""
+    leaf = t.detach().requires_grad_()
+    return torch.autograd.grad(activate(leaf, pre).sum(), leaf)[0]
+
+
+def packed(kept, u):
+    """The mask of booleans (N, C, H, W), as it lies for u."""
+    rows = kept.flatten(2)
+    rows = rows.transpose(1, 2) if readable(u)[0] == "nhwc" else rows
+    rows = F.pad(rows, (0, -rows.shape[2] % 8)).unflatten(2, (-1, 8))
+    return (rows.to(torch.uint8) << torch.arange(8, dtype=torch.uint8, device=u.device)).sum(
+        3, dtype=torch.uint8
+    )
+
+
+class Judge:
+    """(exact, scale of the rounding error) of each sweep of a case, in float64."""
+
+    def __init__(self, case, inputs):
+        self.case, self.device = case, inputs["u"].device
+        self.i = {n: t.cpu() if n == "kept" else t.double().cpu() for n, t in inputs.items()}
+        mean, scale, bias = self.i["norm"]
+        self.away = self.i["u"] - of(mean)
+        self.scale = of(scale)
+        self.t = self.away * self.scale + of(bias)
+        self.v = activate(self.t, case.pre)
+        size = (self.away * self.scale).abs() + of(bias).abs()
+        self.v_size = STEEPEST * size
+        if case.pre == "identity":
+            self.slope, self.slope_size = torch.ones(()), torch.ones(())
+        else:
+            self.slope = slope_of(self.t, case.pre)
+            self.slope_size = STEEPEST + BEND * size
+
+    def g(self, masked):
+        return torch.where(self.i["kept"], self.i["dy"], 0) if masked else self.i["dy"]
+
+    def squeeze(self):
+        return self.v.mean((2, 3)), self.v_size.mean((2, 3))
+
+    def scaled(self, residual, post):
+        s = of(self.i["s"])
+        y, size = s * self.v, s.abs() * self.v_size
+        if residual:
+            y, size = y + self.i["residual"], size + self.i["residual"].abs()
+        return y.relu() if post == "relu" else y, size
+
+    def sums(self, masked):
+        g, a = self.g(masked), self.away
+        dt, dt_size = g * self.slope, g.abs() * self.slope_size
+        terms = [(g, g.abs()), (g * a, (g * a).abs())]
+        if self.case.pre != "identity":
+            slope, size = self.slope, self.slope_size
+            terms = [(g * self.v, g.abs() * self.v_size), (dt, dt_size)]
+            terms += [(dt * a, dt_size * a.abs()), (slope, size), (slope * a, size * a.abs())]
+        return [torch.stack(kind).sum((3, 4)) for kind in zip(*terms, strict=True)]
+
+    def du(self, masked, sloped):
+        g, (s, d) = self.g(masked), (of(self.i[name]) for name in "sd")
+        du = self.scale * self.slope * (g * s + d)
+        size = self.scale.abs() * self.slope_size * ((g * s).abs() + d.abs())
+        if sloped:
+            slope, offset = of(self.i["slope"]), of(self.i["offset"])
+            du = du + slope * self.away + offset
+            size = size + (slope * self.away).abs() + offset.abs()
+        return du, size
+
+
+def check(name, result, exact, size, dtype, sums):
+    assert result.dtype == dtype, name
+    assert result.shape == exact.shape, name
+    stored = torch.finfo(dtype)
+    allowed = 0.51 * (stored.eps * exact.abs() + stored.smallest_normal * stored.eps)
+    allowed = allowed + 8 * torch.finfo(sums).eps * size
+    error = (result.double().cpu() - exact).abs()
+    wrong = ~(error <= allowed)  # so that NaN is wrong
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{name}: {int(wrong.sum())} of {wrong.numel()} elements wrong, the first at {at}: "
+            f"{result[at].item()!r}, exact {exact[at].item()!r}, allowed error "
+            f"{allowed[at].item():.3g}"
+        )
+
+
+@pytest.fixture(scope="session")
+def sweeps(backend):
+    """The module with the backend's functions."""
+    return dispatch.get(backend)
+
+
+# --- each sweep and what it is told --------------------------------------------------------------
+
+
+def check_moments(sweeps, case, inputs):
+    u = inputs["u"]
+    mean, m2 = sweeps.norm_moments(u, case.wide)
+    exact = u.double().cpu()
+    exact_mean = exact.mean((2, 3))
+    exact_m2 = (exact - of(exact_mean)).square().sum((2, 3))
+    check("mean", mean, exact_mean, exact.abs().mean((2, 3)), case.sums, case.sums)
+    # beside the roundings of the squares those of the means: of a part of the pixels each, whose
+    # own distance from the whole's is √(m2 / P) at most, and what is left where m2 is 0
+    eps, pixels = torch.finfo(case.sums).eps, u.shape[2] * u.shape[3]
+    far = 2 * exact_mean.abs() * (pixels * exact_m2).sqrt()
+    left = pixels * eps * (2 * exact_mean).square()
+    check("m2", m2, exact_m2, 2 * exact_m2 + (far + left) / 8, case.sums, case.sums)
+    assert (m2 >= 0).all()
+
+
+def check_squeeze(sweeps, case, inputs):
+    z = sweeps.norm_squeeze(inputs["u"], inputs["norm"], case.pre)
+    check("z", z, *Judge(case, inputs).squeeze(), case.sums, case.sums)
+
+
+def check_scale(sweeps, case, inputs, residual, post, keep):
+    u, norm, s = (inputs[name] for name in ("u", "norm", "s"))
+    added = inputs["residual"] if residual else None
+    y, mask = sweeps.norm_scale(u, norm, s, added, case.pre, post, keep)
+    judge = Judge(case, inputs)
+    exact, size = judge.scaled(residual, post)
+    check("y", y, exact, size, case.dtype, case.sums)
+    check_strides(u, y, "y")
+    assert mask.dtype == torch.uint8
+    if keep:
+        before, _ = judge.scaled(residual, "none")
+        expected = packed(~(before <= 0).to(u.device), u)
+        assert torch.equal(mask, expected)
+        assert mask.is_contiguous()
+    else:
+        assert mask.numel() == 0
+
+
+def check_scale_backward(sweeps, case, inputs, masked, write):
+    u, dy, norm, kept = (inputs[name] for name in ("u", "dy", "norm", "kept"))
+    mask = packed(kept, u) if masked else None
+    dr, sums = sweeps.norm_scale_backward(dy, u, mask, norm, case.pre, write)
+    judge = Judge(case, inputs)
+    check("sums", sums, *judge.sums(masked), case.sums, case.sums)
+    if write:
+        assert dr.dtype == case.dtype
+        assert torch.equal(dr.double().cpu(), judge.g(masked))
+        check_strides(u, dr, "dr")
+    else:
+        assert dr.numel() == 0
+
+
+def check_squeeze_backward(sweeps, case, inputs, masked, sloped):
+    u, dy, norm, s, d = (inputs[name] for name in ("u", "dy", "norm", "s", "d"))
+    mask = packed(inputs["kept"], u) if masked else None
+    slope, offset = (inputs[name] if sloped else None for name in ("slope", "offset"))
+    du = sweeps.norm_squeeze_backward(dy, u, mask, norm, s, d, case.pre, slope, offset)
+    check("du", du, *Judge(case, inputs).du(masked, sloped), case.dtype, case.sums)
+    check_strides(u, du, "du")
+
+
+# --- right numbers -------------------------------------------------------------------------------
+
+
+@pytest.mark.sampled(every=7)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments(sweeps, device, dtype, wide, shape, layout):
+    case = Case(shape, dtype, wide, layout)
+    check_moments(sweeps, case, make(case, device))
+
+
+@pytest.mark.sampled(every=3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("border", [None, 0.0], ids=["even", "a dark border"])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 7), (1, 5, 31, 40)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_far_from_zero(sweeps, device, dtype, shape, border, layout):
+    """|mean| = 1000 standard deviations; where the border is dark, those of the rest are."""
+    case = Case(shape, dtype, layout=layout)
+    inputs = make(case, device)
+    inputs["u"] = (inputs["u"] * 0.5 - 700).contiguous(memory_format=LAYOUTS[layout])
+    if border is not None:
+        inputs["u"][..., :2, :] = border
+    check_moments(sweeps, case, inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_moments_of_a_constant(sweeps, device, layout):
+    case = Case((2, 3, 9, 11), layout=layout)
+    u = torch.full(case.shape, 1 / 3, device=device).contiguous(memory_format=LAYOUTS[layout])
+    check_moments(sweeps, case, {"u": u})
+
+
+@pytest.mark.sampled(every=11)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pre", ACTIVE)
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squeeze(sweeps, device, dtype, wide, pre, shape, layout):
+    case = Case(shape, dtype, wide, layout, pre)
+    check_squeeze(sweeps, case, make(case, device))
+
+
+@pytest.mark.sampled(every=37, on_host=5)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("post, keep", [("none", False), ("relu", False), ("relu", True)])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale(sweeps, device, dtype, shape, pre, residual, post, keep, layout):
+    case = Case(shape, dtype, layout=layout, pre=pre)
+    check_scale(sweeps, case, make(case, device), residual, post, keep)
+
+
+@pytest.mark.sampled(every=31, on_host=5)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scale_backward(sweeps, device, dtype, shape, pre, write, masked, layout):
+    case = Case(shape, dtype, layout=layout, pre=pre)
+    check_scale_backward(sweeps, case, make(case, device), masked, write)
+
+
+@pytest.mark.sampled(every=31, on_host=5)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sloped", [False, True])
+@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_squeeze_backward(sweeps, device, dtype, shape, pre, sloped, masked, layout):
+    case = Case(shape, dtype, layout=layout, pre=pre)
+    check_squeeze_backward(sweeps, case, make(case, device), masked, sloped)
+
+
+@st.composite
+def cases(draw, dtype):
+    sides = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 33]))
+    windows = [(1, 1), (1, 16), (17, 1), (7, 7), (4, 8), (3, 11), (9, 25)]
+    return Case(
+        shape=(draw(st.integers(1, 4)), draw(sides), *draw(st.sampled_from(windows))),
+        dtype=dtype,
+        wide=draw(st.booleans()),
+        layout=draw(st.sampled_from(list(LAYOUTS))),
+        pre=draw(st.sampled_from(PRES)),
+        seed=draw(st.integers(0, 2**20)),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_random_cases(sweeps, backend, device, dtype):
+    @random_cases(40, backend)
+    @given(cases(dtype), st.sampled_from(list(IMAGES)), st.sampled_from(list(IMAGES)), st.data())
+    def check_all(case, place, other, data):
+        inputs = make(case, device)
+        inputs["u"] = IMAGES[place](inputs["u"])
+        for name in ("dy", "residual"):
+            inputs[name] = IMAGES[other](inputs[name])
+        masked, some, post = (data.draw(st.booleans()) for _ in range(3))
+        check_moments(sweeps, case, inputs)
+        if case.pre != "identity":
+            check_squeeze(sweeps, case, inputs)
+        check_scale(sweeps, case, inputs, some, "relu" if post else "none", post)
+        check_scale_backward(sweeps, case, inputs, masked, some)
+        check_squeeze_backward(sweeps, case, inputs, masked, some)
+
+    check_all()
+
+
+# --- how tensors lie -----------------------------------------------------------------------------
+
+
+@pytest.mark.sampled(every=7)
+@pytest.mark.parametrize("place", IMAGES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("placed", ["u", "dy and residual"])
+def test_images_placed_anyhow(sweeps, device, placed, layout, place):
+    """What lies around them is NaN, and stays what it is."""
+    case = Case((2, 9, 5, 6), layout=layout, pre="silu")
+    inputs = make(case, device)
+    for name in ("u",) if placed == "u" else ("dy", "residual"):
+        inputs[name] = IMAGES[place](inputs[name])
+    before = {name: storage_bytes(t) for name, t in inputs.items()}
+    check_scale(sweeps, case, inputs, True, "relu", True)
+    check_scale_backward(sweeps, case, inputs, True, True)
+    check_squeeze_backward(sweeps, case, inputs, True, True)
+    if placed == "u":
+        check_moments(sweeps, case, inputs)
+        check_squeeze(sweeps, case, inputs)
+    for name, memory in before.items():
+        assert torch.equal(storage_bytes(inputs[name]), memory), f"{name} was modified"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (2, 3, 1, 7), (1, 8, 2, 4), (1, 9, 3, 3), (2, 15, 1, 17)]
+)
+def test_bits_beside_the_mask_are_zero(sweeps, device, shape, layout):
+    """y > 0 everywhere: full bytes, and the last of a row as far as it goes."""
+    case = Case(shape, layout=layout)
+    inputs = make(case, device)
+    inputs["residual"] = inputs["residual"].fill_(1e3)
+    args = (inputs[name] for name in ("u", "norm", "s", "residual"))
+    _, mask = sweeps.norm_scale(*args, case.pre, "relu", True)
+    pixels = shape[2] * shape[3]
+    rows, length = (pixels, shape[1]) if layout_of(inputs["u"]) == "nhwc" else (shape[1], pixels)
+    full = [255] * (length // 8) + [2 ** (length % 8) - 1] * (length % 8 > 0)
+    assert mask.tolist() == [[full] * rows] * shape[0]
+
+
+def test_what_is_not_needed_is_not_read(sweeps, device):
+    """u beside pre="identity" and no slope: nothing but its shape and strides."""
+    case = Case()
+    inputs = make(case, device)
+    exact = Judge(case, inputs).du(False, False)
+    inputs["u"] = torch.full_like(inputs["u"], torch.nan)
+    arguments = (inputs[name] for name in ("dy", "u"))
+    small = (inputs[name] for name in ("norm", "s", "d"))
+    du = sweeps.norm_squeeze_backward(*arguments, None, *small, case.pre, None, None)
+    check("du", du, *exact, case.dtype, case.sums)
+
+
+@pytest.mark.sampled(every=5)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pre", PRES)
+def test_the_same_bits_every_time(sweeps, device, pre, layout):
+    """Of a channel that is cut into parts, too."""
+    case = Case((1, 2, 20, 50), layout=layout, pre=pre)
+    inputs = make(case, device)
+    u, dy, norm, s, d = (inputs[name] for name in ("u", "dy", "norm", "s", "d"))
+
+    def run():
+        y, mask = sweeps.norm_scale(u, norm, s, None, pre, "relu", True)
+        _, sums = sweeps.norm_scale_backward(dy, u, mask, norm, pre, False)
+        du = sweeps.norm_squeeze_backward(dy, u, mask, norm, s, d, pre, *inputs["norm"][:2])
+        z = () if pre == "identity" else (sweeps.norm_squeeze(u, norm, pre),)
+        return *sweeps.norm_moments(u, False), *z, y, mask, sums, du
+
+    for first, second in zip(run(), run(), strict=True):
+        assert torch.equal(first, second)
+
+
+# --- what is not finite --------------------------------------------------------------------------
+
+NOT_FINITE = (torch.nan, torch.inf, -torch.inf)
+
+
+def alike(name, result, exact):
+    """NaN where the other is, infinite where it is and of its sign."""
+    result = result.double().cpu()
+    assert not exact.isfinite().all(), name
+    assert exact.isfinite().any(), name
+    odd = torch.where(exact.isfinite(), 0, exact)
+    torch.testing.assert_close(
+        torch.where(result.isfinite(), 0, result), odd, rtol=0, atol=0, equal_nan=True, msg=name
+    )
+
+
+@pytest.mark.sampled(every=3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("pre", PRES)
+def test_nan_and_inf_of_u(sweeps, device, pre, layout):
+    """One of an image, at its first pixel and elsewhere; the fourth image has none."""
+    case = Case((4, 5, 4, 4), layout=layout, pre=pre)
+    inputs = make(case, device)
+    for n, value in enumerate(NOT_FINITE):
+        inputs["u"][n, 0, 0, 0] = value
+        inputs["u"][n, 3, 2, 1] = value
+    judge = Judge(case, inputs)
+    u, norm, s = (inputs[name] for name in ("u", "norm", "s"))
+    mean, m2 = sweeps.norm_moments(u, False)
+    alike("mean", mean, judge.i["u"].mean((2, 3)))
+    alike("m2", m2, judge.i["u"].var((2, 3)))
+    if pre != "identity":
+        alike("z", sweeps.norm_squeeze(u, norm, pre), judge.squeeze()[0])
+    y, mask = sweeps.norm_scale(u, norm, s, None, pre, "relu", True)
+    alike("y", y, judge.scaled(False, "relu")[0])
+    before, _ = judge.scaled(False, "none")
+    assert torch.equal(mask, packed(~(before <= 0).to(device), u))
+    if pre != "hardswish":  # whose slope at NaN eager itself gives now as 1, now as NaN
+        dy = torch.ones_like(u)
+        _, sums = sweeps.norm_scale_backward(dy, u, None, norm, pre, False)
+        judge.i["dy"] = torch.ones_like(judge.i["dy"])
+        alike("sums", sums, judge.sums(False)[0])
+        small = (inputs[name] for name in ("s", "d", "slope", "offset"))
+        s, d, slope, offset = small
+        du = sweeps.norm_squeeze_backward(dy, u, None, norm, s, d, pre, slope, offset)
+        alike("du", du, judge.du(False, True)[0])
+
+
+@pytest.mark.sampled(every=3)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", NOT_FINITE)
+@pytest.mark.parametrize("pre", ["relu", "hardswish"])
+def test_closed_units_stop_any_gradient(sweeps, device, pre, value, layout):
+    """Of pre, and of the final ReLU: select, not multiply."""
+    case = Case((2, 5, 3, 4), layout=layout, pre=pre)
+    inputs = make(case, device)
+    closed = (Judge(case, inputs).slope == 0).to(device)
+    assert closed.any()
+    u, norm, s, d = (inputs[name] for name in ("u", "norm", "s", "d"))
+    small = norm, s, d, pre, inputs["slope"], inputs["offset"]
+    clean, dirty = torch.where(closed, 0, inputs["dy"]), torch.where(closed, value, inputs["dy"])
+    clean, dirty = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (clean, dirty))
+    open_mask = packed(~closed, u)
+    for mask, kinds in ((None, slice(1, None)), (open_mask, slice(None))):  # g v is not finite
+        _, expected = sweeps.norm_scale_backward(clean, u, mask, norm, pre, False)
+        dr, sums = sweeps.norm_scale_backward(dirty, u, mask, norm, pre, mask is not None)
+        assert torch.equal(sums[kinds], expected[kinds])
+        assert torch.equal(dr, clean if mask is not None else dr)
+        du = sweeps.norm_squeeze_backward(dirty, u, mask, *small)
+        assert torch.equal(du, sweeps.norm_squeeze_backward(clean, u, mask, *small))
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.sampled(every=11)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inference(sweeps, device, dtype, pre, residual, affine, layout):
+    """Against twice eager's error in the same dtype, 4 spacings of the largest value beside."""
+    case = Case((2, 6, 5, 4), dtype, layout=layout, pre=pre)
+    inputs = make(case, device)
+    torch.manual_seed(0)
+    mean, var = torch.randn(6), torch.rand(6) + 0.1
+    affinity = (torch.randn(6) + 1, torch.randn(6)) if affine else (None, None)
+    weights = torch.randn(3, 6), torch.randn(6, 3), torch.randn(3), torch.randn(6)
+    small = [None if t is None else t.to(device, dtype) for t in (*affinity, mean, var, *weights)]
+    added = inputs["residual"] if residual else None
+    y = sweeps.norm_inference(
+        inputs["u"], *small[:4], 1e-3, *small[4:], added, pre, "silu", 0.0, "sigmoid", "relu"
+    )
+    assert y.dtype == dtype
+    check_strides(inputs["u"], y, "y")
+
+    def eager(dtype):
+        def cast(t):
+            return None if t is None else t.to(dtype)
+
+        bn_weight, bn_bias, mean, var, w1, w2, b1, b2 = map(cast, small)
+        t = F.batch_norm(cast(inputs["u"]), mean, var, bn_weight, bn_bias, eps=1e-3)
+        v = activate(t, pre)
+        s = reference.excite(v.mean((2, 3)), w1, w2, b1, b2, act="silu")
+        return reference.scale(v, s, cast(added), "relu")
+
+    exact = eager(torch.float64)
+    error, baseline = ((t.double() - exact).abs().max() for t in (y, eager(dtype)))
+    assert error <= 2 * baseline + 4 * torch.finfo(dtype).eps * exact.abs().max()
