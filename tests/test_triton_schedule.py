@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from operator_cases import LAYOUTS, Case, check, make, run
 
 import se_kernels
+from se_kernels import dispatch
 from se_kernels.backends.triton import plan as plans
 from se_kernels.backends.triton.plan import Device
 
 pytest.importorskip("triton")
 
-from se_kernels.backends.triton.kernels import backward, forward
+from se_kernels.backends.triton.kernels import backward, forward, norm_scale, norm_squeeze
 from se_kernels.backends.triton.phases.schedule import item_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
@@ -63,6 +64,7 @@ def test_without_a_second_sweep_the_rest_comes_first():
 
 # --- the cuts ------------------------------------------------------------------------------------
 
+NORM_BLOCKS = [plans.NORM_BLOCKS, plans.NORM_PAIR_BLOCKS]
 _devices = st.sampled_from([Device(), Device(40, 4 << 20), Device(108, 40 << 20)])
 
 
@@ -76,11 +78,15 @@ _devices = st.sampled_from([Device(), Device(40, 4 << 20), Device(108, 40 << 20)
     weight_itemsize=st.sampled_from([2, 4, 8]),
     nhwc=st.booleans(),
     device=_devices,
+    block_bytes=st.sampled_from([(plans.BLOCK_BYTES, plans.ODD_BLOCK_BYTES), *NORM_BLOCKS]),
 )
 def test_plans_cover_everything_within_bounds(
-    images, channels, pixels, reduced, itemsize, weight_itemsize, nhwc, device
+    images, channels, pixels, reduced, itemsize, weight_itemsize, nhwc, device, block_bytes
 ):
-    plan = plans.choose(images, channels, pixels, reduced, itemsize, weight_itemsize, nhwc, device)
+    if weight_itemsize == 8 and block_bytes in NORM_BLOCKS:  # as plan_after_norm has it
+        block_bytes = tuple(size * itemsize // 8 for size in block_bytes)
+    sizes = images, channels, pixels, reduced, itemsize, weight_itemsize
+    plan = plans.choose(*sizes, nhwc, device, block_bytes)
     sizes = plan.images, plan.channels, plan.rows, plan.block_pixels, plan.reduced, plan.split_block
     assert all(size & (size - 1) == 0 and size >= 1 for size in sizes)
     assert (plan.groups - 1) * plan.images < images <= plan.groups * plan.images
@@ -90,7 +96,10 @@ def test_plans_cover_everything_within_bounds(
     assert nhwc or (plan.images * plan.channels) % plan.rows == 0
     assert plan.images * plan.channels * plan.reduced <= plans.PRODUCT_ELEMENTS
     height = plan.block_pixels * (plan.channels if nhwc else plan.rows)
-    assert height * itemsize <= max(plans.BLOCK_BYTES, plan.channels * itemsize)
+    assert height * itemsize <= max(block_bytes[0], plan.channels * itemsize)
+    # a block begins at a whole byte of a mask
+    length, whole = (plan.channels, channels) if nhwc else (plan.block_pixels, pixels)
+    assert length % 8 == 0 or length >= whole
     assert plan.excites * plans.SUMMED_NUMBERS >= plan.images * reduced
     assert 1 <= plan.lag <= plan.groups
     assert 0 <= plan.ahead < plan.lag
@@ -121,9 +130,10 @@ def test_the_stages_of_the_network_fill_the_gpu(channels, side, reduced, nhwc):
 def cut_small(monkeypatch, **sizes):
     """Every launch is cut so; sizes: of ``Plan``."""
 
-    def plan_of(x, w1, layout):
+    def cut_of(x, reduced, layout, **smallest):
         images, channels, height, width = x.shape
-        cut = dict(images=2, channels=4, rows=4, block_pixels=4, span=2, reduced=2, lag=1) | sizes
+        cut = dict(images=2, channels=4, rows=4, block_pixels=4, span=2, reduced=2, lag=1)
+        cut |= smallest | sizes
         cut["rows"] = 1 if layout == "nhwc" else cut["rows"]
         groups = plans.ceil_div(images, cut["images"])
         cut["lag"] = min(cut["lag"], groups)
@@ -134,12 +144,20 @@ def cut_small(monkeypatch, **sizes):
             blocks=plans.ceil_div(channels, cut["channels"]),
             split=split,
             split_block=2,
-            excites=plans.ceil_div(cut["images"] * w1.shape[0], plans.SUMMED_NUMBERS),
+            excites=plans.ceil_div(cut["images"] * reduced, plans.SUMMED_NUMBERS),
             ahead=cut["lag"] // 2,
         )
 
-    monkeypatch.setattr(forward, "plan_of", plan_of)
-    monkeypatch.setattr(backward, "plan_of", plan_of)
+    def plan_of(x, w1, layout):
+        return cut_of(x, w1.shape[0], layout)
+
+    def plan_after_norm(x, layout, block_bytes, sums):
+        return cut_of(x, 0, layout, channels=8, rows=8, block_pixels=8)  # whole bytes of a mask
+
+    for module in (forward, backward):
+        monkeypatch.setattr(module, "plan_of", plan_of)
+    for module in (norm_scale, norm_squeeze):
+        monkeypatch.setattr(module, "plan_after_norm", plan_after_norm)
 
 
 def block(*arguments, **options):
@@ -205,6 +223,35 @@ def test_programs_in_any_order_give_the_same_bits(monkeypatch, lag, slots, layou
     assert all(launch.switches > launch.programs for launch in launches)
     for name, result in results.items():
         assert torch.equal(result, expected[name]), name
+
+
+@interpreted_only
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("slots", [1, 10_000])
+def test_parts_merged_by_the_last_to_arrive(monkeypatch, slots, layout):
+    """Of the pixels, after a norm: the same bits whichever it is, near those of the whole."""
+    from triton_interleaved import interleaved
+
+    backend = dispatch.get("triton")
+    memory_format = LAYOUTS[layout]
+    u, dy = (t.contiguous(memory_format=memory_format) for t in torch.randn(2, 2, 9, 4, 6))
+    norm = torch.randn(3, 9)
+
+    def run():
+        mean, m2 = backend.norm_moments(u, False)
+        z = backend.norm_squeeze(u, norm, "silu")
+        _, sums = backend.norm_scale_backward(dy, u, None, norm, "silu", False)
+        return mean, m2, z, sums
+
+    whole = run()
+    cut_small(monkeypatch)
+    expected = run()
+    with interleaved(slots, seed=1) as launches:
+        results = run()
+    assert all(launch.switches >= launch.programs > 3 for launch in launches)
+    for result, first, other in zip(results, expected, whole, strict=True):
+        assert torch.equal(result, first)
+        torch.testing.assert_close(result, other)
 
 
 @interpreted_only

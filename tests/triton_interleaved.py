@@ -26,7 +26,7 @@ class Interleaved:
         self.__signature__ = inspect.signature(fn)
 
     def __call__(self, **arguments):
-        self.waiting.append(arguments)
+        self.waiting.append((interpreter.interpreter_builder.grid_idx, arguments))
         if len(self.waiting) == self.programs:
             self.run_all()
 
@@ -51,7 +51,7 @@ class Interleaved:
 
     def start_more(self):
         while self.waiting and len(self.under_way) < self.slots:
-            program = threading.Thread(target=self.run, args=[self.waiting.pop()], daemon=True)
+            program = threading.Thread(target=self.run, args=self.waiting.pop(), daemon=True)
             program.turn = threading.Semaphore(0)
             self.under_way.append(program)
             program.start()
@@ -66,9 +66,10 @@ class Interleaved:
         self.go_on()
         threading.current_thread().turn.acquire()
 
-    def run(self, arguments):
+    def run(self, index, arguments):
         me = threading.current_thread()
         me.turn.acquire()
+        interpreter.interpreter_builder.set_grid_idx(*index)  # asked for before the first atomic
         try:
             self.fn(**arguments)
         except BaseException as error:
