@@ -18,7 +18,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from se_kernels.backends.triton import launch
-from se_kernels.backends.triton.kernels import backward, forward, scale, squeeze
+from se_kernels.backends.triton.kernels import (
+    backward,
+    forward,
+    norm_scale,
+    norm_squeeze,
+    scale,
+    squeeze,
+)
+from se_kernels.backends.triton.launch import place_of
 from se_kernels.backends.triton.plan import WARPS, Device
 
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))  # C, H = W, R
@@ -53,6 +61,21 @@ class Config:
         return f"{shape} {layout} {self.dtype} {self.weight_dtype} {what}".strip()
 
 
+@dataclass
+class NormConfig(Config):
+    """The sweeps with a batch norm: a residual, a ReLU and its mask."""
+
+    reduced: int = 0
+    nhwc: bool = False
+    pre: str = "identity"
+    write: bool = True  # dr, else the mask is read twice
+    kernels: tuple[str, ...] = ()  # of them; all where empty
+
+    @property
+    def name(self) -> str:
+        return f"{super().name} {self.pre} {'dr' if self.write else 'mask'}"
+
+
 def configs():
     for nhwc in (False, True):
         for channels, side, reduced in STAGES:
@@ -62,6 +85,16 @@ def configs():
         yield Config(32, 512, 28, 32, nhwc, weight_dtype=torch.float32, alone=True, variant=ALL)
         yield Config(32, 512, 28, 32, nhwc, torch.float32, torch.float32, variant=ALL)
         yield Config(4, 33, 7, 5, nhwc, torch.float64, torch.float64, variant=ALL)
+    yield from norm_configs()
+
+
+def norm_configs():
+    """Each kernel once, and again where its registers are the scarcest."""
+    silu = dict(pre="silu", write=False)
+    yield NormConfig(256, 256, 56, nhwc=True, main=True, kernels=("scale", "scale_backward"))
+    backward = ("scale_backward", "squeeze_backward")
+    yield NormConfig(256, 256, 56, nhwc=True, **silu, kernels=backward)
+    yield NormConfig(256, 256, 56, main=True, **silu, kernels=("moments", "squeeze"))
 
 
 class Recorder:
@@ -79,13 +112,32 @@ class Recorder:
 
 def launches(config: Config):
     """(kernel, arguments, constants) of each launch, as the launchers make them."""
-    meta = functools.partial(torch.empty, device="meta")
+    calls = norm_calls(config) if isinstance(config, NormConfig) else block_calls(config)
+    wanted = [f"norm_{k}_kernel" for k in getattr(config, "kernels", ())] or [n for _, n in calls]
+    calls = {(module, name): run for (module, name), run in calls.items() if name in wanted}
+    for (module, name), run in calls.items():
+        kernels = {n: getattr(m, n) for m, n in calls if m is module}
+        recorders = {n: Recorder(kernel) for n, kernel in kernels.items()}
+        vars(module).update(recorders)
+        try:
+            run()
+        finally:
+            vars(module).update(kernels)
+        yield kernels[name], *recorders[name].launched
+
+
+def placed(config: Config):
+    """The layout of an image of ``config``, and (tensor, stride of image, stride of row)."""
     shape = (config.batch, config.channels, config.side, config.side)
+    x = torch.empty(shape, device="meta", dtype=config.dtype)
     memory_format = torch.channels_last if config.nhwc else torch.contiguous_format
     layout = "nhwc" if config.nhwc else "nchw"
-    x = meta(shape, dtype=config.dtype).contiguous(memory_format=memory_format)
-    row = config.channels if config.nhwc else config.side**2
-    place = (x, config.channels * config.side**2, row)
+    return layout, place_of(x.contiguous(memory_format=memory_format), layout)
+
+
+def block_calls(config: Config):
+    meta = functools.partial(torch.empty, device="meta")
+    layout, place = placed(config)
     w1 = meta(config.reduced, config.channels, dtype=config.weight_dtype)
     w2 = w1.new_empty(config.channels, config.reduced)
     biases = (w1[:, 0], w2[:, 0]) if config.variant.get("biases") else (None, None)
@@ -119,15 +171,37 @@ def launches(config: Config):
                 *tail, small, small, post
             ),
         }
-    for (module, name), run in calls.items():
-        kernels = {n: getattr(m, n) for m, n in calls if m is module}
-        recorders = {n: Recorder(kernel) for n, kernel in kernels.items()}
-        vars(module).update(recorders)
-        try:
-            run()
-        finally:
-            vars(module).update(kernels)
-        yield kernels[name], *recorders[name].launched
+    return calls
+
+
+def norm_calls(config: NormConfig):
+    layout, place = placed(config)
+    wide = torch.float64 in (config.dtype, config.weight_dtype)
+    shape, sums = (config.batch, config.channels), torch.float64 if wide else torch.float32
+    small = torch.empty(shape, device="meta", dtype=sums)
+    mask, norm, dr = small.to(torch.uint8), small, place if config.write else None
+    sums = small.new_empty(2 if config.pre == "identity" else 5, *small.shape)
+    kept, slope = None if config.write else mask, small[0]
+    post = "relu"
+    return {
+        (norm_squeeze, "norm_moments_kernel"): lambda: norm_squeeze.run_norm_moments(
+            layout, place, small, small
+        ),
+        (norm_squeeze, "norm_squeeze_kernel"): lambda: norm_squeeze.run_norm_squeeze(
+            layout, place, norm, small, config.pre
+        ),
+        (norm_squeeze, "norm_squeeze_backward_kernel"): (
+            lambda: norm_squeeze.run_norm_squeeze_backward(
+                layout, place, place, place, kept, norm, small, small, config.pre, slope, slope
+            )
+        ),
+        (norm_scale, "norm_scale_kernel"): lambda: norm_scale.run_norm_scale(
+            layout, place, place, place, mask, norm, small, config.pre, post
+        ),
+        (norm_scale, "norm_scale_backward_kernel"): lambda: norm_scale.run_norm_scale_backward(
+            layout, place, place, dr, mask, norm, sums, config.pre
+        ),
+    }
 
 
 def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
@@ -138,6 +212,7 @@ def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
         torch.bfloat16: "*bf16",
         torch.float16: "*fp16",
         torch.int32: "*i32",
+        torch.uint8: "*u8",
     }
     signature, attributes, fixed = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
