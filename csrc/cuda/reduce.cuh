@@ -1,5 +1,5 @@
-// A reduction of every channel of a block's images: Σ, and for a maximum the largest x with its
-// ties.
+// A reduction of every channel of a block's images: any sums of its pixels; the squeeze's are Σ,
+// and for a maximum the largest x with its ties.
 #pragma once
 
 #include "number.cuh"
@@ -59,104 +59,157 @@ struct Found {
   }
 };
 
-// The threads that share a row of so many loads, a power of two: about four loads each.
-SE_DEVICE int lanes_for(int loads) {
-  return smaller(power_of_two((loads + 3) / 4), thread_count());
+// The threads that share a row of so many loads, a power of two: about `each` loads each.
+SE_DEVICE int lanes_for(int loads, int each = 4) {
+  return smaller(power_of_two((loads + each - 1) / each), thread_count());
 }
 
-// Rows whose numbers lie side by side (nchw): start(row) gives where a row begins, load(starts, i)
-// what lies at its i-th V numbers, terms(starts, row, i, raw, term, x) the V terms and numbers of
-// it.
-template <int V, int Batch, bool tracks, class A, class Start, class Load, class Terms>
-SE_DEVICE void reduce_rows_tracking(int rows, int length, const Found<A>& found, A* scratch,
-                                    const Start& start, const Load& load, const Terms& terms) {
-  const int loads = length / V, lanes = lanes_for(loads), lane = thread_index() % lanes,
-            side_by_side = thread_count() / lanes;
+// What a thread collects of a row, or of each of V columns: collect.get(j) is the j-th's sums, with
+// put, get, merge and exchange.
+template <class S, int V>
+struct Each {
+  S sums[V];
+  SE_DEVICE S get(int j) const { return sums[j]; }
+};
+
+// Rows whose numbers lie side by side (nchw), `lanes` threads to each: start(row) gives where a row
+// begins, load(starts, i) what lies at its i-th load, add(collect, starts, row, i, raw) takes it
+// in; then emit(row, sums) of each row, by one thread.
+template <class Collect, int Batch, class A, class Start, class Load, class Add, class Emit>
+SE_DEVICE void collect_rows(int rows, int loads, int lanes, A* scratch, const Start& start,
+                            const Load& load, const Add& add, const Emit& emit) {
+  const int lane = thread_index() % lanes, side_by_side = thread_count() / lanes;
   for (int first = 0; first < rows; first += side_by_side) {
     const int row = first + thread_index() / lanes;
-    Sums<A> sums;
+    Collect collect;
     if (row < rows) {
       const auto starts = start(row);
       walk<Batch>(
           lane, loads, lanes, [&](int i) { return load(starts, i); },
-          [&](int i, const auto& raw) {
-            A term[V], x[V];
-            terms(starts, row, i, raw, term, x);
-            SE_UNROLL
-            for (int j = 0; j < V; ++j) sums.add(term[j], x[j], tracks);
-          });
+          [&](int i, const auto& raw) { add(collect, starts, row, i, raw); });
     }
-    for (int mask = smaller(lanes, kWarp) / 2; mask > 0; mask /= 2) sums.exchange(mask, tracks);
+    auto sums = collect.get(0);
+    for (int mask = smaller(lanes, kWarp) / 2; mask > 0; mask /= 2) sums.exchange(mask);
     if (lanes <= kWarp) {
-      if (lane == 0 && row < rows) found.put(row, sums);
+      if (lane == 0 && row < rows) emit(row, sums);
       continue;
     }
-    const int warp = thread_index() / kWarp, warps = lanes / kWarp;
-    const Found<A> parts{scratch, thread_count() / kWarp, tracks};
-    if (thread_index() % kWarp == 0) parts.put(warp, sums);
+    const int warp = thread_index() / kWarp, warps = lanes / kWarp, parts = thread_count() / kWarp;
+    if (thread_index() % kWarp == 0) sums.put(scratch, parts, warp);
     block_barrier();
     if (lane == 0 && row < rows) {
-      for (int other = 1; other < warps; ++other) sums.merge(parts.get(warp + other), tracks);
-      found.put(row, sums);
+      for (int other = 1; other < warps; ++other)
+        sums.merge(decltype(sums)::get(scratch, parts, warp + other));
+      emit(row, sums);
     }
     block_barrier();
   }
   block_barrier();
 }
 
-// Channels that lie side by side in each pixel (nhwc), V of them in a load: start(column),
-// load(starts, pixel), terms(starts, column, pixel, raw, term, x). The channels' numbers go to
-// found from `at` on.
-template <int V, int Batch, bool tracks, class A, class Start, class Load, class Terms>
-SE_DEVICE void reduce_columns_tracking(int channels, int first_pixel, int end_pixel, int at,
-                                       const Found<A>& found, A* scratch, const Start& start,
-                                       const Load& load, const Terms& terms) {
-  const int columns = channels / V, threads = thread_count(),
+// Channels that lie side by side in each pixel (nhwc), V of them in a load, the last load may hold
+// fewer: start(column), load(starts, pixel), add(collect, starts, column, pixel, raw); then
+// emit(channel, sums).
+template <class Collect, int V, int Batch, class A, class Start, class Load, class Add, class Emit>
+SE_DEVICE void collect_columns(int channels, int first_pixel, int end_pixel, A* scratch,
+                               const Start& start, const Load& load, const Add& add,
+                               const Emit& emit) {
+  using S = decltype(Collect{}.get(0));
+  const int columns = (channels + V - 1) / V, threads = thread_count(),
             width = smaller(power_of_two(columns), threads), rows = threads / width,
             row = thread_index() / width;
   for (int first = 0; first < columns; first += width) {
     const int column = first + thread_index() % width;
-    Sums<A> sums[V];
+    Collect collect;
     if (column < columns) {
       const auto starts = start(column);
       walk<Batch>(
           first_pixel + row, end_pixel, rows, [&](int p) { return load(starts, p); },
-          [&](int p, const auto& raw) {
-            A term[V], x[V];
-            terms(starts, column, p, raw, term, x);
-            SE_UNROLL
-            for (int j = 0; j < V; ++j) sums[j].add(term[j], x[j], tracks);
-          });
+          [&](int p, const auto& raw) { add(collect, starts, column, p, raw); });
     }
+    S sums[V];
+    SE_UNROLL
+    for (int j = 0; j < V; ++j) sums[j] = collect.get(j);
     if (rows == 1) {
       SE_UNROLL
       for (int j = 0; j < V; ++j)
-        if (column < columns) found.put(at + column * V + j, sums[j]);
+        if (column * V + j < channels) emit(column * V + j, sums[j]);
       continue;
     }
     for (int mask = width; mask < kWarp; mask *= 2) {
       SE_UNROLL
-      for (int j = 0; j < V; ++j) sums[j].exchange(mask, tracks);
+      for (int j = 0; j < V; ++j) sums[j].exchange(mask);
     }
     // the rows, or warps of rows, side by side: (parts, width, V)
-    const int parts = width < kWarp ? threads / kWarp : rows,
+    const int parts = width < kWarp ? threads / kWarp : rows, size = parts * width * V,
               part = width < kWarp ? thread_index() / kWarp : row;
-    const Found<A> all{scratch, threads * V, tracks};
     if (width >= kWarp || thread_index() % kWarp < width) {
       SE_UNROLL
-      for (int j = 0; j < V; ++j) all.put((part * width + thread_index() % width) * V + j, sums[j]);
+      for (int j = 0; j < V; ++j)
+        sums[j].put(scratch, size, (part * width + thread_index() % width) * V + j);
     }
     block_barrier();
     for (int i = thread_index(); i < width * V; i += threads) {
       if (first * V + i >= channels) break;
-      Sums<A> total = all.get(i);
+      S total = S::get(scratch, size, i);
       for (int other = 1; other < parts; ++other)
-        total.merge(all.get(other * width * V + i), tracks);
-      found.put(at + first * V + i, total);
+        total.merge(S::get(scratch, size, other * width * V + i));
+      emit(first * V + i, total);
     }
     block_barrier();
   }
   block_barrier();
+}
+
+// ---- of the squeeze
+
+template <class A, bool tracks>
+struct Tracked : Sums<A> {
+  SE_DEVICE void put(A* data, int size, int at) const {
+    Found<A>{data, size, tracks}.put(at, *this);
+  }
+  static SE_DEVICE Tracked get(A* data, int size, int at) {
+    return {Found<A>{data, size, tracks}.get(at)};
+  }
+  SE_DEVICE void merge(const Tracked& other) { Sums<A>::merge(other, tracks); }
+  SE_DEVICE void exchange(int mask) { Sums<A>::exchange(mask, tracks); }
+};
+
+// terms(starts, row, i, raw, term, x): the V terms and numbers of what was loaded.
+template <int V, int Batch, bool tracks, class A, class Start, class Load, class Terms>
+SE_DEVICE void reduce_rows_tracking(int rows, int length, const Found<A>& found, A* scratch,
+                                    const Start& start, const Load& load, const Terms& terms) {
+  using Collect = Each<Tracked<A, tracks>, 1>;
+  collect_rows<Collect, Batch>(
+      rows, length / V, lanes_for(length / V), scratch, start, load,
+      [&](Collect& collect, const auto& starts, int row, int i, const auto& raw) {
+        A term[V], x[V];
+        terms(starts, row, i, raw, term, x);
+        SE_UNROLL
+        for (int j = 0; j < V; ++j) collect.sums[0].add(term[j], x[j], tracks);
+      },
+      [&](int row, const Sums<A>& sums) {
+        Found<A>{found.data, found.size, tracks}.put(row, sums);
+      });
+}
+
+// The channels' numbers go to found from `at` on.
+template <int V, int Batch, bool tracks, class A, class Start, class Load, class Terms>
+SE_DEVICE void reduce_columns_tracking(int channels, int first_pixel, int end_pixel, int at,
+                                       const Found<A>& found, A* scratch, const Start& start,
+                                       const Load& load, const Terms& terms) {
+  using Collect = Each<Tracked<A, tracks>, V>;
+  collect_columns<Collect, V, Batch>(
+      channels, first_pixel, end_pixel, scratch, start, load,
+      [&](Collect& collect, const auto& starts, int column, int p, const auto& raw) {
+        A term[V], x[V];
+        terms(starts, column, p, raw, term, x);
+        SE_UNROLL
+        for (int j = 0; j < V; ++j) collect.sums[j].add(term[j], x[j], tracks);
+      },
+      [&](int channel, const Sums<A>& sums) {
+        Found<A>{found.data, found.size, tracks}.put(at + channel, sums);
+      });
 }
 
 // With what the squeeze needs, and no more registers: loads under way make room for the peaks.
