@@ -3,36 +3,13 @@
 
 #include "backward.cuh"
 #include "forward.cuh"
+#include "problem.cuh"
 #include "runtime.cuh"
 
 namespace se_kernels::cuda {
 namespace {
 
-constexpr std::int64_t kAlignment = 128;
-
-bool is_wide(const Problem& p) { return p.x_type == DType::float64 || p.w_type == DType::float64; }
-int bytes_of(DType type) { return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2; }
-
-Sizes sizes_of(const Problem& p) {
-  return with_divisors(int(p.images), int(p.channels), int(p.reduced), int(p.pixels));
-}
-
-Traits traits_of(const Problem& p, bool backward) {
-  return {bytes_of(p.x_type),       bytes_of(p.w_type), is_wide(p) ? 8 : 4,
-          p.layout == Layout::nhwc, backward,           p.squeeze != Squeeze::avg};
-}
-
 Variant variant_of(const Problem& p) { return {p.squeeze, p.act, p.act_slope, p.gate}; }
-
-Input as_input(const Output& t) {
-  return {t.data, t.image_stride, t.channel_stride, t.pixel_stride};
-}
-
-Images images_of(const Problem& p, const Input& t) {
-  const std::int64_t row = p.layout == Layout::nhwc ? t.pixel_stride : t.channel_stride;
-  return {static_cast<unsigned char*>(const_cast<void*>(t.data)), t.image_stride, row, p.x_type};
-}
-Images images_of(const Problem& p, const Output& t) { return images_of(p, as_input(t)); }
 
 // Where things lie in the workspace.
 struct Workspace {
@@ -51,27 +28,14 @@ struct Workspace {
   }
   std::int64_t place(std::int64_t size) {
     const std::int64_t here = bytes;
-    bytes += (size + kAlignment - 1) / kAlignment * kAlignment;
+    bytes += aligned(size);
     return here;
   }
 };
 
-void* at(const Call& call, std::int64_t offset) {
-  return static_cast<unsigned char*>(call.workspace) + offset;
-}
-
 Passing passing_of(const Call& call, const Workspace& space) {
   return {at(call, space.parts), at(call, space.partials), at(call, space.hidden),
           static_cast<std::uint32_t*>(at(call, space.counters))};
-}
-
-// body(number) with the kernels' type of x.
-template <class Body>
-void with_number(const Problem& p, const Body& body) {
-  if (is_wide(p)) return body(Any{});
-  if (p.x_type == DType::float32) return body(float{});
-  if (p.x_type == DType::bfloat16) return body(bfloat16{});
-  body(float16{});
 }
 
 template <class Parameters>

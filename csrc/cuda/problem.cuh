@@ -1,0 +1,55 @@
+// A problem of the C++ interface as plans and kernels take it.
+#pragma once
+
+#include "api.h"
+#include "number.cuh"
+#include "plan.h"
+
+namespace se_kernels::cuda {
+
+// Of what lies in a workspace.
+inline std::int64_t aligned(std::int64_t size) {
+  constexpr std::int64_t kAlignment = 128;
+  return (size + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+inline bool is_wide(const Problem& p) {
+  return p.x_type == DType::float64 || p.w_type == DType::float64;
+}
+inline int bytes_of(DType type) {
+  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
+}
+
+inline Sizes sizes_of(const Problem& p) {
+  return with_divisors(int(p.images), int(p.channels), int(p.reduced), int(p.pixels));
+}
+
+inline Traits traits_of(const Problem& p, bool backward) {
+  return {bytes_of(p.x_type),       bytes_of(p.w_type), is_wide(p) ? 8 : 4,
+          p.layout == Layout::nhwc, backward,           p.squeeze != Squeeze::avg};
+}
+
+inline Input as_input(const Output& t) {
+  return {t.data, t.image_stride, t.channel_stride, t.pixel_stride};
+}
+
+inline Images images_of(const Problem& p, const Input& t) {
+  const std::int64_t row = p.layout == Layout::nhwc ? t.pixel_stride : t.channel_stride;
+  return {static_cast<unsigned char*>(const_cast<void*>(t.data)), t.image_stride, row, p.x_type};
+}
+inline Images images_of(const Problem& p, const Output& t) { return images_of(p, as_input(t)); }
+
+inline void* at(const Call& call, std::int64_t offset) {
+  return static_cast<unsigned char*>(call.workspace) + offset;
+}
+
+// body(number) with the kernels' type of x.
+template <class Body>
+void with_number(const Problem& p, const Body& body) {
+  if (is_wide(p)) return body(Any{});
+  if (p.x_type == DType::float32) return body(float{});
+  if (p.x_type == DType::bfloat16) return body(bfloat16{});
+  body(float16{});
+}
+
+}  // namespace se_kernels::cuda
