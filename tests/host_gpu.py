@@ -86,9 +86,9 @@ def lend_to_the_cuda_backend() -> None:
     """Backend "cuda" takes CPU tensors from here on, where the library is built."""
     if not CUDA.exists():
         return
-    from se_kernels.backends import cuda
+    from se_kernels.backends.cuda import library
 
     spec = importlib.util.spec_from_file_location("se_kernels._cuda", CUDA)
-    cuda.native = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cuda.native)
-    cuda.reason = None
+    library.native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(library.native)
+    library.reason = None

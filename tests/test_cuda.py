@@ -13,13 +13,15 @@ from random_cases import check_placed, placed_cases, random_cases
 
 import se_kernels
 from se_kernels.backends import cuda
+from se_kernels.backends.cuda import block, library
 
 pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif(cuda.why_not() is not None, reason=f"backend cuda: {cuda.why_not()}"),
 ]
 on_host = pytest.mark.skipif(
-    cuda.native is None or cuda.native.DEVICE_TYPE != "cpu", reason="pretends to be other GPUs"
+    library.native is None or library.native.DEVICE_TYPE != "cpu",
+    reason="pretends to be other GPUs",
 )
 
 WAYS = ("cluster", "two_sweeps")
@@ -28,7 +30,7 @@ TAIL = dict(residual=True, post="relu")
 
 @pytest.fixture(scope="module")
 def device():
-    return "cpu" if cuda.native.DEVICE_TYPE == "cpu" else "cuda"
+    return "cpu" if library.native.DEVICE_TYPE == "cpu" else "cuda"
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +40,11 @@ def host():
 
 @contextlib.contextmanager
 def going(way):
-    before, cuda.way = cuda.way, way
+    before, block.way = block.way, way
     try:
         yield
     finally:
-        cuda.way = before
+        block.way = before
 
 
 def kernel(*arguments, **options):

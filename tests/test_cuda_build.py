@@ -19,7 +19,7 @@ import setuptools
 import torch
 from cuda_listing import KERNELS, Kernel, amiss, least, read_code, read_usage, told
 
-from se_kernels.backends import cuda
+from se_kernels.backends.cuda import library as kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = os.environ.get("SE_KERNELS_CUDA_BUILD")  # what `make cuda` has built
@@ -98,10 +98,10 @@ def test_the_front_end_passes_three_times_at_most(setup_py):
 def test_gpus_that_are_served(monkeypatch, capability, served, ptx):
     major, minor = capability
     built = {"code": ["75", "80", "86", "89", "90", "120"], "ptx": ptx}
-    monkeypatch.setattr(cuda, "archs", built)
+    monkeypatch.setattr(kernels, "archs", built)
     gpu = SimpleNamespace(major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
-    reason = cuda._why_not_on(0)
+    reason = kernels._why_not_on(0)
     if served and (ptx or major < 13):
         assert reason is None
     else:

@@ -1,0 +1,30 @@
+"""The CUDA backend: torch tensors in, plain pointers to csrc/cuda out.
+
+On the current stream of x's GPU; everything that a launch needs is allocated by torch.
+"""
+
+from se_kernels.backends.cuda.block import (
+    backward,
+    explain,
+    forward,
+    inference,
+    scale,
+    scale_backward,
+    squeeze,
+    squeeze_backward,
+)
+from se_kernels.backends.cuda.library import DEVICE, why_not, why_not_for
+
+__all__ = [
+    "DEVICE",
+    "backward",
+    "explain",
+    "forward",
+    "inference",
+    "scale",
+    "scale_backward",
+    "squeeze",
+    "squeeze_backward",
+    "why_not",
+    "why_not_for",
+]
