@@ -93,7 +93,7 @@ struct Norm {
 
 struct NormMoments {
   Input x;
-  void *mean, *m2;  // (N,C): of each image's channel, m2 = Σ (x - mean)²; on a CPU of double
+  void *mean, *m2;  // (N,C): of each image's channel, m2 = Σ (x - mean)²; of double
 };
 
 struct NormSqueeze {

@@ -50,6 +50,16 @@ void scale(const Problem&, const ScaleForward&, const Call&);
 void scale_backward(const Problem&, const ScaleBackward&, const Call&);
 void squeeze_backward(const Problem&, const SqueezeBackward&, const Call&);
 
+// With a batch norm before the block, a sweep each; Call::way is not looked at. The workspace is
+// that of norm_workspace_bytes, may be null where that is 0, and is looked at by moments, squeeze
+// and scale_backward.
+std::int64_t norm_workspace_bytes(const Problem&, const Gpu&);
+void norm_moments(const Problem&, const NormMoments&, const Call&);
+void norm_squeeze(const Problem&, const NormSqueeze&, const Call&);
+void norm_scale(const Problem&, const NormScale&, const Call&);
+void norm_scale_backward(const Problem&, const NormScaleBackward&, const Call&);
+void norm_squeeze_backward(const Problem&, const NormSqueezeBackward&, const Call&);
+
 // Which way forward goes, and why.
 std::string explain(const Problem&, const Forward&, const Call&);
 

@@ -75,6 +75,22 @@ struct Raw<X, 1> {
   Sum<X> v;
 };
 
+// body(number) with the type of the numbers in memory.
+template <class X, class Body>
+SE_DEVICE void with_type(DType type, const Body& body) {
+  if constexpr (!std::is_same_v<X, Any>) return body(X{});
+  switch (type) {
+    case DType::float32:
+      return body(float{});
+    case DType::float64:
+      return body(double{});
+    case DType::bfloat16:
+      return body(bfloat16{});
+    case DType::float16:
+      return body(float16{});
+  }
+}
+
 template <class A>
 SE_DEVICE A load_any(const void* data, DType type, std::int64_t i) {
   switch (type) {

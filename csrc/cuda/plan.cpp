@@ -22,7 +22,8 @@ constexpr int kSpan = 64;                  // pixels that a part of them is a mu
 constexpr int kExciteSize = 64;            // numbers of the hidden layer that one block sums
 constexpr int kChunkNumbers = 2048;        // of the second FC's input, in shared memory
 constexpr int kChunkShare = 8;             // of shared memory, that they may take
-constexpr int kL2Share = 4;  // a group comes back before 1 / kL2Share of the cache was read
+constexpr int kScratchShare = 4;  // of shared memory, that a reduction of a norm's may take
+constexpr int kL2Share = 4;       // a group comes back before 1 / kL2Share of the cache was read
 
 // Of a cluster's turn, to compare ways to slice: an H100, bytes a microsecond of one
 // multiprocessor.
@@ -161,15 +162,16 @@ Cut only(Cut cut, Sweep sweep) {
 }
 
 Access access_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
-                 std::initializer_list<Input> images) {
+                 std::initializer_list<Input> images, int together) {
   const int vector = kVectorBytes / traits.item_bytes;
+  if (together == 0) together = vector;
   if (traits.sum_bytes == 8) return Access::numbers;
   bool rows = traits.nhwc
-                  ? sizes.channels % vector == 0 && cut.channels % vector == 0
-                  : sizes.pixels % vector == 0 && (cut.splits == 1 || cut.span % vector == 0);
+                  ? sizes.channels % together == 0 && cut.channels % together == 0
+                  : sizes.pixels % together == 0 && (cut.splits == 1 || cut.span % together == 0);
   bool flat = !traits.nhwc && cut.splits == 1 &&
-              std::int64_t(cut.channels) * sizes.pixels % vector == 0 &&
-              std::int64_t(sizes.channels) * sizes.pixels % vector == 0;
+              std::int64_t(cut.channels) * sizes.pixels % together == 0 &&
+              std::int64_t(sizes.channels) * sizes.pixels % together == 0;
   for (const Input& t : images) {
     if (!t.data) continue;
     const bool aligned = is_aligned(t, sizes, traits.item_bytes);
@@ -192,6 +194,65 @@ Shared shared_of(const Cut& cut, const Traits& traits, const Gpu& gpu) {
   shared.scratch = round_up(shared.found + 4 * rows * traits.sum_bytes, 16);
   shared.work = round_up(shared.scratch + scratch * traits.sum_bytes, 16);
   shared.bytes = shared.work + round_up(std::max(stage, chunk), 16);
+  return shared;
+}
+
+// ---- with a batch norm
+
+namespace {
+
+constexpr int kOctet = 8;
+
+// Numbers of shared memory that a reduction takes.
+int norm_scratch(int channels, bool nhwc, int sums, int threads) {
+  const int warps = threads / 32, columns = ceil_div(channels, kOctet),
+            width = std::min(power_of_two(columns), threads), rows = threads / width;
+  if (!nhwc) return sums * warps;
+  return rows == 1 ? 0 : sums * kOctet * width * (width < 32 ? warps : rows);
+}
+
+int norm_staged_bytes(int rows, int pixels, const Traits& traits, const NormTraits& norm) {
+  const std::int64_t numbers = std::int64_t(rows) * pixels;
+  return int(norm.staged * numbers * traits.item_bytes +
+             (norm.masks ? ceil_div(numbers, kOctet) + 1 : 0));
+}
+
+}  // namespace
+
+Cut norm_cut_of(const Sizes& sizes, const Traits& traits, const NormTraits& norm, const Gpu& gpu) {
+  Cut cut = cut_of(sizes, traits, gpu);
+  if (traits.nhwc) {
+    const int most = gpu.shared_bytes / kScratchShare / traits.sum_bytes;
+    while (cut.channels > kOctet && norm_scratch(cut.channels, true, norm.sums, gpu.threads) > most)
+      cut.channels /= 2;
+  } else if (cut.splits == 1) {
+    // so many channels that each tile starts at eight numbers
+    const int rows = round_up(cut.channels, kOctet / std::gcd(kOctet, sizes.pixels));
+    if (norm_staged_bytes(cut.images * rows, sizes.pixels, traits, norm) <= gpu.shared_bytes / 2)
+      cut.channels = rows;
+  }
+  cut.blocks = ceil_div(sizes.channels, cut.channels);
+  return cut;
+}
+
+Access norm_access_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
+                      std::initializer_list<Input> images) {
+  const Access access = access_of(cut, sizes, traits, images, kOctet);
+  // eight numbers are of two rows at most
+  return access == Access::flat && sizes.pixels < kOctet ? Access::numbers : access;
+}
+
+Shared norm_shared_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
+                      const NormTraits& norm, const Gpu& gpu, Access access) {
+  const int scratch = norm_scratch(std::min(cut.channels, sizes.channels), traits.nhwc, norm.sums,
+                                   gpu.threads),
+            staged = access == Access::flat
+                         ? norm_staged_bytes(cut.images * cut.channels, sizes.pixels, traits, norm)
+                         : 0;
+  Shared shared{};
+  shared.scratch = 16;  // a word before
+  shared.work = round_up(shared.scratch + scratch * traits.sum_bytes, 16);
+  shared.bytes = shared.work + round_up(staged, 16);
   return shared;
 }
 

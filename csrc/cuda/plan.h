@@ -65,8 +65,29 @@ inline std::int64_t counters_bytes(const Cut& cut) {
   return 4 * (1 + std::int64_t(cut.groups) * (2 + cut.blocks));
 }
 
-Access access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<Input> images);
+// `together`: numbers that are read at once, 0 for 16 bytes of them.
+Access access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<Input> images,
+                 int together = 0);
 Shared shared_of(const Cut&, const Traits&, const Gpu&);
+
+// ---- with a batch norm: one sweep a launch, eight numbers at a time, a block a tile
+
+// What a kernel needs beside: `sums` numbers of each (n, c) are found, `staged` tensors come into
+// shared memory where a row starts anywhere (flat), `masks` bits do.
+struct NormTraits {
+  int sums, staged;
+  bool masks;
+};
+
+Cut norm_cut_of(const Sizes&, const Traits&, const NormTraits&, const Gpu&);
+Access norm_access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<Input> images);
+Shared norm_shared_of(const Cut&, const Sizes&, const Traits&, const NormTraits&, const Gpu&,
+                      Access);
+
+// Of the counters, one a tile's splits.
+inline std::int64_t norm_counters_bytes(const Cut& cut) {
+  return cut.splits == 1 ? 0 : 4 * std::int64_t(cut.groups) * cut.blocks;
+}
 
 // ---- one pass in a cluster
 

@@ -117,6 +117,7 @@ SE_DEVICE void store_stream(void* p, Vector16 v) {
 
 // ---- numbers of 16 bits
 SE_DEVICE float widen(float v) { return v; }
+SE_DEVICE double widen(double v) { return v; }
 SE_DEVICE float widen(bfloat16 v) { return __uint_as_float(std::uint32_t(v.bits) << 16); }
 SE_DEVICE float widen(float16 v) {
   float f;
@@ -126,6 +127,7 @@ SE_DEVICE float widen(float16 v) {
 
 // To the nearest, ties to even.
 SE_DEVICE void narrow(float v, float& out) { out = v; }
+SE_DEVICE void narrow(double v, double& out) { out = v; }
 SE_DEVICE void narrow(float v, float16& out) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(v));
 }
@@ -168,6 +170,13 @@ SE_DEVICE std::uint32_t narrow_pair(float low, float high, bfloat16) {
   word = l.bits | std::uint32_t(h.bits) << 16;
 #endif
   return word;
+}
+
+// 1 / v to one unit in the last place, for v >= 1.
+SE_DEVICE float reciprocal(float v) {
+  float out;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(v));
+  return out;
 }
 
 SE_DEVICE float word_to_float(std::uint32_t word) { return __uint_as_float(word); }

@@ -2,35 +2,13 @@
 // meanwhile. Built on the host for the tests too, where its tensors are the CPU's.
 #include <pybind11/pybind11.h>
 
-#include <map>
-#include <mutex>
-
-#include "arguments.h"
-#include "cuda/api.h"
+#include "cuda_arguments.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using namespace se_kernels;
-
-cuda::Gpu gpu_of(int device) {
-#ifdef SE_CUDA_ON_HOST
-  return cuda::gpu_at(device);  // as the test has set it
-#else
-  static std::mutex mutex;
-  static std::map<int, cuda::Gpu> gpus;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = gpus.find(device);
-  return found != gpus.end() ? found->second : gpus[device] = cuda::gpu_at(device);
-#endif
-}
-
-constexpr Name kWays[] = {"automatic", "cluster", "two_sweeps"};
-
-cuda::Call call(int device, Pointer stream, Pointer workspace, Name way) {
-  return {gpu_of(device), named<cuda::Way>(kWays, way, "way"), out(stream), out(workspace)};
-}
 
 Problem block(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
               bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post) {
@@ -156,7 +134,7 @@ void run_squeeze_backward(int device, Pointer stream, Pointer workspace, Size im
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA kernels of se_kernels; the arguments are addresses, called by backends/cuda.py";
+  m.doc() = "CUDA kernels of se_kernels; the arguments are addresses, called by backends/cuda";
 #ifdef SE_CUDA_ON_HOST
   m.attr("DEVICE_TYPE") = "cpu";
 #else
@@ -174,4 +152,5 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("scale", run_scale);
   m.def("scale_backward", run_scale_backward);
   m.def("squeeze_backward", run_squeeze_backward);
+  se_kernels::add_norm(m);
 }

@@ -96,11 +96,14 @@ SE_DEVICE void store_stream(void* p, Vector16 v) {
   std::memcpy(p, &v, sizeof(v));
 }
 
+SE_DEVICE float reciprocal(float v) { return 1 / v; }
+
 // ---- numbers of 16 bits
 SE_DEVICE float word_to_float(std::uint32_t word) { return host::bit_cast<float>(word); }
 SE_DEVICE std::uint32_t float_to_word(float v) { return host::bit_cast<std::uint32_t>(v); }
 
 SE_DEVICE float widen(float v) { return v; }
+SE_DEVICE double widen(double v) { return v; }
 SE_DEVICE float widen(bfloat16 v) { return word_to_float(std::uint32_t(v.bits) << 16); }
 SE_DEVICE float widen(float16 v) {
   const std::uint32_t sign = std::uint32_t(v.bits & 0x8000u) << 16, rest = v.bits & 0x7fffu;
@@ -110,6 +113,7 @@ SE_DEVICE float widen(float16 v) {
 }
 
 SE_DEVICE void narrow(float v, float& out) { out = v; }
+SE_DEVICE void narrow(double v, double& out) { out = v; }
 SE_DEVICE void narrow(float v, bfloat16& out) {
   const std::uint32_t word = float_to_word(v);
   out.bits = std::uint16_t(v == v ? (word + 0x7fffu + (word >> 16 & 1u)) >> 16 : 0x7fffu);

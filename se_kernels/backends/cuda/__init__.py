@@ -14,6 +14,14 @@ from se_kernels.backends.cuda.block import (
     squeeze_backward,
 )
 from se_kernels.backends.cuda.library import DEVICE, why_not, why_not_for
+from se_kernels.backends.cuda.norm import (
+    norm_inference,
+    norm_moments,
+    norm_scale,
+    norm_scale_backward,
+    norm_squeeze,
+    norm_squeeze_backward,
+)
 
 __all__ = [
     "DEVICE",
@@ -21,6 +29,12 @@ __all__ = [
     "explain",
     "forward",
     "inference",
+    "norm_inference",
+    "norm_moments",
+    "norm_scale",
+    "norm_scale_backward",
+    "norm_squeeze",
+    "norm_squeeze_backward",
     "scale",
     "scale_backward",
     "squeeze",

@@ -13,6 +13,12 @@ def on_elements(*tensors):
     )
 
 
+def on_vectors(*tensors):
+    """Each tensor with its elements side by side from a multiple of 16 bytes on."""
+    contiguous = (None if t is None else t.contiguous() for t in tensors)
+    return tuple(t if t is None or t.data_ptr() % 16 == 0 else t.clone() for t in contiguous)
+
+
 def sizes_of(x, reduced, w_dtype, layout):
     images, channels, height, width = x.shape
     return (

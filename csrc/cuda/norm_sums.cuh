@@ -1,0 +1,115 @@
+// What a sweep before or behind the norm finds of each (n, c): sums, or the mean with the squares
+// around it.
+#pragma once
+
+#include "number.cuh"
+
+namespace se_kernels::cuda {
+
+template <class A, int K>
+struct Totals {
+  static constexpr int kNumbers = K;
+  A v[K] = {};
+
+  template <class I>
+  SE_DEVICE void put(A* data, I size, I at) const {
+    SE_UNROLL
+    for (int k = 0; k < K; ++k) data[k * size + at] = v[k];
+  }
+  static SE_DEVICE Totals get(const A* data, int size, int at) {
+    Totals out;
+    SE_UNROLL
+    for (int k = 0; k < K; ++k) out.v[k] = data[k * size + at];
+    return out;
+  }
+  SE_DEVICE void merge(const Totals& other) {
+    SE_UNROLL
+    for (int k = 0; k < K; ++k) v[k] += other.v[k];
+  }
+  SE_DEVICE void exchange(int mask) {
+    SE_UNROLL
+    for (int k = 0; k < K; ++k) v[k] += shuffle_xor(v[k], mask);
+  }
+};
+
+// Of a row, or of each of V channels: the j-th number's terms are added to sums of [j], or of [0].
+template <class A, int V, int K>
+struct CollectTotals {
+  Totals<A, K> sums[V];
+  SE_DEVICE Totals<A, K> get(int j) const { return sums[j]; }
+  SE_DEVICE void add(int j, int k, A term) { sums[V == 1 ? 0 : j].v[k] += term; }
+};
+template <int K>
+struct Of {
+  template <class A, int V>
+  using Collect = CollectTotals<A, V, K>;
+};
+
+// How many numbers; their mean in two parts, one of the numbers and what it is off by, so that a
+// mean far from zero keeps its digits; Σ (x - mean)².
+template <class A>
+struct Moments {
+  static constexpr int kNumbers = 4;
+  A v[4] = {};
+
+  template <class I>
+  SE_DEVICE void put(A* data, I size, I at) const {
+    SE_UNROLL
+    for (int k = 0; k < kNumbers; ++k) data[k * size + at] = v[k];
+  }
+  static SE_DEVICE Moments get(const A* data, int size, int at) {
+    Moments out;
+    SE_UNROLL
+    for (int k = 0; k < kNumbers; ++k) out.v[k] = data[k * size + at];
+    return out;
+  }
+  SE_DEVICE double mean() const { return double(v[1]) + double(v[2]); }
+  SE_DEVICE void merge(const Moments& other) {  // Chan, Golub and LeVeque
+    const A before = v[0], added = other.v[0];
+    if (added == A(0)) return;
+    if (before == A(0)) {
+      *this = other;
+      return;
+    }
+    v[0] += added;
+    const A delta = (other.v[1] - v[1]) + (other.v[2] - v[2]), share = added / v[0];
+    v[3] += other.v[3] + delta * delta * (before * share);
+    if (delta == delta || v[2] != other.v[2]) v[2] += delta * share;  // an infinite mean stays
+  }
+  SE_DEVICE void exchange(int mask) {
+    Moments other;
+    SE_UNROLL
+    for (int k = 0; k < kNumbers; ++k) other.v[k] = shuffle_xor(v[k], mask);
+    merge(other);
+  }
+};
+
+// A thread's numbers of a row, or of each of V channels, less the first of them: no more of them
+// than cancel well.
+template <class A, int V>
+struct CollectMoments {
+  A count = 0, shift[V], total[V] = {}, squares[V] = {};
+
+  template <int W>
+  SE_DEVICE void add(const A (&x)[W], int here) {
+    if (count == A(0)) {
+      SE_UNROLL
+      for (int j = 0; j < V; ++j) shift[j] = x[j] - x[j] == A(0) ? x[j] : A(0);
+    }
+    SE_UNROLL
+    for (int j = 0; j < W; ++j) {
+      if (j >= here) continue;
+      constexpr bool row = V == 1;
+      const A d = x[j] - shift[row ? 0 : j];
+      total[row ? 0 : j] += d, squares[row ? 0 : j] += d * d;
+    }
+    count += V == 1 ? A(here) : A(1);
+  }
+  SE_DEVICE Moments<A> get(int j) const {
+    if (count == A(0)) return {};
+    const A mean = total[j] / count, m2 = squares[j] - total[j] * mean;
+    return {{count, shift[j], mean, m2 < A(0) ? A(0) : m2}};
+  }
+};
+
+}  // namespace se_kernels::cuda
