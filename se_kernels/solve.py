@@ -12,8 +12,10 @@ from se_kernels import reference
 
 def statistics(means: Tensor, m2: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
     """mean and m2 (C) of a batch from those of its images (N, C); m2 is Σ (u - mean)²."""
-    mean = means.mean(0) if means.shape[0] else means.new_zeros(means.shape[1])
-    return mean, m2.sum(0) + pixels * (means - mean).square().sum(0)
+    if means.shape[0] == 0:
+        return tuple(means.new_zeros((2, means.shape[1])))
+    var, mean = torch.var_mean(means, 0, correction=0)
+    return mean, torch.add(m2.sum(0), var, alpha=pixels * means.shape[0])
 
 
 def statistics_of(u: Tensor) -> tuple[Tensor, Tensor]:

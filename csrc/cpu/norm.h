@@ -9,9 +9,9 @@ namespace se_kernels::SE_ISA {
 
 // --- pre and its derivative, at one place or in each lane ---------------------------------------
 
-SE_INLINE float exp_any(float v) { return std::exp(v); }
-SE_INLINE double exp_any(double v) { return std::exp(v); }
 SE_INLINE Vec<float> exp_any(Vec<float> v) { return exp_of(v); }
+SE_INLINE float exp_any(float v) { return exp_of(Vec<float>{} + v)[0]; }  // as in a vector
+SE_INLINE double exp_any(double v) { return std::exp(v); }
 SE_INLINE Vec<double> exp_any(Vec<double> v) {
   for (int lane = 0; lane < kLanes<double>; ++lane) v[lane] = std::exp(v[lane]);
   return v;

@@ -89,11 +89,13 @@ def batch_norm_squeeze_excite(
     group = process_group if training else None
     settings = Settings(training, eps, pre, act, act_slope, gate, post, group, name)
     tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
-    grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    defined = name == dispatch.REFERENCE or under_transform()
+    running = running_mean, running_var
     # without an element the sweeps only serve the processes that have some
-    sweeps = squeeze == "avg" and not defined and (u.numel() > 0 or group is not None)
-    if sweeps and not (training or grads):
+    sweeps = squeeze == "avg" and name != dispatch.REFERENCE and not under_transform()
+    if not sweeps or (u.numel() == 0 and group is None):
+        return _apart(*tensors, *running, squeeze, momentum, settings)
+    grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not (training or grads):
         return ops.norm_inference(
             u, bn_weight, bn_bias, running_mean, running_var, eps, w1, w2, b1, b2, residual,
             pre, act, act_slope, gate, post, name,
@@ -101,51 +103,77 @@ def batch_norm_squeeze_excite(
 
     means, count = None, u.shape[0] * u.shape[2] * u.shape[3]
     dtype = reference.norm_compute_dtype(u, bn_weight, w1)
-    with torch.no_grad(), reference.outside_autocast(u.device.type):
-        if sweeps and (training or pre == "identity"):
+    with torch.no_grad():
+        if training or pre == "identity":
             means, m2 = ops.norm_moments(u, dtype == torch.float64, name)
-        if not training:
-            mean, var = running_mean.to(dtype), running_var.to(dtype)
-        else:
-            if sweeps:
-                mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
-            else:
-                mean, m2 = solve.statistics_of(u.to(dtype))
+        mean, var = running
+        if training:
+            mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
             if group is not None:
                 mean, m2, count = processes.statistics(mean, m2, count, group)
-            var = m2 / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
-            if running_mean is not None and under_transform() and group is None:
-                # torch moves them through a transform, without a tangent, or says why it cannot
-                F.batch_norm(
-                    u.to(running_mean.dtype), running_mean, running_var, None, None, True,
-                    momentum, eps,
-                )  # fmt: skip
-            elif running_mean is not None:
-                _move(running_mean, mean, momentum, count)
-                _move(running_var, m2 / (count - 1), momentum, count)
-            mean, var = mean.to(dtype), var.to(dtype)
-
-    if not sweeps:
-        of = (None, None) if training else (running_mean, running_var)
-        norm = u, bn_weight, bn_bias, *of
-        if not defined:
-            v = reference.normed(*norm, dtype, eps=eps, pre=pre, process_group=group).to(u.dtype)
-            return squeeze_excite(
-                v, w1, w2, b1, b2, squeeze=squeeze, act=act, act_slope=act_slope, gate=gate,
-                residual=residual, post=post, backend=name,
-            )  # fmt: skip
-        return reference.batch_norm_squeeze_excite(
-            *norm, w1, w2, b1, b2, squeeze=squeeze, residual=residual, post=post, **settings.variant
-        )
+            _move(*running, mean, m2, count, momentum)
+            var = _variance(m2, count)
+        mean, var = mean.to(dtype), var.to(dtype)
     if grads:
         return BatchNormSqueezeExciteFunction.apply(*tensors, mean, var, count, means, settings)
     return run_forward(*tensors, mean, var, means, settings, keep=False).y
 
 
-def _move(running: Tensor, new: Tensor, momentum: float, count: int | Tensor) -> None:
-    """Unless ``new`` is of no numbers: those of a group's processes together are a tensor."""
-    moved = momentum * new + (1 - momentum) * running.to(new.dtype)
-    if isinstance(count, Tensor):
-        running.copy_(torch.where(count > 0, moved, running))
-    elif count > 0:
-        running.copy_(moved)
+def _apart(
+    u, bn_weight, bn_bias, w1, w2, b1, b2, residual, running_mean, running_var,
+    squeeze, momentum, settings,
+):  # fmt: skip
+    """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
+    dtype = reference.norm_compute_dtype(u, bn_weight, w1)
+    if settings.training:
+        with torch.no_grad(), reference.outside_autocast(u.device.type):
+            _move_of(u.to(dtype), running_mean, running_var, momentum, settings)
+        running_mean = running_var = None
+    norm = u, bn_weight, bn_bias, running_mean, running_var
+    if settings.backend == dispatch.REFERENCE or under_transform() or squeeze == "avg":
+        return reference.batch_norm_squeeze_excite(
+            *norm, w1, w2, b1, b2, squeeze=squeeze, residual=residual, post=settings.post,
+            **settings.variant,
+        )  # fmt: skip
+    how = dict(eps=settings.eps, pre=settings.pre, process_group=settings.group)
+    return squeeze_excite(
+        reference.normed(*norm, dtype, **how).to(u.dtype), w1, w2, b1, b2, squeeze=squeeze,
+        act=settings.act, act_slope=settings.act_slope, gate=settings.gate, residual=residual,
+        post=settings.post, backend=settings.backend,
+    )  # fmt: skip
+
+
+def _move_of(u, running_mean, running_var, momentum, settings) -> None:
+    """The running statistics towards those of u (N, C, H, W)."""
+    count, group = u.shape[0] * u.shape[2] * u.shape[3], settings.group
+    if under_transform() and group is None:
+        if running_mean is not None and count > 0:
+            # torch moves them through a transform, without a tangent, or says why it cannot
+            F.batch_norm(
+                u.to(running_mean.dtype), running_mean, running_var, None, None, True,
+                momentum, settings.eps,
+            )  # fmt: skip
+        return
+    mean, m2 = solve.statistics_of(u)
+    if group is not None:
+        mean, m2, count = processes.statistics(mean, m2, count, group)
+    _move(running_mean, running_var, mean, m2, count, momentum)
+
+
+def _move(running_mean, running_var, mean, m2, count: int | Tensor, momentum) -> None:
+    """The running statistics, where there are any, towards mean and m2 (C) of ``count`` numbers a
+    channel (a tensor: of all processes), unless these are none."""
+    if running_mean is None or (not _is_of_all(count) and count == 0):
+        return
+    for running, new in ((running_mean, mean), (running_var, m2 / (count - 1))):
+        moved = momentum * new + (1 - momentum) * running.to(new.dtype)
+        running.copy_(torch.where(count > 0, moved, running) if _is_of_all(count) else moved)
+
+
+def _variance(m2: Tensor, count: int | Tensor) -> Tensor:
+    """The biased one, 0 of no numbers."""
+    return m2 / (count.clamp(min=1) if _is_of_all(count) else max(count, 1))
+
+
+def _is_of_all(count: int | Tensor) -> bool:
+    return isinstance(count, Tensor)
