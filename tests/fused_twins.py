@@ -11,12 +11,15 @@ from torch import nn
 import se_kernels
 
 
-def twins(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+def twins(module: nn.Module, level: str = "layer") -> tuple[nn.Module, nn.Module]:
     """``module`` and a fused copy of it."""
     fused = copy.deepcopy(module)
-    report = se_kernels.fuse(fused)
+    report = se_kernels.fuse(fused, level)
     assert report.fused
     assert not report.skipped, report
+    if level == "block":
+        assert report.blocks
+        assert not report.apart, report
     return module, fused
 
 

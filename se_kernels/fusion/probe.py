@@ -8,6 +8,7 @@ module, nor the global random numbers, is changed.
 
 import contextlib
 import math
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from se_kernels.fusion.run import Plan, run
 from se_kernels.fusion.tail import Tail, run_tail
 
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _TOLERANCE = 1e-5  # of the largest number; a forward may have a float32 step inside
 
 
@@ -125,13 +127,16 @@ def _same(a: Tensor | None, b: Tensor | None, largest: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _undisturbed(module):
-    """Children in eval mode, plain autograd, nothing global changed; all as it was afterwards."""
+    """Children in eval mode and without hooks, plain autograd, nothing global changed; all as it
+    was afterwards."""
     modes = {m: m.training for m in module.modules()}
+    hooks = {m: {name: m.__dict__[name] for name in _HOOKS if name in m.__dict__} for m in modes}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # too little work to share, and waiting for a busy core is slow
     try:
         for m in modes:
             m.training = False
+            m.__dict__.update({name: OrderedDict() for name in hooks[m]})
         with (
             torch.random.fork_rng(devices=[]),
             torch.inference_mode(False),
@@ -143,6 +148,7 @@ def _undisturbed(module):
         torch.set_num_threads(threads)
         for m, training in modes.items():
             m.training = training
+            m.__dict__.update(hooks[m])
 
 
 def _first_line(error: Exception) -> str:

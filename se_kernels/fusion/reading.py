@@ -27,7 +27,7 @@ def read(module: nn.Module, block: Block) -> Plan:
     steps = [(name, _step(module, name)) for name in block.excitation]
     for path, piece in _named_pieces(module):
         check_untouched(path, piece)
-    _check_parameters(module)
+    check_parameters(module)
     pool = () if block.pool is None else _pool_pieces(module, block)
     common = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc", settings=settings_of(module))
     working = [(name, step) for name, step in steps if not _does_nothing(step)]
@@ -76,11 +76,13 @@ def check_untouched(name: str, piece: nn.Module) -> None:
         raise Refusal(f"{name} has hooks, or a forward of its own")
 
 
-def _check_parameters(module) -> None:
+def check_parameters(module: nn.Module) -> None:
+    """Raises Refusal where they are not all plain tensors that the kernels read, in one place."""
+    for name, t in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(t, nn.parameter.UninitializedTensorMixin):
+            raise Refusal(f"{name} is not initialised yet")
     first = None
     for name, p in module.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedTensorMixin):
-            raise Refusal(f"{name} is not initialised yet")
         if type(p) not in TENSORS:
             raise Refusal(f"{name} is a {type(p).__name__}, not a plain tensor")
         if p.dtype not in DTYPES:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from se_kernels.fusion.blocks import Surroundings
-from se_kernels.fusion.reading import Refusal, check_untouched, settings_of
+from se_kernels.fusion.reading import Refusal, check_parameters, check_untouched, settings_of
 from se_kernels.fusion.run import Path, child, plan_of
 from se_kernels.fusion.tail import Part, Tail, excitation_of, has_act, is_norm
 from se_kernels.pieces import act_of, class_path
@@ -27,6 +27,7 @@ def read_tail(module: nn.Module, around: Surroundings) -> Tail:
             )
     pre = "identity" if act_path is None else _pre(module, act_path)
     _check_se(module, se_path)
+    check_parameters(module)
 
     replaced = [path for path in (act_path, *idle) if path is not None]
     named = (*around.before, *around.after, *around.idle, around.drop, around.shortcut, around.post)
