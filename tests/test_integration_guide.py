@@ -111,15 +111,15 @@ def swapped_channels(monkeypatch):
     def reverse(function):
         return lambda *args, **options: function(*args, **options).flip(1)
 
-    def fuse(model, fuse=se_kernels.fuse):
-        report = fuse(model)
-        for name in report.fused:
+    def fuse(model, level="layer", fuse=se_kernels.fuse):
+        report = fuse(model, level)
+        for name in report.blocks or report.fused:
             module = model.get_submodule(name)
             module.register_forward_hook(lambda _module, _inputs, y: y.flip(1))
         return report
 
-    layer = se_kernels.SqueezeExcite
-    monkeypatch.setattr(layer, "forward", reverse(layer.forward))
+    for layer in (se_kernels.SqueezeExcite, se_kernels.BatchNormSqueezeExcite):
+        monkeypatch.setattr(layer, "forward", reverse(layer.forward))
     monkeypatch.setattr(se_kernels, "squeeze_excite", reverse(se_kernels.squeeze_excite))
     monkeypatch.setattr(se_kernels, "fuse", fuse)
 
