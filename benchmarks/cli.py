@@ -27,6 +27,7 @@ QUICK_MODEL = "timm/efficientnet_b0"
 BLOCKS = {subject.kind: subject for subject in (Layer(), Tail())}
 MODES = {kind: tuple(subject.costs) for kind, subject in BLOCKS.items()}
 MODES["network"] = network.MODES
+QUICK_TAIL = ("eager", "plain", "layer", "fused", "copy")  # compiling takes half a minute
 MIN_ROUNDS = {"layer": 10, "tail": 10, "network": 6}
 
 
@@ -238,7 +239,8 @@ def block_command(
 @click.pass_context
 def network_command(ctx, names, fuse, backend, stride_in_3x3, with_photos, **options):
     """Whole networks: ResNet-50 beside SE-ResNet-50, or each --model with SE modules of separate
-    operations, fused, and with identity in their place."""
+    operations, fused alone (layer) and with their norms (block), and with identity in their place.
+    Beside the times, the peak memory of a training step."""
     if names:
         refuse_with_model(backend=backend, stride_in_3x3=stride_in_3x3, photos=with_photos)
         points = []
@@ -321,12 +323,12 @@ def photos_command(ctx, device, dtype, layout, backend, **options):
 @click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for layer.png and network.png.",
+    help="Folder for layer.png, tail.png and network.png.",
 )
 @click.pass_context
 def quick_command(ctx, backend, plots, **options):
-    """A few points of each in some minutes on two cores: layer, network, photos, and where timm is
-    installed one of its models fused. `make bench`."""
+    """A few points of each in some minutes on two cores: layer, tail, network, photos, and where
+    timm is installed one of its models fused. `make bench`."""
     device = torch.device("cpu")
     backends = pick_backends(device, [backend] if backend else [])
     seed = options["seed"]
@@ -342,6 +344,14 @@ def quick_command(ctx, backend, plots, **options):
         ),
         block.Settings(device, Layer.kinds, backends, Budget(seconds=2, min_rounds=7), seed),
         {**options, "plot": plots / "layer.png" if plots else None},
+    )
+    shape = block.Shape.parse("conv4")
+    run_block(
+        ctx,
+        BLOCKS["tail"],
+        block.points([shape], [16], ["float32"], ["nchw"], ["inference", "forward", "backward"]),
+        block.Settings(device, QUICK_TAIL, backends, Budget(seconds=1, min_rounds=7), seed),
+        {**options, "plot": plots / "tail.png" if plots else None},
     )
     settings = network.Settings(
         device, backends[0], compiled=False, budget=Budget(rounds=7, warmup=1), seed=seed

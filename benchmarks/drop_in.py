@@ -1,6 +1,6 @@
 """A model of timm or torchvision: as it is, fused, and with identity in place of its SE modules.
 
-The three forms of ``forms.py``.
+The forms of ``forms.py``.
 """
 
 import copy
@@ -28,7 +28,8 @@ class DropIn:
     kind = "model"
 
     def build(self, point: Point, settings: Settings, images: Tensor) -> Built:
-        """``unfused``, with ``fuse`` also ``fused``, and ``identity``: copies of one model.
+        """``unfused``, with ``fuse`` also ``layer`` and, where ``se_kernels.fuse`` knows the
+        blocks, ``block``, and ``identity``: copies of one model.
 
         Raises:
             models.ModelError: ``se_kernels.fuse`` finds nothing to replace.
@@ -36,8 +37,9 @@ class DropIn:
         unfused = models.build(point.model, CLASSES, settings.seed)
         unfused.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])
         settle(unfused, images, settings.seed)
-        fused = copy.deepcopy(unfused)
-        report = se_kernels.fuse(fused)
+        built = {level: copy.deepcopy(unfused) for level in forms.FUSED}
+        reports = {level: se_kernels.fuse(model, level) for level, model in built.items()}
+        report = reports["block"]
         if not report.fused:
             reasons = "; ".join(f"{name}: {why}" for name, why in report.skipped.items())
             raise models.ModelError(
@@ -46,16 +48,20 @@ class DropIn:
         identity = copy.deepcopy(unfused)
         replace_by_identity(identity, report.fused)
         calibrate(identity, images)  # its norms see what no gate has made smaller
-        built = {"unfused": unfused, "fused": fused, "identity": identity}
         if not self.fuse:
-            del built["fused"]
+            built = {}
+        elif not report.blocks:
+            del built["block"]  # the same as "layer"
+        built = {"unfused": unfused, **built, "identity": identity}
         about = {
             "model": point.model,
             "libraries": {name: version_of(name) for name in models.LIBRARIES},
             "se_modules": dict(report.fused),
             "skipped": dict(report.skipped),
+            "blocks": dict(report.blocks),
+            "apart": dict(report.apart),
         }
-        return Built(built, forms.JUDGES, about)
+        return Built(built, forms.JUDGES, ("unfused", list(report.fused)), about)
 
     def findings(self, seconds: Mapping[str, np.ndarray]) -> dict:
         return forms.findings(seconds)

@@ -1,7 +1,9 @@
-"""A model in three forms, whose times tell what SE costs and what it still costs when fused.
+"""A model in several forms, whose times tell what SE costs and what it still costs when fused.
 
-``unfused`` has SE blocks of separate operations, ``fused`` runs them fused, ``identity`` has none:
-its convolutions, norms and everything else are the same, so it is the floor of what SE costs.
+``unfused`` has SE blocks of separate operations. ``layer`` runs them fused, ``block`` with the norm
+and the activation before and, where the block ends there, the shortcut and the ReLU after.
+``identity`` has none: its convolutions, norms and everything else are the same, so it is the floor
+of what SE costs.
 """
 
 from collections.abc import Mapping
@@ -12,13 +14,19 @@ from .network import COMPILED
 from .shares import shares, spread
 from .timing import paired_ratios
 
-JUDGES = {"unfused": "unfused", "fused": "unfused", "identity": "identity"}
+FUSED = ("layer", "block")
+JUDGES = {
+    "unfused": "unfused",
+    **dict.fromkeys(FUSED, "unfused"),
+    "identity": "identity",
+}
 
 
 def findings(seconds: Mapping[str, np.ndarray]) -> dict:
-    """``ratios`` over unfused, with their spread, and ``shares``, both by form."""
+    """``ratios`` over unfused, with their spread, and ``shares``, by the fused form, or by the
+    unfused one where there is none."""
     found = {"ratios": {}, "shares": {}}
-    for form, suffix in (("eager", ""), ("compiled", COMPILED)):
+    for suffix in ("", COMPILED):
         times = {n: seconds[n + suffix] for n in JUDGES if n + suffix in seconds}
         if not times:
             continue
@@ -26,5 +34,7 @@ def findings(seconds: Mapping[str, np.ndarray]) -> dict:
         for name, values in times.items():
             pair = f"{name}{suffix}/unfused{suffix}"
             found["ratios"][pair] = spread(paired_ratios(values, unfused))
-        found["shares"][form] = shares(unfused, times["identity"], times.get("fused"))
+        fused = [name for name in FUSED if name in times]
+        for name in fused or ["unfused"]:
+            found["shares"][name + suffix] = shares(unfused, times["identity"], times.get(name))
     return found

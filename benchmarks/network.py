@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .environment import Environment, last_level_cache_bytes
 from .inputs import DTYPES, MEMORY_FORMATS, how_many
 from .models import normed
-from .network_calls import TIMED, Network
+from .network_calls import TIMED, Network, input_bytes, training_memory
 from .network_verify import TRIES, GradientError, Least, check_outputs, outputs
 from .records import SCHEMA
 from .timing import Budget, clock_for, in_turn, percentiles
@@ -66,6 +66,7 @@ class Built:
 
     models: dict[str, nn.Module]
     judges: Mapping[str, str]  # network → the eager network that it is held against
+    se: tuple[str, Sequence[str]]  # an eager network with SE blocks, and their names
     about: Mapping[str, object]  # fields of the record
 
 
@@ -177,6 +178,14 @@ def measure(
             len(batches),
             lambda done: on_step(f"round {done}"),
         )
+    rows = {name: percentiles(values) for name, values in seconds.items()}
+    memory = {}
+    if train:
+        for name, network in networks.items():
+            on_step(f"memory of {name}")
+            rows[name] |= training_memory(network, batches[0])
+        with_se, names = built.se
+        memory["se_x_bytes"] = input_bytes(networks[with_se], names, batches[0])
     return {
         "schema": SCHEMA,
         "kind": subject.kind,
@@ -193,7 +202,8 @@ def measure(
         "cache_bytes": cache,
         "flushed_bytes": clock.flush_bytes,
         "rounds": len(next(iter(seconds.values()))),
-        "contenders": {name: percentiles(values) for name, values in seconds.items()},
+        "contenders": rows,
+        **memory,
         **subject.findings(seconds),
         "first_call_s": first_call,
         "verification": [check.as_dict() for check in checks],

@@ -1,11 +1,13 @@
-"""What is called and timed of a network: its logits, or a training step."""
+"""What is called and timed of a network: its logits, or a training step, and its memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .memory import bytes_of, peak_bytes
 
 
 @dataclass
@@ -63,3 +65,36 @@ class TrainingStep:
 
 
 TIMED = {"inference": Inference, "train": TrainingStep}
+
+
+def training_memory(network: Network, batch: tuple[Tensor, Tensor]) -> dict[str, int]:
+    """``weights_bytes``: parameters, buffers and the optimizer's state, which must be there;
+    ``peak_bytes``: with what a training step needs at its peak, but for its images."""
+    step = TrainingStep(network, [batch])
+
+    def call() -> None:
+        step.call(0)
+        network.optimizer.zero_grad(set_to_none=True)
+
+    network.optimizer.zero_grad(set_to_none=True)  # those of the step before
+    state = network.optimizer.state.values()
+    weights = [*network.model.parameters(), *network.model.buffers()]
+    weights += [t for of_one in state for t in of_one.values() if isinstance(t, Tensor)]
+    held = bytes_of(weights)
+    return {"weights_bytes": held, "peak_bytes": held + peak_bytes(call, batch[0].device)}
+
+
+def input_bytes(network: Network, modules: Iterable[str], batch: tuple[Tensor, Tensor]) -> int:
+    """Of the x of all the modules so named, in one forward pass."""
+    seen = []
+
+    def hook(module, inputs) -> None:
+        seen.append(inputs[0].nbytes)
+
+    found = {network.model.get_submodule(name) for name in modules}
+    handles = [module.register_forward_pre_hook(hook) for module in found]
+    with torch.no_grad():
+        network.loss(*batch)
+    for handle in handles:
+        handle.remove()
+    return sum(seen)

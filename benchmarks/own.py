@@ -1,4 +1,4 @@
-"""A network of ``se_kernels.models``: its SE blocks eager, fused, and left out."""
+"""A network of ``se_kernels.models``: its SE blocks eager, fused in two ways, and left out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,24 +24,22 @@ class Own:
     kind = "model"
 
     def build(self, point: Point, settings: Settings, images: Tensor) -> Built:
-        """``unfused``, ``fused`` and ``identity``: equal weights under equal names."""
+        """``unfused``, ``layer``, ``block`` and ``identity``: equal weights under equal names."""
         torch.manual_seed(settings.seed)
         unfused = self.placed(point, settings, "eager")
         settle(unfused, images, settings.seed)
         weights = unfused.state_dict()
-        fused = self.placed(point, settings, "fused")
-        fused.load_state_dict(weights)
+        built = {"unfused": unfused}
+        for name, se in (("layer", "layer"), ("block", "fused")):
+            built[name] = self.placed(point, settings, se)
+            built[name].load_state_dict(weights)
         identity = self.placed(point, settings, None)
         identity.load_state_dict({name: weights[name] for name in identity.state_dict()})
         calibrate(identity, images)  # its norms see what no gate has made smaller
-        about = {
-            "model": point.model,
-            "libraries": {},
-            "se_modules": se_modules(unfused),
-            "skipped": {},
-        }
-        built = {"unfused": unfused, "fused": fused, "identity": identity}
-        return Built(built, forms.JUDGES, about)
+        modules = se_modules(unfused)
+        about = {"model": point.model, "libraries": {}, "se_modules": modules, "skipped": {}}
+        built["identity"] = identity
+        return Built(built, forms.JUDGES, ("unfused", list(modules)), about)
 
     def placed(self, point: Point, settings: Settings, se: str | None) -> nn.Module:
         network = create(point.model, CLASSES, se=se)

@@ -53,14 +53,14 @@ def compare(
     photos = photos.to(DTYPES[dtype])
     with torch.no_grad():
         exact = judged(networks["se_eager"]).logits(photos.double())
-        eager, fused = (networks[n].logits(photos).double() for n in ("se_eager", "se_fused"))
+        eager, fused = (networks[n].logits(photos).double() for n in ("se_eager", "se_block"))
     own_error = norms(eager - exact)["max"]
     tolerance = (1 + EAGER_FACTOR) * own_error + floors(norms(exact), DTYPES[dtype])["max"]
     difference = norms(fused - eager)["max"]
     between = norms(exact[0] - exact[1])["max"]
     refuse(
         [
-            Check("se_fused on photographs", "logits", "max", difference, tolerance),
+            Check("se_block on photographs", "logits", "max", difference, tolerance),
             Check("tolerance on photographs", "their difference", "max", tolerance, between / 10),
         ]
     )

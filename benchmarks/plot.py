@@ -27,16 +27,20 @@ COLORS = {
     "clone": "#d8d8d8",
     "resnet50": "#b9b9b9",
     "se_eager": "#7a7a7a",
-    "se_fused": "#1f6fb4",
+    "se_layer": "#8db8dc",
+    "se_block": "#1f6fb4",
     "resnet50_compiled": "#edc59a",
     "se_eager_compiled": "#d98c3f",
-    "se_fused_compiled": "#2a9d5c",
+    "se_layer_compiled": "#93cfae",
+    "se_block_compiled": "#2a9d5c",
     "identity": "#b9b9b9",
     "unfused": "#7a7a7a",
-    "fused": "#1f6fb4",
+    "layer": "#8db8dc",
+    "block": "#1f6fb4",
     "identity_compiled": "#edc59a",
     "unfused_compiled": "#d98c3f",
-    "fused_compiled": "#2a9d5c",
+    "layer_compiled": "#93cfae",
+    "block_compiled": "#2a9d5c",
 }
 DPI = 130
 
@@ -150,16 +154,14 @@ def models(records: Sequence[dict], path: Path) -> None:
         1, 2, figsize=(max(11, 5 + 2.6 * len(records)), 5.0), layout="constrained"
     )
     _network_times(left, records)
-    bars = {  # contender → (place of its record, share)
-        name + suffix: [
-            (k, r["shares"][form][when])
-            for k, r in enumerate(records)
-            if when in r["shares"].get(form, {})
-        ]
-        for form, suffix in (("eager", ""), ("compiled", "_compiled"))
-        for name, when in (("unfused", "before"), ("fused", "after"))
-    }
-    bars = {name: found for name, found in bars.items() if found}
+    bars: dict[str, list[tuple[int, dict]]] = {}  # contender → (place of its record, share)
+    for k, record in enumerate(records):
+        for form, share in record["shares"].items():
+            unfused = "unfused_compiled" if form.endswith("_compiled") else "unfused"
+            if (k, share["before"]) not in bars.setdefault(unfused, []):
+                bars[unfused].append((k, share["before"]))
+            if "after" in share:
+                bars.setdefault(form, []).append((k, share["after"]))
     width = 0.84 / len(bars)
     for i, (name, found) in enumerate(bars.items()):
         drawn = right.bar(

@@ -10,12 +10,12 @@ from .contenders import COPIES
 from .paper import Finding
 from .timing import geometric_mean
 
-FUSED_OVER_UNFUSED = {
-    "eager": "fused/unfused",
-    "compiled": "fused_compiled/unfused_compiled",
-}
 SHARES_CAPTION = (
     "p50 (p20 to p80) over the rounds; [95 % interval]; unclear: the interval holds both answers"
+)
+MEMORY_CAPTION = (
+    "peak: of the memory in a training step, with weights and the optimizer's state;"
+    " activations: without these, over the x of all SE blocks"
 )
 NARROWEST = 128  # columns, where the output is no terminal
 
@@ -126,6 +126,11 @@ def _network_times(what: str, records: Sequence[dict]) -> Table:
     table = _table(f"{what}; {_machine(records[0])}", "point", "network")
     for heading in ("p20 ms", "p50 ms", "p80 ms", "images/s"):
         table.add_column(heading, justify="right")
+    base = next(iter(records[0]["contenders"]))
+    if any("se_x_bytes" in record for record in records):
+        for heading in ("peak MB", f"over {base}", "activations"):
+            table.add_column(heading, justify="right")
+        table.caption, table.caption_justify = MEMORY_CAPTION, "left"
     for record in records:
         first = network_point(record)
         for name, row in record["contenders"].items():
@@ -134,10 +139,19 @@ def _network_times(what: str, records: Sequence[dict]) -> Table:
                 name.replace("_", " "),
                 *(f"{row[p] / 1e3:,.1f}" for p in ("p20_us", "p50_us", "p80_us")),
                 f"{record['batch'] / row['p50_us'] * 1e6:,.1f}",
+                *(_memory(record, row, base) if "se_x_bytes" in record else ()),
             )
             first = ""
         table.add_section()
     return table
+
+
+def _memory(record: dict, row: dict, base: str) -> tuple[str, ...]:
+    """The peak, over that of the first network, and of the step alone in activations."""
+    peak = row["peak_bytes"]
+    activations = (peak - row["weights_bytes"]) / record["se_x_bytes"]
+    over = peak / record["contenders"][base]["peak_bytes"]
+    return f"{peak / 1e6:,.1f}", f"{over:.3f}", f"{activations:.2f}"
 
 
 def _network_ratios(records: Sequence[dict]) -> Table:
@@ -152,7 +166,7 @@ def _network_ratios(records: Sequence[dict]) -> Table:
                 continue
             times = (record["contenders"][name]["p50_us"] / 1e3 for name in (under, over))
             kind = over.removeprefix("se_").replace("_", ", ")
-            if "fused" in kind:
+            if "eager" not in kind:
                 kind += f" ({record['backend']})"
             table.add_row(first, kind, *(f"{t:,.1f}" for t in times), f"{ratio:.3f}")
             first = ""
@@ -169,11 +183,12 @@ def _network_ratios(records: Sequence[dict]) -> Table:
 
 
 def model_tables(records: Sequence[dict]) -> list[Table]:
-    """Per model: its times, fused over unfused, and SE's share of the time before and after."""
+    """Per model: its times, each fused form over unfused, and SE's share of the time before and
+    after."""
     tables = []
     for (name,), group in _groups(records, "model"):
         tables.append(_network_times(name, group))
-        if any("fused" in record["contenders"] for record in group):
+        if any("after" in share for record in group for share in record["shares"].values()):
             tables.append(_model_ratios(name, group))
         tables.append(_model_shares(name, group))
     return tables
@@ -186,10 +201,11 @@ def _model_ratios(name: str, records: Sequence[dict]) -> Table:
     for record in records:
         first = network_point(record)
         for form in record["shares"]:
-            found = record["ratios"][FUSED_OVER_UNFUSED[form]]
+            unfused = "unfused_compiled" if form.endswith("_compiled") else "unfused"
+            found = record["ratios"][f"{form}/{unfused}"]
             table.add_row(
                 first,
-                form,
+                form.replace("_", " "),
                 *(f"{found[p]:.3f}" for p in ("p20", "p50", "p80")),
                 _interval(found, ".3f"),
                 _verdict(found, lambda ratio: ratio > 1),
@@ -201,7 +217,10 @@ def _model_ratios(name: str, records: Sequence[dict]) -> Table:
 
 def _model_shares(name: str, records: Sequence[dict]) -> Table:
     modules, skipped = len(records[0]["se_modules"]), len(records[0]["skipped"])
+    blocks = len(records[0].get("blocks", {}))
     title = f"{name}: SE's share of the time; {modules} modules, {skipped} skipped"
+    if blocks:
+        title += f", {blocks} with the block around"
     table = _table(title, "point", "form")
     for heading in ("unfused %", "fused %", "left", "halved"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -211,7 +230,7 @@ def _model_shares(name: str, records: Sequence[dict]) -> Table:
             left = share.get("left")
             table.add_row(
                 first,
-                form,
+                form.replace("_", " "),
                 _percent(share["before"]),
                 _percent(share.get("after")),
                 "" if left is None else f"{left['p50']:.2f} {_interval(left, '.2f')}".rstrip(),

@@ -19,6 +19,8 @@ from se_kernels.models.shake import Mix
 TIMM, TORCHVISION = "timm/test_efficientnet", "torchvision/mobilenet_v3_small"  # the smallest
 SMALL = ["--image-size", 32, "--batch", 8, "--rounds", 2]
 OWN = "shufflenet"  # the smallest of ours
+FORMS = ["unfused", "layer", "block", "identity"]
+RATIOS = {f"{form}/unfused" for form in FORMS[1:]}
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +107,9 @@ def test_the_table_says_whether_it_is_slower_and_halved(low, high, slower, halve
         "device_type": "cuda",
         "se_modules": {"se": "SEModule"},
         "skipped": {},
-        "contenders": {"fused": {"p20_us": 1.0, "p50_us": 1.0, "p80_us": 1.0}},
-        "ratios": {"fused/unfused": numbers},
-        "shares": {"eager": {"before": numbers, "after": numbers, "left": numbers}},
+        "contenders": {"block": {"p20_us": 1.0, "p50_us": 1.0, "p80_us": 1.0}},
+        "ratios": {"block/unfused": numbers},
+        "shares": {"block": {"before": numbers, "after": numbers, "left": numbers}},
     }
     _, ratios, share = report.model_tables([record])
     (column,) = [c for c in ratios.columns if c.header == "slower"]
@@ -294,18 +296,23 @@ def test_network_of_a_model(tmp_path, name, layout):
         assert record.keys() >= ENVIRONMENT_FIELDS
         assert (record["kind"], record["model"], record["layout"]) == ("model", name, layout)
         assert (record["batch"], record["image_size"], record["rounds"]) == (8, 32, 2)
-        assert list(record["contenders"]) == ["unfused", "fused", "identity"]
-        assert record["ratios"].keys() == {"fused/unfused", "identity/unfused"}
-        ratio = record["ratios"]["fused/unfused"]
+        assert list(record["contenders"]) == FORMS
+        assert record["ratios"].keys() == RATIOS
+        ratio = record["ratios"]["block/unfused"]
         assert ratio["p20"] <= ratio["p50"] <= ratio["p80"]
-        assert record["shares"]["eager"].keys() == {"before", "after", "left"}
-        reported = se_kernels.fuse(models.build(name, 10, seed=0)).fused
-        assert list(record["se_modules"]) == list(reported)
-        assert record["skipped"] == {}
-        assert {c["contender"] for c in record["verification"]} == {"fused"}
+        assert record["shares"].keys() == {"layer", "block"}
+        assert record["shares"]["block"].keys() == {"before", "after", "left"}
+        reported = se_kernels.fuse(models.build(name, 10, seed=0), "block")
+        assert list(record["se_modules"]) == list(reported.fused)
+        assert list(record["blocks"]) == list(reported.blocks) != []
+        assert record["skipped"] == record["apart"] == {}
+        assert {c["contender"] for c in record["verification"]} == {"layer", "block"}
     parameters = {n for n, _ in models.build(name, 10, seed=0).named_parameters()}
     checked = {c["quantity"] for c in found[1]["verification"]}
     assert checked == {"logits", *(f"gradient of {n}" for n in parameters)}
+    rows = found[1]["contenders"].values()
+    assert all(row["peak_bytes"] > row["weights_bytes"] > 0 for row in rows)
+    assert found[1]["se_x_bytes"] > 0
     assert_png(chart)
     assert "fused over unfused" in output
     assert "SE's share of the time" in output
@@ -329,42 +336,47 @@ def test_network_of_our_own(tmp_path, name, layout, images):
     for record in found:
         assert record.keys() >= ENVIRONMENT_FIELDS
         assert (record["kind"], record["model"], record["layout"]) == ("model", name, layout)
-        assert list(record["contenders"]) == ["unfused", "fused", "identity"]
-        assert record["ratios"].keys() == {"fused/unfused", "identity/unfused"}
-        assert record["shares"]["eager"].keys() == {"before", "after", "left"}
+        assert list(record["contenders"]) == FORMS
+        assert record["ratios"].keys() == RATIOS
+        assert record["shares"].keys() == {"layer", "block"}
+        assert record["shares"]["block"].keys() == {"before", "after", "left"}
         assert list(record["se_modules"]) == list(own.se_modules(eager))
         assert (record["libraries"], record["skipped"]) == ({}, {})
-        assert {c["contender"] for c in record["verification"]} == {"fused"}
+        assert {c["contender"] for c in record["verification"]} == {"layer", "block"}
     parameters = {name for name, _ in eager.named_parameters()}
     checked = {c["quantity"] for c in found[1]["verification"]}
     assert checked == {"logits", *(f"gradient of {n}" for n in parameters)}
+    rows = found[1]["contenders"].values()
+    assert all(row["peak_bytes"] > row["weights_bytes"] > 0 for row in rows)
+    assert found[1]["se_x_bytes"] > 0
     assert_png(chart)
     assert "fused over unfused" in output
     assert "SE's share of the time" in output
 
 
 @pytest.mark.parametrize("layout", list(network.MEMORY_FORMATS))
-def test_the_three_forms_of_our_own_have_equal_weights(layout):
+def test_the_forms_of_our_own_have_equal_weights(layout):
     point = network.Point(2, 64, "float32", layout, "train", "mobilenet")
     settings = network.Settings(torch.device("cpu"), "reference", compiled=False)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     built = own.Own().build(point, settings, images)
-    eager, fused, identity = (dict(m.named_parameters()) for m in built.models.values())
-    assert {type(built.models["fused"].get_submodule(n)) for n in built.about["se_modules"]} == {
-        se_kernels.SqueezeExcite
-    }
-    assert eager.keys() == fused.keys()
+    assert list(built.models) == FORMS
+    eager, layer, block, identity = (dict(m.named_parameters()) for m in built.models.values())
+    for form in ("layer", "block"):
+        modules = [built.models[form].get_submodule(n) for n in built.about["se_modules"]]
+        assert {type(module) for module in modules} == {se_kernels.SqueezeExcite}
+    assert eager.keys() == layer.keys() == block.keys()
     assert eager.keys() - identity.keys() == {n for n in eager if ".se." in n}
-    for other in (fused, identity):
+    for other in (layer, block, identity):
         for name, parameter in other.items():
             assert torch.equal(parameter, eager[name]), name
             assert parameter.stride() == eager[name].stride()
             assert parameter.data_ptr() != eager[name].data_ptr()
     identity, *others = [
         {n: b.clone() for n, b in built.models[form].named_buffers() if n.endswith("running_mean")}
-        for form in ("identity", "unfused", "fused")
+        for form in ("identity", "unfused", "layer", "block")
     ]
-    assert all(torch.equal(others[0][n], others[1][n]) for n in identity)
+    assert all(torch.equal(others[0][n], other[n]) for n in identity for other in others[1:])
     norms.calibrate(built.models["identity"], images)
     for name, mean in identity.items():  # already those of the images, without any gate
         assert torch.equal(built.models["identity"].get_buffer(name), mean)
@@ -379,7 +391,8 @@ def test_without_fuse_only_the_share_is_told(tmp_path):
     output = succeed("network", "--model", TIMM, *SMALL, "--mode", "inference", "--json", lines)
     (record,) = records.read(lines)
     assert list(record["contenders"]) == ["unfused", "identity"]
-    assert record["shares"]["eager"].keys() == {"before"}
+    assert record["shares"].keys() == {"unfused"}
+    assert record["shares"]["unfused"].keys() == {"before"}
     assert "fused over unfused" not in output
 
 
@@ -392,14 +405,13 @@ def test_compiled_forms_take_their_turns_too(monkeypatch, tmp_path):
     succeed(*command, "--json", lines, "--plot", chart)
     (record,) = records.read(lines)
     assert list(record["contenders"]) == [
-        *("unfused", "unfused_compiled", "fused", "fused_compiled"),
-        *("identity", "identity_compiled"),
+        name for form in FORMS for name in (form, f"{form}_compiled")
     ]
-    assert len(compiled) == 3
-    assert "fused_compiled/unfused_compiled" in record["ratios"]
-    assert record["shares"].keys() == {"eager", "compiled"}
+    assert len(compiled) == len(FORMS)
+    assert "block_compiled/unfused_compiled" in record["ratios"]
+    assert record["shares"].keys() == {"layer", "block", "layer_compiled", "block_compiled"}
     verified = {c["contender"] for c in record["verification"]}
-    assert verified == {"unfused_compiled", "fused", "fused_compiled", "identity_compiled"}
+    assert verified == set(record["contenders"]) - {"unfused", "identity"}
     assert_png(chart)
 
 
@@ -416,8 +428,8 @@ WRONG = {  # not the same for all images: the next norm would take a common fact
 def test_a_wrong_fused_model_is_refused_and_nothing_reported(monkeypatch, tmp_path, name, spoilt):
     right = se_kernels.fuse
 
-    def wrong(model):
-        fused = right(model)
+    def wrong(model, level):
+        fused = right(model, level)
         last = model.get_submodule(list(fused.fused)[-1])
         last.register_forward_hook(lambda module, args, y: WRONG[spoilt](y))
         return fused
@@ -426,7 +438,7 @@ def test_a_wrong_fused_model_is_refused_and_nothing_reported(monkeypatch, tmp_pa
     lines = tmp_path / "model.jsonl"
     result = run("network", "--model", name, "--fuse", *SMALL, "--mode", "train", "--json", lines)
     assert result.exit_code == 1
-    assert "fused: " in result.output
+    assert "layer: " in result.output
     assert "nothing is reported" in result.output
     assert " ms" not in result.output
     assert not lines.exists()
@@ -453,6 +465,6 @@ def test_a_wrong_network_of_our_own_is_refused(monkeypatch, tmp_path, spoilt):
     lines = tmp_path / "model.jsonl"
     result = run("network", "--model", OWN, *SMALL, "--mode", "train", "--json", lines)
     assert result.exit_code == 1
-    assert "fused: " in result.output
+    assert "block: " in result.output
     assert "nothing is reported" in result.output
     assert not lines.exists()

@@ -28,6 +28,7 @@ from benchmarks import (
 )
 
 CPU = torch.device("cpu")
+SE = 2_514_944  # parameters of SE-ResNet-50's blocks
 TINY = ["--shape", "24x5x7:3", "--batch", "2", "--rounds", "3", "--backend", "reference"]
 NO_COMPILE = [arg for kind in ("eager", "fused", "copy", "clone") for arg in ("--contender", kind)]
 
@@ -166,9 +167,9 @@ def test_a_missing_device_is_refused():
 
 @pytest.mark.parametrize("named", [True, False])
 def test_a_missing_backend_is_refused_with_its_reason(monkeypatch, named):
-    from se_kernels.backends import cpu
+    from se_kernels.backends.cpu import extension
 
-    monkeypatch.setattr(cpu, "_reason", "no compiler was found")
+    monkeypatch.setattr(extension, "reason", "no compiler was found")
     result = run("layer", *(["--backend", "cpu"] if named else []))
     assert result.exit_code == 2
     assert "no compiler was found" in result.output
@@ -338,22 +339,32 @@ def test_network(tmp_path):
     assert [r["mode"] for r in found] == ["inference", "train"]
     for record in found:
         assert record.keys() >= ENVIRONMENT_FIELDS
-        assert list(record["contenders"]) == ["resnet50", "se_eager", "se_fused"]
+        assert list(record["contenders"]) == ["resnet50", "se_eager", "se_layer", "se_block"]
         assert record["ratios"].keys() == {
             "se_eager/resnet50",
-            "se_fused/resnet50",
-            "se_eager/se_fused",
+            *("se_layer/resnet50", "se_block/resnet50"),
+            *("se_eager/se_layer", "se_eager/se_block"),
         }
         assert record["backend"] == "reference"
-        assert {c["contender"] for c in record["verification"]} == {"se_fused"}
+        assert {c["contender"] for c in record["verification"]} == {"se_layer", "se_block"}
         assert [row["ratio"] for row in record["paper"]] == pytest.approx([1.10, 1.018], abs=5e-4)
-    quantities = {c["quantity"] for c in found[1]["verification"]}
+    inference, train = found
+    assert not any("peak_bytes" in row for row in inference["contenders"].values())
+    held = {name: row["weights_bytes"] for name, row in train["contenders"].items()}
+    assert held["resnet50"] == 4 * (2 * 25_557_032 + 53_120) + 8 * 53  # momentum; statistics
+    assert held["se_eager"] == held["se_layer"] == held["se_block"] == held["resnet50"] + 8 * SE
+    assert all(row["peak_bytes"] > row["weights_bytes"] for row in train["contenders"].values())
+    # 32×32: the blocks' outputs are 8×8, 4×4, 2×2 and 1×1
+    x = 3 * 256 * 64 + 4 * 512 * 16 + 6 * 1024 * 4 + 3 * 2048
+    assert train["se_x_bytes"] == 8 * 4 * x
+    quantities = {c["quantity"] for c in train["verification"]}
     assert {
         "logits",
         "gradient of conv1.weight",
         "gradient of layer4.2.se.fc2.weight",
     } <= quantities
     assert_png(chart)
+    assert "peak MB" in output
     for number in ("190", "209", "1.100", "164", "167", "1.018"):
         assert number in output
 
@@ -363,7 +374,7 @@ def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
 
     def wrong(fused, **options):
         model = right(fused=fused, **options)
-        if fused:
+        if fused == "block":
             model.layer3[2].se.register_forward_hook(lambda module, args, y: y * 1.01)
         return model
 
@@ -372,7 +383,7 @@ def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
     small = ["--image-size", 32, "--batch", 2, "--rounds", 1, "--backend", "reference"]
     result = run("network", *small, "--mode", "inference", "--json", lines)
     assert result.exit_code == 1
-    assert "se_fused: max error of logits" in result.output
+    assert "se_block: max error of logits" in result.output
     assert not lines.exists()
 
 
@@ -494,14 +505,14 @@ def test_photos_are_refused_where_the_fused_network_differs(monkeypatch):
 
     def wrong(fused, **options):
         model = right(fused=fused, **options)
-        if fused:
+        if fused == "block":
             model.fc.register_forward_hook(lambda module, args, y: y + 1e-4)
         return model
 
     monkeypatch.setattr(pair, "se_resnet50", wrong)
     result = run("photos", "--backend", "reference")
     assert result.exit_code == 1
-    assert "se_fused on photographs" in result.output
+    assert "se_block on photographs" in result.output
 
 
 def test_photographs_are_normalised_and_cropped():
@@ -517,7 +528,7 @@ def test_photographs_are_normalised_and_cropped():
 
 
 @pytest.mark.parametrize("timm", [True, False])
-def test_quick_is_layer_then_network_then_photos_then_a_model(monkeypatch, timm):
+def test_quick_is_blocks_then_networks_then_photos_then_a_model(monkeypatch, timm):
     ran = []
     for name in ("run_block", "run_network", "run_models"):
         monkeypatch.setattr(
@@ -528,7 +539,7 @@ def test_quick_is_layer_then_network_then_photos_then_a_model(monkeypatch, timm)
     monkeypatch.setattr(models, "why_not", lambda name: None if timm else "timm is not installed")
     monkeypatch.setattr(models, "image_size", lambda name: 224)
     succeed("quick", "--backend", "reference")
-    expected = [("run_block", 8), ("run_network", 3), ("run_photos", 1)]
+    expected = [("run_block", 8), ("run_block", 3), ("run_network", 3), ("run_photos", 1)]
     assert ran == expected + [("run_models", 1)] * timm
 
 
