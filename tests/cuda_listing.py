@@ -20,11 +20,11 @@ CLUSTERS_FROM = 90  # compute capability of the first GPU with clusters and bulk
 
 @dataclass(frozen=True)
 class Kernel:
-    direction: str  # "forward", "backward"
-    way: str  # "two_sweeps", "cluster"
+    direction: str  # "forward", "backward", "norm"
+    way: str  # "two_sweeps", "cluster"; of "norm" the phase
     number: str  # "float32", "bfloat16", "float16", "any"
     layout: str
-    tail: bool  # with residual, ReLU
+    tail: bool  # with residual, ReLU; of the norm's scale_backward without an activation
 
     def __str__(self) -> str:
         tail = ", tail" if self.tail else ""
@@ -33,6 +33,7 @@ class Kernel:
 
 VECTOR_NUMBERS = ("float32", "bfloat16", "float16")
 DIRECTIONS, LAYOUTS = ("forward", "backward"), ("nchw", "nhwc")
+NORM_PHASES = ("moments", "squeeze", "scale", "scale_backward", "squeeze_backward")
 KERNELS = {
     *(
         Kernel(direction, way, number, layout, tail)
@@ -44,11 +45,19 @@ KERNELS = {
         Kernel(direction, "two_sweeps", "any", layout, True)
         for direction, layout in product(DIRECTIONS, LAYOUTS)
     ),
+    *(
+        Kernel("norm", phase, number, layout, False)
+        for phase, number, layout in product(NORM_PHASES, (*VECTOR_NUMBERS, "any"), LAYOUTS)
+    ),
+    *(
+        Kernel("norm", "scale_backward", number, layout, True)
+        for number, layout in product((*VECTOR_NUMBERS, "any"), LAYOUTS)
+    ),
 }
 
 MANGLED = re.compile(
-    r"(forward|backward)_(two_sweeps|cluster)I(?:NS\d*_\d+)?(bfloat16|float16|Any|f)E?"
-    r"LNS_6LayoutE([01])E.*?(Tail|Plain|Lb0E|Lb1E)"
+    r"(forward|backward|norm)_(two_sweeps|cluster|moments|(?:squeeze|scale)(?:_backward)?)I"
+    r"(?:NS\d*_\d+)?(bfloat16|float16|Any|f)E?LNS_6LayoutE([01])E(?:.*?(Tail|Plain|Lb0E|Lb1E))?"
 )
 
 
@@ -137,6 +146,8 @@ def least(kernel: Kernel | str, capability: int) -> dict[str, int]:
     if isinstance(kernel, str) or kernel.number == "any":
         return {}
     tail, paths = int(kernel.tail), 2 if kernel.layout == "nchw" else 1
+    if kernel.direction == "norm":
+        return least_of_norm(kernel, paths)
     if kernel.way == "two_sweeps" and kernel.direction == "forward":
         needed = {WIDE_LOAD: paths * (4 + 4 * (1 + tail)), WIDE_STORE: paths * 4}  # x; x, residual
         staged = {WIDE_SHARED_STORE: 4, WIDE_SHARED_LOAD: 2}
@@ -159,6 +170,28 @@ def least(kernel: Kernel | str, capability: int) -> dict[str, int]:
         WIDE_SHARED_STORE: 4 * tail,  # g
         WIDE_STORE: 4 * (1 + tail),  # dx, dr
     }
+
+
+def least_of_norm(kernel: Kernel, paths: int) -> dict[str, int]:
+    """The same of a sweep with a batch norm. In nhwc there are loads of the channels' numbers too,
+    of eight channels in float32: two each, once a column, or for each eight numbers."""
+    word = 2 if kernel.number == "float32" else 1  # of eight numbers
+    twice = 2 // word  # eights in 32 bytes
+    loads, stores, staged, constants = {
+        "moments": (4, 0, 4, 0),
+        "squeeze": (4, 0, 4, 3),  # mean, scale, bias
+        "scale": (2 * 2, 2, 0, 4),  # x, residual; y; s too
+        "scale_backward": (3 * 2, 2, 2 * 2, 1) if kernel.tail else (3 * word, word, 2 * word, 3),  # dy kept or not, x; dr
+        "squeeze_backward": (
+            2 * 2,
+            2,
+            0,
+            6 + twice,
+        ),  # g, x; dx; mean, scale, s, d, slope, offset; bias
+    }[kernel.way]
+    if kernel.layout == "nhwc":
+        return {WIDE_LOAD: loads + 2 * constants, WIDE_STORE: stores}
+    return {WIDE_LOAD: paths * loads, WIDE_STORE: paths * stores, WIDE_SHARED_STORE: staged}
 
 
 def amiss(code: dict[Kernel | str, Counter], capability: int) -> list[str]:

@@ -24,6 +24,7 @@ from se_kernels.backends.cuda import library as kernels
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = os.environ.get("SE_KERNELS_CUDA_BUILD")  # what `make cuda` has built
 OPERATIONS = ("forward", "backward", "squeeze", "scale", "scale_backward", "squeeze_backward")
+NORM_OPERATIONS = tuple(f"norm_{phase}" for phase in cuda_listing.NORM_PHASES)
 
 needs_library = pytest.mark.skipif(FOLDER is None, reason="only for `make cuda`")
 
@@ -117,11 +118,15 @@ CODES = {"f": "float32", "8bfloat16": "bfloat16", "7float16": "float16", "3Any":
 def mangled(kernel: Kernel) -> str:
     number = next(code for code, number in CODES.items() if number == kernel.number)
     tails = {"forward": ("NS0_5PlainE", "NS0_4TailE"), "backward": ("Lb0E", "Lb1E")}
+    if kernel.way == "scale_backward":
+        tails["norm"] = tails["backward"]
+    tail = tails.get(kernel.direction, ("", ""))[kernel.tail]
     return (
         f"_ZN10se_kernels4cuda12_GLOBAL__N__1_{kernel.direction}_{kernel.way}I"
         + (number if number == "f" else f"NS0_{number}E")
-        + f"LNS_6LayoutE{int(kernel.layout == 'nhwc')}ENS0_8IdentityE"
-        + f"{tails[kernel.direction][kernel.tail]}EvNS0_1PE"
+        + f"LNS_6LayoutE{int(kernel.layout == 'nhwc')}E"
+        + ("" if kernel.direction == "norm" else "NS0_8IdentityE")
+        + f"{tail}EvNS0_1PE"
     )
 
 
@@ -243,7 +248,7 @@ def test_build_information(built):
 def test_it_loads_and_lists_its_operations(library):
     """Without torch, before any other library is loaded."""
     names = in_process_without_a_gpu(library, "print(*dir(_cuda), _cuda.DEVICE_TYPE)").split()
-    assert {*OPERATIONS, "workspace_bytes"} <= {*names}
+    assert {*OPERATIONS, *NORM_OPERATIONS, "workspace_bytes", "norm_workspace_bytes"} <= {*names}
     assert names[-1] == "cuda"
 
 

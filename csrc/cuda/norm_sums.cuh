@@ -74,7 +74,7 @@ struct Moments {
     v[0] += added;
     const A delta = (other.v[1] - v[1]) + (other.v[2] - v[2]), share = added / v[0];
     v[3] += other.v[3] + delta * delta * (before * share);
-    if (delta == delta || v[2] != other.v[2]) v[2] += delta * share;  // an infinite mean stays
+    v[2] += delta - delta == A(0) ? delta * share : other.v[2];  // an infinite mean stays
   }
   SE_DEVICE void exchange(int mask) {
     Moments other;
