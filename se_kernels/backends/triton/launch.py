@@ -51,9 +51,9 @@ def _plan(x, reduced, weight_itemsize, layout, *block_bytes):
 
 
 def plan_after_norm(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
-    """The plan of a sweep with a norm; its block is smaller where a number of the sums takes two
-    registers."""
-    if sums.element_size() == 8:
+    """The plan of a sweep with a norm, its sums in that dtype; its block is smaller where a number
+    takes two registers."""
+    if sums == torch.float64:
         block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
     return plan_alone(x, layout, block_bytes)
 

@@ -11,13 +11,13 @@ from se_kernels.reference import compute_dtype
 
 
 def norm_moments(u, wide):
-    """mean and m2 (N, C): of each image's channel, m2 = Σ (u - mean)²."""
+    """mean and m2 (N, C) in float64: of each image's channel, m2 = Σ (u - mean)²."""
     from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_moments
 
-    dtype = torch.float64 if wide else compute_dtype(u, u)
-    mean, m2 = (torch.empty(u.shape[:2], dtype=dtype, device=u.device) for _ in range(2))
+    mean, m2 = (torch.empty(u.shape[:2], dtype=torch.float64, device=u.device) for _ in range(2))
     layout, u = readable(u)
-    run_norm_moments(layout, place_of(u, layout), mean, m2)
+    sums = torch.float64 if wide else compute_dtype(u, u)
+    run_norm_moments(layout, place_of(u, layout), mean, m2, sums)
     return mean, m2
 
 

@@ -91,7 +91,7 @@ def norm_scale_backward_kernel(
 
 def run_norm_scale(layout, u, residual, y, mask, norm, s, pre, post) -> None:
     """Fills y (N, C, H, W), and the mask unless None; images: (tensor, image, row)."""
-    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm)
+    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm.dtype)
     with on_device(u[0]):
         norm_scale_kernel[(plan.groups * plan.tiles,)](
             *u,
@@ -103,14 +103,14 @@ def run_norm_scale(layout, u, residual, y, mask, norm, s, pre, post) -> None:
             *alone(plan, u[0]),
             PRE=pre,
             POST=post,
-            **options(NORM_REGISTERS[norm.element_size()]),
+            **options(NORM_REGISTERS[norm.dtype.itemsize]),
             **constants(plan, layout, unit_of(layout, [u, residual, y])),
         )
 
 
 def run_norm_scale_backward(layout, dy, u, dr, mask, norm, sums, pre) -> None:
     """Fills dr (N, C, H, W), unless None, and sums (K, N, C); images as above."""
-    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, sums)
+    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm.dtype)
     with on_device(u[0]):
         whole = plan.split == 1
         norm_scale_backward_kernel[(plan.groups * plan.tiles,)](

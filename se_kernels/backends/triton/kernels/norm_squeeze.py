@@ -1,5 +1,6 @@
 """norm_moments, norm_squeeze and norm_squeeze_backward, a launch each."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -35,11 +36,11 @@ _BACKWARD_SIZES = [*_SIZES, "g_image", "g_row", "du_image", "du_row"]
 @triton.jit(do_not_specialize=_SIZES)
 def norm_moments_kernel(
     u, u_image, u_row, mean, m2, means, squares, counters, N, C, P, blocks, splits, span,
-    NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+    WIDE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """mean and m2 (N, C); of parts of the pixels, where there are several, means and squares
-    (N, splits, C) first."""
+    (N, splits, C) first. All in float64, the sums so where WIDE."""
     u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
     if NHWC:
         C = aligned(C, UNIT)
@@ -49,8 +50,9 @@ def norm_moments_kernel(
     block, split, n0, c0, p0, p1 = tile_of(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if WIDE else tl.float32
     norm_moments_tile(
-        u, u_image, u_row, means, squares, n0, c0, split, splits, p0, p1, N, C,
+        u, u_image, u_row, means, squares, n0, c0, split, splits, p0, p1, N, C, ACC,
         NHWC, G, BLOCK_C, ROWS, BLOCK_P,
     )  # fmt: skip
     if BLOCK_S > 1:  # noqa: SIM102 - Triton compiles no `and` with a program in it
@@ -113,9 +115,9 @@ def norm_squeeze_backward_kernel(
     )  # fmt: skip
 
 
-def run_norm_moments(layout, u, mean, m2) -> None:
-    """Fills mean and m2 (N, C); u: (tensor, image, row)."""
-    plan = plan_after_norm(u[0], layout, NORM_BLOCKS, mean)
+def run_norm_moments(layout, u, mean, m2, sums) -> None:
+    """Fills mean and m2 (N, C), float64, by sums in the dtype ``sums``; u: (tensor, image, row)."""
+    plan = plan_after_norm(u[0], layout, NORM_BLOCKS, sums)
     with on_device(u[0]):
         whole = plan.split == 1
         means, squares = (t if whole else t.new_empty(t.numel() * plan.split) for t in (mean, m2))
@@ -127,14 +129,15 @@ def run_norm_moments(layout, u, mean, m2) -> None:
             squares,
             None if whole else counters_of(plan, mean),
             *alone(plan, u[0]),
-            **options(NORM_REGISTERS[mean.element_size()]),
+            WIDE=sums == torch.float64,
+            **options(NORM_REGISTERS[sums.itemsize]),
             **constants(plan, layout, unit_of(layout, [u])),
         )
 
 
 def run_norm_squeeze(layout, u, norm, z, pre) -> None:
     """Fills z (N, C); norm (3, C); u: (tensor, image, row)."""
-    plan = plan_after_norm(u[0], layout, NORM_BLOCKS, z)
+    plan = plan_after_norm(u[0], layout, NORM_BLOCKS, norm.dtype)
     with on_device(u[0]):
         whole = plan.split == 1
         norm_squeeze_kernel[(plan.groups * plan.tiles,)](
@@ -145,14 +148,14 @@ def run_norm_squeeze(layout, u, norm, z, pre) -> None:
             None if whole else counters_of(plan, z),
             *alone(plan, u[0]),
             PRE=pre,
-            **options(NORM_REGISTERS[z.element_size()]),
+            **options(NORM_REGISTERS[norm.dtype.itemsize]),
             **constants(plan, layout, unit_of(layout, [u])),
         )
 
 
 def run_norm_squeeze_backward(layout, g, u, du, mask, norm, s, d, pre, slope, offset) -> None:
     """Fills du (N, C, H, W); s, d (N, C); slope, offset (C,) or None; images as above."""
-    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm)
+    plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm.dtype)
     with on_device(u[0]):
         norm_squeeze_backward_kernel[(plan.groups * plan.tiles,)](
             *g,

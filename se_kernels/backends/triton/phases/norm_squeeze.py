@@ -34,16 +34,15 @@ def store_sum(parts, n, c, split, splits, terms, valid, C, AXIS: tl.constexpr):
 @triton.jit
 def norm_moments_tile(
     u, u_image, u_row, means, squares, n0, c0, split, splits, p0, p1, N, C,
-    NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    ACC: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """mean and Σ (u - mean)² of a tile's channels over its pixels p0 to p1.
+    """mean and Σ (u - mean)² of a tile's channels over its pixels p0 to p1, in float64.
 
-    The sums are of u - shift, shift the first block's mean: Σ (u - shift)² is then at most
+    The sums are of u - shift, in ACC, shift the first block's mean: Σ (u - shift)² is then at most
     1 + blocks times Σ (u - mean)², and little of it cancels whatever u is.
     """
     AXIS: tl.constexpr = 0 if NHWC else 1
-    ACC: tl.constexpr = means.dtype.element_ty
     for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         valid = (n < N) & (c < C)
@@ -63,10 +62,12 @@ def norm_moments_tile(
             away = tl.where(inside, v - shift, 0)
             total += away
             square += away * away
-        off = tl.sum(total, AXIS, keep_dims=True) / (p1 - p0).to(ACC)
-        m2 = tl.sum(square, AXIS, keep_dims=True) - off * off * (p1 - p0).to(ACC)
+        pixels = (p1 - p0).to(ACC)
+        off = tl.sum(total, AXIS, keep_dims=True) / pixels
+        m2 = tl.sum(square, AXIS, keep_dims=True) - off * off * pixels
         m2 = tl.where(m2 < 0, 0, m2)
-        store_part(means, n, c, split, splits, shift + off, valid, C)
+        mean = shift.to(tl.float64) + off
+        store_part(means, n, c, split, splits, mean, valid, C)
         store_part(squares, n, c, split, splits, m2, valid, C)
 
 
@@ -76,33 +77,30 @@ def gather_norm_moments(
 ):  # fmt: skip
     """mean and m2 (G, BLOCK_C) from the parts of all tiles, each of ``part`` pixels, the last of
     what is left: those of a whole are Σ pixels (mean of part - mean)² + Σ m2 of part."""
-    ACC: tl.constexpr = mean.dtype.element_ty
-    at_first = means + n.to(tl.int64) * splits * C + c
-    shift = finite_or_zero(tl.load(at_first, valid, other=0, cache_modifier=".cg"))[None]
-    total = tl.zeros([BLOCK_S, n.shape[0], c.shape[1]], ACC)
+    total = tl.zeros([BLOCK_S, n.shape[0], c.shape[1]], tl.float64)
     for start in range(0, splits, BLOCK_S):
         at, inside = load_parts(means, n, c, start, splits, valid, C, BLOCK_S)
         v = tl.load(at, inside, other=0, cache_modifier=".cg")
-        total += tl.where(inside, v - shift, 0) * pixels_in(start, splits, part, P, ACC, BLOCK_S)
-    off = (tl.sum(total, 0) / P.to(ACC))[None]
+        total += v * pixels_in(start, splits, part, P, BLOCK_S)
+    whole = tl.sum(total, 0) / P.to(tl.float64)
     square = tl.zeros_like(total)
     for start in range(0, splits, BLOCK_S):
         at, inside = load_parts(means, n, c, start, splits, valid, C, BLOCK_S)
-        v = tl.load(at, inside, other=0, cache_modifier=".cg")
-        away = tl.where(inside, v - shift - off, 0)
-        square += away * away * pixels_in(start, splits, part, P, ACC, BLOCK_S)
+        away = tl.load(at, inside, other=0, cache_modifier=".cg") - whole[None]
+        away = tl.where(inside, away, 0)
+        square += away * away * pixels_in(start, splits, part, P, BLOCK_S)
         at, inside = load_parts(squares, n, c, start, splits, valid, C, BLOCK_S)
         square += tl.load(at, inside, other=0, cache_modifier=".cg")
     at_whole = n.to(tl.int64) * C + c
-    tl.store(mean + at_whole, tl.sum(shift + off, 0), valid)
+    tl.store(mean + at_whole, whole, valid)
     tl.store(m2 + at_whole, tl.sum(square, 0), valid)
 
 
 @triton.jit
-def pixels_in(start, splits, part, P, ACC: tl.constexpr, BLOCK_S: tl.constexpr):
+def pixels_in(start, splits, part, P, BLOCK_S: tl.constexpr):
     """How many pixels the parts from start have, (BLOCK_S, 1, 1)."""
     split = start + tl.arange(0, BLOCK_S)[:, None, None]
-    return tl.where(split == splits - 1, P - split * part, part).to(ACC)
+    return tl.where(split == splits - 1, P - split * part, part).to(tl.float64)
 
 
 @triton.jit
