@@ -251,7 +251,7 @@ def test_parts_merged_by_the_last_to_arrive(monkeypatch, slots, layout):
     assert all(launch.switches >= launch.programs > 3 for launch in launches)
     for result, first, other in zip(results, expected, whole, strict=True):
         assert torch.equal(result, first)
-        torch.testing.assert_close(result, other)
+        torch.testing.assert_close(result.float(), other.float())  # the sums are float32
 
 
 @interpreted_only
