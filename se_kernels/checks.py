@@ -36,14 +36,25 @@ def check_arguments(
 
 
 def check_batch_norm(
-    u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre, shared
+    u,
+    bn_weight,
+    bn_bias,
+    running_mean,
+    running_var,
+    training,
+    momentum,
+    eps,
+    pre,
+    y_is_kept,
+    shared,
 ) -> None:
     """The same for the batch norm before the block; ``shared``: with other processes."""
     _check_images(u, "u")
     if pre not in PRES:
         _raise_unknown("pre", pre, PRES)
-    if not isinstance(training, bool):
-        raise TypeError(f"training: expected a bool, got {training!r}")
+    for argument, value in (("training", training), ("y_is_kept", y_is_kept)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{argument}: expected a bool, got {value!r}")
     for argument, value in (("momentum", momentum), ("eps", eps)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{argument}: expected a number, got {value!r}")

@@ -181,7 +181,9 @@ def least_of_norm(kernel: Kernel, paths: int) -> dict[str, int]:
         "moments": (4, 0, 4, 0),
         "squeeze": (4, 0, 4, 3),  # mean, scale, bias
         "scale": (2 * 2, 2, 0, 4),  # x, residual; y; s too
-        "scale_backward": (3 * 2, 2, 2 * 2, 1) if kernel.tail else (3 * word, word, 2 * word, 3),  # dy kept or not, x; dr
+        "scale_backward": (3 * 2, 2, 2 * 2, 1)
+        if kernel.tail
+        else (3 * word, word, 2 * word, 3),  # dy kept or not, x; dr
         "squeeze_backward": (
             2 * 2,
             2,

@@ -130,12 +130,11 @@ SE_INLINE Vec<A> where_open(Many<A>, const std::uint8_t* row, std::int64_t i, Ve
   return select(open, g, Vec<A>{});
 }
 
-// y[i] = relu(f(tag, i)) and its bit, for i in [0, n).
-template <class A, class X, class F>
-SE_INLINE void map_row_masked(X* y, std::uint8_t* mask, std::int64_t n, bool streaming, F f) {
+// The bits that say where f(tag, i) is open, for i in [0, n); put(tag, i, f(tag, i)) takes what
+// they are of.
+template <class A, class F, class Put>
+SE_INLINE void mask_row(std::uint8_t* mask, std::int64_t n, F f, Put put) {
   constexpr std::int64_t lanes = kLanes<A>, block = lanes < 8 ? 8 : lanes;
-  constexpr std::uintptr_t size = lanes * sizeof(X);
-  streaming = streaming && reinterpret_cast<std::uintptr_t>(y) % size == 0;
   std::int64_t i = 0;
   for (; i + block <= n; i += block) {
     unsigned bits = 0;
@@ -143,10 +142,7 @@ SE_INLINE void map_row_masked(X* y, std::uint8_t* mask, std::int64_t n, bool str
     for (std::int64_t j = 0; j < block; j += lanes) {
       const Vec<A> v = f(Many<A>{}, i + j);
       bits |= bits_of(Many<A>{}, ~(v <= Vec<A>{})) << j;
-      if (streaming)
-        store_streaming(Many<A>{}, y + i + j, relu(v));
-      else
-        store(Many<A>{}, y + i + j, relu(v));
+      put(Many<A>{}, i + j, v);
     }
     for (int byte = 0; byte < block / 8; ++byte)
       mask[i / 8 + byte] = std::uint8_t(bits >> 8 * byte);
@@ -156,10 +152,25 @@ SE_INLINE void map_row_masked(X* y, std::uint8_t* mask, std::int64_t n, bool str
     for (std::int64_t j = i; j < n && j < i + 8; ++j) {
       const A v = f(One<A>{}, j);
       bits |= unsigned(!(v <= 0)) << (j - i);
-      store(One<A>{}, y + j, relu(v));
+      put(One<A>{}, j, v);
     }
     mask[i / 8] = std::uint8_t(bits);
   }
+}
+
+// y[i] = relu(f(tag, i)) and its bit, for i in [0, n).
+template <class A, class X, class F>
+SE_INLINE void map_row_masked(X* y, std::uint8_t* mask, std::int64_t n, bool streaming, F f) {
+  constexpr std::uintptr_t size = kLanes<A> * sizeof(X);
+  if (streaming && reinterpret_cast<std::uintptr_t>(y) % size == 0)
+    mask_row<A>(mask, n, f, [=](auto tag, std::int64_t i, auto v) {
+      if constexpr (std::is_same_v<decltype(tag), Many<A>>)
+        store_streaming(tag, y + i, relu(v));
+      else
+        store(tag, y + i, relu(v));
+    });
+  else
+    mask_row<A>(mask, n, f, [=](auto tag, std::int64_t i, auto v) { store(tag, y + i, relu(v)); });
 }
 
 // out[i] = f(tag, i), each i once and vectors at multiples of the lanes.

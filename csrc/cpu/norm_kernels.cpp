@@ -281,6 +281,22 @@ void scale(const Problem& p, const NormScale& f, const NormScratch& scratch) {
   });
 }
 
+template <class A, class X>
+void mask(const Problem& p, const NormMask& f, const NormScratch& scratch) {
+  const std::int64_t length = p.layout == Layout::nchw ? p.pixels : p.channels,
+                     bytes = (length + 7) / 8;
+  sweep(p, scratch.threads, false, [&](const Piece& piece, int) {
+    const Image<const X> y = image<X>(f.y, piece.image);
+    for (std::int64_t row = piece.rows.begin; row < piece.rows.end; ++row) {
+      const X* y_row = p.layout == Layout::nchw ? y.channel(row) : y.pixel(row);
+      mask_row<A>(
+          f.mask + (piece.image * rows_of(p) + row) * bytes, length,
+          [=](auto tag, std::int64_t i) { return load(tag, y_row + i); },
+          [](auto, std::int64_t, auto) {});
+    }
+  });
+}
+
 // --- scale, backward
 // ----------------------------------------------------------------------------------
 
@@ -501,13 +517,15 @@ void run_forward(const Problem& p, const NormForward& f, const Plan& plan, const
 SE_NORM_ENTRY(moments, NormMoments)
 SE_NORM_ENTRY(squeeze, NormSqueeze)
 SE_NORM_ENTRY(scale, NormScale)
+SE_NORM_ENTRY(mask, NormMask)
 SE_NORM_ENTRY(scale_backward, NormScaleBackward)
 SE_NORM_ENTRY(squeeze_backward, NormSqueezeBackward)
 #undef SE_NORM_ENTRY
 
 }  // namespace
 
-extern const NormKernels norm_kernels{run_moments,        run_squeeze,          run_scale,
-                                      run_scale_backward, run_squeeze_backward, run_forward};
+extern const NormKernels norm_kernels{run_moments, run_squeeze,        run_scale,
+                                      run_mask,    run_scale_backward, run_squeeze_backward,
+                                      run_forward};
 
 }  // namespace se_kernels::SE_ISA

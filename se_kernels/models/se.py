@@ -152,7 +152,9 @@ def after_norm(
 ) -> Tensor:
     """The SE block of the norm of u, or of its ReLU: in one call where ``fused``."""
     if fused:
-        return run_norm(norm, se, u, residual, pre="relu" if relu else "identity")
+        pre = "relu" if relu else "identity"
+        # the next convolution keeps its input
+        return run_norm(norm, se, u, residual, pre=pre, y_is_kept=True)
     v = norm(u)
     return se(F.relu(v, inplace=True) if relu else v, residual)
 

@@ -20,6 +20,7 @@ class Settings(NamedTuple):
     act_slope: float
     gate: str
     post: str
+    y_is_kept: bool  # by something after the block: y itself is the mask then
     group: object  # of processes that share the statistics, or None
     backend: str
 
@@ -51,11 +52,12 @@ def run_forward(
 ) -> Results:
     """The block from the norm's mean and var (C), and for pre="identity" the images' means (N, C);
     its mask is kept where asked for."""
-    _, eps, pre, _, _, _, post, _, backend = settings
+    eps, pre, post, backend = settings.eps, settings.pre, settings.post, settings.backend
     with reference.outside_autocast(u.device.type):
         norm, rstd = solve.norm_of(mean, var, bn_weight, bn_bias, eps)
         z, a, s = gates(u, norm, means, w1, w2, b1, b2, settings)
-        y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep and post == "relu", backend)
+        keep = keep and post == "relu" and not settings.y_is_kept
+        y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
     return Results(y, mask, norm, rstd, z, a, s)
 
 
@@ -73,9 +75,10 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
     ``apply(u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, count, means, settings)``
     returns y. mean and var (C) are the norm's; in training mode they are functions of u, and count
-    is how many numbers of a channel they are of. Saved for backward, beside the inputs: one bit an
-    element where post="relu" (never y), z, means (N, C), a (N, R), s (N, C) and four numbers a
-    channel. Under ``create_graph`` the gradients come from the differentiable definition.
+    is how many numbers of a channel they are of. Saved for backward, beside the inputs: where
+    post="relu" one bit an element, or y if it is kept anyway; z, means (N, C), a (N, R), s (N, C)
+    and four numbers a channel. Under ``create_graph`` the gradients come from the differentiable
+    definition.
     """
 
     @staticmethod
@@ -85,7 +88,10 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
         y, mask, norm, rstd, z, a, s = run_forward(
             u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, means, settings, True
         )
-        mask = mask if settings.post == "relu" else None
+        if settings.post != "relu":
+            mask = None
+        elif settings.y_is_kept:
+            mask = y
         small = (norm, rstd, z, a, s, means)
         ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *small)
         ctx.settings, ctx.count, ctx.layout = settings, count, layout_of(u) or "nchw"
@@ -102,15 +108,21 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 def _backward(ctx, dy):
     saved = ctx.saved_tensors
     u, bn_weight, bn_bias, w1, w2, _, _, mask, _, _, norm, rstd, z, a, s, means = saved
-    training, _, pre, *_, group, backend = ctx.settings
+    training, pre, group, backend = (
+        getattr(ctx.settings, name) for name in ("training", "pre", "group", "backend")
+    )
     need_u, need_weight, need_bias, *needs, need_residual = ctx.needs_input_grad[:8]
     write = need_residual and mask is not None  # without a mask dr is dy
     if not (need_u or need_weight or need_bias or any(needs)) and not write:
         return (*(None,) * 7, dy if need_residual else None, *(None,) * 5)
 
-    if mask is not None and (layout_of(u) or "nchw") != ctx.layout:
+    layout = ctx.layout
+    if mask is not None and ctx.settings.y_is_kept:
+        layout = layout_of(mask) or "nchw"
+        mask = ops.norm_mask(mask, backend)
+    if mask is not None and (layout_of(u) or "nchw") != layout:
         # a hook on saved tensors has laid u otherwise than the mask's bits
-        dy, mask, write = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None, False
+        dy, mask, write = torch.where(unpacked(mask, u, layout), dy, 0), None, False
     dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
     pixels = u.shape[2] * u.shape[3]
     _, scale, bias = norm.unbind()
@@ -155,7 +167,11 @@ def _backward(ctx, dy):
 def _differentiable_backward(ctx, dy):
     u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *_ = ctx.saved_tensors
     settings = ctx.settings
-    g = dy if mask is None else torch.where(unpacked(mask, u, ctx.layout), dy, 0)
+    g = dy
+    if mask is not None and settings.y_is_kept:
+        g = torch.ops.aten.threshold_backward(dy, mask.detach(), 0)
+    elif mask is not None:
+        g = torch.where(unpacked(mask, u, ctx.layout), dy, 0)
     need = ctx.needs_input_grad[:7]
     # aliases: a gradient must not run on through what w1 and the others were made from
     inputs = [None if t is None else t.view_as(t) for t in (u, bn_weight, bn_bias, w1, w2, b1, b2)]

@@ -71,9 +71,10 @@ def run_norm(
     residual: Tensor | None = None,
     *,
     pre: str = "identity",
+    y_is_kept: bool = False,
 ) -> Tensor:
     """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
-    plain ``SqueezeExcite``."""
+    plain ``SqueezeExcite``. ``y_is_kept``: as in ``batch_norm_squeeze_excite``."""
     if direct.is_open(se.__dict__.get("backend")):
         y = witness.run(norm, se, u, residual, pre)
         if y is not None:
@@ -95,6 +96,7 @@ def run_norm(
         gate=se.gate,
         residual=residual,
         post=se.post,
+        y_is_kept=y_is_kept,
         backend=se.backend,
     )
     return told(listeners, call, partial(live.normed, norm, u, pre)) if listeners else call()

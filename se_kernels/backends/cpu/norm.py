@@ -44,6 +44,15 @@ def norm_scale(x, norm, s, residual, pre, post, keep):
     return y, mask
 
 
+def norm_mask(y):
+    """The mask of y (N, C, H, W)."""
+    mask = empty_mask(y)
+    sums = torch.empty(0, dtype=compute_dtype(y, y))
+    layout, y = readable(y)
+    _C.norm_mask(*phase(y, sums, layout), *place(y), mask.data_ptr())
+    return mask
+
+
 def norm_scale_backward(dy, x, mask, norm, pre, write):
     """dr = g (N, C, H, W) if it is to be written, and the sums (2 or 5, N, C)."""
     dr = empty_output(x) if write else x.new_empty(0)

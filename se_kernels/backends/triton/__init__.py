@@ -18,6 +18,7 @@ from se_kernels.backends.triton.block import (
 )
 from se_kernels.backends.triton.norm import (
     norm_inference,
+    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -31,6 +32,7 @@ __all__ = [
     "forward",
     "inference",
     "norm_inference",
+    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

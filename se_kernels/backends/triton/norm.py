@@ -44,6 +44,16 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
     return y, mask
 
 
+def norm_mask(y):
+    """The mask of y (N, C, H, W)."""
+    from se_kernels.backends.triton.kernels.norm_scale import run_norm_mask
+
+    mask = empty_mask(y)
+    layout, y = readable(y)
+    run_norm_mask(layout, place_of(y, layout), mask, compute_dtype(y, y))
+    return mask
+
+
 def norm_scale_backward(dy, u, mask, norm, pre, write):
     """dr = g (N, C, H, W) if it is to be written, and the sums (2 or 5, N, C)."""
     from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale_backward
