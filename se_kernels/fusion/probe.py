@@ -39,7 +39,7 @@ def why_not_tail(module: nn.Module, forward, tail: Tail, channels: int) -> str |
 
     with _undisturbed(module):
         modes = tuple(module.modules())
-        return _difference(module, forward, fused, (2, channels, 5, 4), modes, keeps_shape=False)
+        return _difference(module, forward, fused, (2, channels, 8, 4), modes, keeps_shape=False)
 
 
 def _difference(module, forward, fused, shape, modes, keeps_shape) -> str | None:
