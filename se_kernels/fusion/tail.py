@@ -88,24 +88,20 @@ class Excitation(NamedTuple):
     variant: dict
 
 
-def excitation_of(se: nn.Module | None, x) -> Excitation | None:
+def excitation_of(se: nn.Module | None) -> Excitation | None:
     """None where the SE module is not one call of two FCs on averages of (N, C, H, W)."""
     if type(se) is SqueezeExcite:
-        fcs = se.fcs() if se.squeeze == "avg" and se.post == "none" else None
-        variant = se
-        backend = se.backend
+        of, fcs, backend = se, se.fcs(), se.backend
+        if fcs is None or se.squeeze != "avg" or se.post != "none":
+            return None
     else:
-        variant = None if se is None else plan_of(se)
-        if variant is None or variant.fc1 is None or variant.squeeze != "avg" or variant.nhwc:
+        of, backend = None if se is None else plan_of(se), None
+        if of is None or of.fc1 is None or of.squeeze != "avg" or of.nhwc:
             return None
-        if not can_run(se, variant, x):
-            return None
-        (w1, b1), (w2, b2) = (weights(child(se, path)) for path in (variant.fc1, variant.fc2))
-        fcs, backend = (w1, w2, b1, b2), None
-    if fcs is None:
-        return None
-    named = dict(act=variant.act, act_slope=variant.act_slope, gate=variant.gate)
-    return Excitation(fcs, named | dict(backend=backend))
+        fcs = *weights(child(se, of.fc1)), *weights(child(se, of.fc2))
+        fcs = fcs[0], fcs[2], fcs[1], fcs[3]  # w1, w2, b1, b2
+    variant = dict(act=of.act, act_slope=of.act_slope, gate=of.gate, backend=backend)
+    return Excitation(fcs, variant)
 
 
 def can_run_tail(module: nn.Module, tail: Tail, x) -> bool:
@@ -122,10 +118,14 @@ def can_run_tail(module: nn.Module, tail: Tail, x) -> bool:
         if settings and not are_as_read(state, settings):
             return False
     se = child(module, tail.se)
+    if not isinstance(se, SqueezeExcite):
+        plan = None if se is None else plan_of(se)
+        if plan is None or not can_run(se, plan, x):
+            return False
     return (
         all(child(module, path) is None for path in tail.absent)
         and is_norm(child(module, tail.norm), _act_is_inside(tail))
-        and excitation_of(se, x) is not None
+        and excitation_of(se) is not None
         and listeners_of(se) is not None
     )
 
@@ -158,14 +158,14 @@ def run_tail(module: nn.Module, tail: Tail, x: Tensor, backend: str | None = Non
 def _scaled(module, tail, u, residual, closes, backend):
     """y of the SE module, its norm before it, the residual and the ReLU after it."""
     norm, se = child(module, tail.norm), child(module, tail.se)
-    excitation = excitation_of(se, u)
-    if excitation is None or type(u) not in TENSORS:  # what the convolutions gave is not for it
+    if not is_plain_call(u):  # what the convolutions gave is not for it
         v = norm(u)
         if tail.act is not None and not _act_is_inside(tail):
             v = child(module, tail.act)(v)
         y = se(v)
         y = y if residual is None else y + residual
         return y.relu_() if closes else y
+    excitation = excitation_of(se)
     variant = excitation.variant | dict(pre=tail.pre, residual=residual)
     variant["post"] = "relu" if closes else "none"
     variant["y_is_kept"] = closes  # by the next block's convolution

@@ -1,6 +1,5 @@
 """Reads a block by its ``Surroundings``: the plan of its fused call, or why there is none."""
 
-import torch
 from torch import nn
 
 from se_kernels.fusion.blocks import Surroundings
@@ -91,8 +90,7 @@ def _pre(module, path) -> str:
 
 def _check_se(module, path) -> None:
     se = child(module, path)
-    x = torch.empty(0, 1, 1, 1)
-    if excitation_of(se, x) is None:
+    if excitation_of(se) is None:
         plan = plan_of(se)
         name = ".".join(path)
         if plan is None:
