@@ -84,31 +84,43 @@ struct Moments {
   }
 };
 
-// A thread's numbers of a row, or of each of V channels, less the first of them: no more of them
-// than cancel well.
+// A thread's numbers of a row, or of each of V channels, less the first of them; eight of a row
+// around their own mean first. Youngs and Cramer.
 template <class A, int V>
 struct CollectMoments {
   A count = 0, shift[V], total[V] = {}, squares[V] = {};
 
   template <int W>
   SE_DEVICE void add(const A (&x)[W], int here) {
-    if (count == A(0)) {
+    const A before = count, added = V == 1 ? A(here) : A(1);
+    if (before == A(0)) {
       SE_UNROLL
       for (int j = 0; j < V; ++j) shift[j] = x[j] - x[j] == A(0) ? x[j] : A(0);
     }
-    SE_UNROLL
-    for (int j = 0; j < W; ++j) {
-      if (j >= here) continue;
-      constexpr bool row = V == 1;
-      const A d = x[j] - shift[row ? 0 : j];
-      total[row ? 0 : j] += d, squares[row ? 0 : j] += d * d;
+    count += added;
+    const A share = before > A(0) ? reciprocal(before) : A(0),
+            weight = before * added * reciprocal(count);
+    if constexpr (V == 1) {
+      A d[W], sum = 0, around = 0;
+      SE_UNROLL
+      for (int j = 0; j < W; ++j) d[j] = j < here ? x[j] - shift[0] : A(0), sum += d[j];
+      const A mean = W == 1 ? sum : sum * reciprocal(added);
+      SE_UNROLL
+      for (int j = 0; j < W; ++j)
+        if (j < here) around += (d[j] - mean) * (d[j] - mean);
+      const A off = mean - total[0] * share;
+      squares[0] += around + off * off * weight, total[0] += sum;
+    } else {
+      SE_UNROLL
+      for (int j = 0; j < V; ++j) {
+        const A d = x[j] - shift[j], off = d - total[j] * share;
+        squares[j] += off * off * weight, total[j] += d;
+      }
     }
-    count += V == 1 ? A(here) : A(1);
   }
   SE_DEVICE Moments<A> get(int j) const {
     if (count == A(0)) return {};
-    const A mean = total[j] / count, m2 = squares[j] - total[j] * mean;
-    return {{count, shift[j], mean, m2 < A(0) ? A(0) : m2}};
+    return {{count, shift[j], total[j] / count, squares[j]}};
   }
 };
 

@@ -172,6 +172,7 @@ SE_DEVICE std::uint32_t narrow_pair(float low, float high, bfloat16) {
   return word;
 }
 
+SE_DEVICE double reciprocal(double v) { return 1 / v; }
 // 1 / v to one unit in the last place, for v >= 1.
 SE_DEVICE float reciprocal(float v) {
   float out;

@@ -97,6 +97,7 @@ SE_DEVICE void store_stream(void* p, Vector16 v) {
 }
 
 SE_DEVICE float reciprocal(float v) { return 1 / v; }
+SE_DEVICE double reciprocal(double v) { return 1 / v; }
 
 // ---- numbers of 16 bits
 SE_DEVICE float word_to_float(std::uint32_t word) { return host::bit_cast<float>(word); }
