@@ -8,6 +8,8 @@ sanitize   the CUDA kernels of bfloat16 and float64 (the others are the same tem
            sizes under compute-sanitizer: memcheck, racecheck, initcheck, synccheck
 layer      the stages of SE-ResNet-50 at N = 256, bfloat16 and float32, both layouts: cuda and
            triton against eager and torch.compile
+tail       the stages with batch norm, residual and ReLU, forward and backward, bfloat16: cuda and
+           triton against eager, eager without SE, and SE fused alone
 ways       the same stages in bfloat16 on cuda, one pass in a cluster, then two sweeps
 latency    the stages at N = 1, replayed from CUDA graphs
 network    SE-ResNet-50's training step and inference, on cuda, then on triton
@@ -37,7 +39,7 @@ PASSED = "passed"
 MODELS = ("seresnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnety_032")
 TESTS = (
     *("gpu", "cuda", "squeeze_excite", "odd_tensors", "phases", "conversions", "properties"),
-    "gradients",
+    *("gradients", "norm_phases", "norm_squeeze_excite", "norm_gradients"),
 )
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 BENCHMARK = ("-m", "benchmarks")
@@ -97,24 +99,40 @@ STAGES = {
         checks=True,
     ),
     "layer": Stage(
-        140,
+        120,
         [
             Step(
                 (
                     *(*BENCHMARK, "layer", *ON_GPU, *BOTH_LAYOUTS, *AGAINST_ALL),
-                    *("--dtype", dtype, "--batch", "256", "--seconds", "0.8"),
+                    *("--dtype", dtype, "--batch", "256", "--seconds", "0.5"),
                 )
             )
             for dtype in ("bfloat16", "float32")
         ],
     ),
+    "tail": Stage(
+        40,
+        [
+            Step(
+                (
+                    *(*BENCHMARK, "tail", *ON_GPU, *BOTH_LAYOUTS, "--dtype", "bfloat16"),
+                    *("--batch", "256", "--mode", "forward", "--mode", "backward"),
+                    *(
+                        f"--contender={kind}"
+                        for kind in ("eager", "plain", "layer", "fused", "copy")
+                    ),
+                    *("--seconds", "0.6"),
+                )
+            )
+        ],
+    ),
     "ways": Stage(
-        50,
+        40,
         [
             Step(
                 (
                     *(*BENCHMARK, "layer", *ON_GPU, *BOTH_LAYOUTS, "--dtype", "bfloat16"),
-                    *("--batch", "256", "--seconds", "0.5", "--backend", "cuda"),
+                    *("--batch", "256", "--seconds", "0.4", "--backend", "cuda"),
                     *("--contender", "fused", "--contender", "copy"),
                 ),
                 {"SE_KERNELS_CUDA_WAY": way},
@@ -123,7 +141,7 @@ STAGES = {
         ],
     ),
     "latency": Stage(
-        40,
+        30,
         [
             Step(
                 (
