@@ -118,12 +118,12 @@ def _norm_scale_fake(x, norm, s, residual, pre, post, keep, backend):
     return empty_output(x), empty_mask(x) if keep else x.new_empty(0, dtype=torch.uint8)
 
 
-def _norm_mask(y, backend):
-    return empty_mask(y) if y.numel() == 0 else dispatch.get(backend).norm_mask(y)
+def _norm_mask(y, x, backend):
+    return empty_mask(x) if x.numel() == 0 else dispatch.get(backend).norm_mask(y, x)
 
 
-def _norm_mask_fake(y, backend):
-    return empty_mask(y)
+def _norm_mask_fake(y, x, backend):
+    return empty_mask(x)
 
 
 def _norm_scale_backward(dy, x, mask, norm, pre, write, backend):
@@ -230,8 +230,10 @@ norm_scale = _register(
     _norm_scale,
     _norm_scale_fake,
 )
-# the mask of y (N,C,H,W)
-norm_mask = _register("norm_mask(Tensor y, str backend) -> Tensor", _norm_mask, _norm_mask_fake)
+# the mask of y (N,C,H,W), laid as that of x
+norm_mask = _register(
+    "norm_mask(Tensor y, Tensor x, str backend) -> Tensor", _norm_mask, _norm_mask_fake
+)
 # dr (N,C,H,W) where it is to be written; sums (K,N,C): K = 2, Σ g and Σ g (x - mean), for
 # pre = identity, else 5: Σ g v, Σ g v', Σ g v' (x - mean), Σ v', Σ v' (x - mean)
 norm_scale_backward = _register(

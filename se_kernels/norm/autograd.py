@@ -116,13 +116,13 @@ def _backward(ctx, dy):
     if not (need_u or need_weight or need_bias or any(needs)) and not write:
         return (*(None,) * 7, dy if need_residual else None, *(None,) * 5)
 
-    layout = ctx.layout
+    # a hook on saved tensors may have laid u otherwise than the mask's bits; none is traced, and
+    # the tracer of backward loses hold of autocast where it is asked for strides
+    compiling = torch.compiler.is_compiling()
     if mask is not None and ctx.settings.y_is_kept:
-        layout = layout_of(mask) or "nchw"
-        mask = ops.norm_mask(mask, backend)
-    if mask is not None and (layout_of(u) or "nchw") != layout:
-        # a hook on saved tensors has laid u otherwise than the mask's bits
-        dy, mask, write = torch.where(unpacked(mask, u, layout), dy, 0), None, False
+        mask = ops.norm_mask(mask, u, backend)
+    elif mask is not None and not compiling and (layout_of(u) or "nchw") != ctx.layout:
+        dy, mask, write = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None, False
     dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
     pixels = u.shape[2] * u.shape[3]
     _, scale, bias = norm.unbind()

@@ -44,11 +44,11 @@ def norm_scale(x, norm, s, residual, pre, post, keep):
     return y, mask
 
 
-def norm_mask(y):
-    """The mask of y (N, C, H, W)."""
-    mask = empty_mask(y)
-    sums = torch.empty(0, dtype=compute_dtype(y, y))
-    layout, y = readable(y)
+def norm_mask(y, x):
+    """The mask of y (N, C, H, W), laid as that of x."""
+    mask = empty_mask(x)
+    layout, _ = readable(x)
+    y, sums = like_layout(y, layout), torch.empty(0, dtype=compute_dtype(y, y))
     _C.norm_mask(*phase(y, sums, layout), *place(y), mask.data_ptr())
     return mask
 

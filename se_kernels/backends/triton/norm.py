@@ -44,13 +44,13 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
     return y, mask
 
 
-def norm_mask(y):
-    """The mask of y (N, C, H, W)."""
+def norm_mask(y, u):
+    """The mask of y (N, C, H, W), laid as that of u."""
     from se_kernels.backends.triton.kernels.norm_scale import run_norm_mask
 
-    mask = empty_mask(y)
-    layout, y = readable(y)
-    run_norm_mask(layout, place_of(y, layout), mask, compute_dtype(y, y))
+    mask = empty_mask(u)
+    layout, _ = readable(u)
+    run_norm_mask(layout, place_of(like_layout(y, layout), layout), mask, compute_dtype(y, y))
     return mask
 
 
