@@ -214,7 +214,7 @@ def test_scale_and_its_mask(arguments, layout, pre, dtype):
     past_the_end = mask[..., -1].cpu() >> torch.tensor((row - 1) % 8 + 1)
     assert past_the_end.count_nonzero() == 0
     without = ops.norm_scale(*given[:6], False, given[-1])
-    assert torch.equal(without[0], y)
+    assert_near(without[0], F.relu(exact))  # in other vectors: not of the same bits
     assert without[1].numel() == 0
 
 
