@@ -251,7 +251,7 @@ def test_every_subset_of_gradients(norm_kernel, backend, device, training, pre, 
     case = Case(training=training, pre=pre, post=post, residual=True)
     inputs, dy = make(case, device)
     full = run(norm_kernel, inputs, dy, **case.variant)
-    for need in SUBSETS[:: 1 if backend == "cpu" else 23]:
+    for need in SUBSETS[:: 3 if backend == "cpu" else 47]:
         some = run(norm_kernel, inputs, dy, need, **case.variant)
         gradients = {name for name in some if name.startswith("d")}
         assert gradients == {f"d{name}" for name in need}

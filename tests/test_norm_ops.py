@@ -91,8 +91,7 @@ def test_opcheck_no_elements(arguments, layout):
 
 
 @pytest.mark.sampled(every=5, on_host=3)
-@pytest.mark.parametrize("post", POSTS)
-@pytest.mark.parametrize("pre", PRES)
+@pytest.mark.parametrize("pre, post", [*zip(PRES, POSTS * 2, strict=True)])
 def test_opcheck_variants(arguments, pre, post):
     opcheck_all(arguments("channels_last", pre, post, torch.bfloat16))
 
