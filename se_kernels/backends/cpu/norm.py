@@ -4,7 +4,15 @@ import torch
 
 from se_kernels.backends.cpu.extension import _C
 from se_kernels.backends.cpu.places import phase, place, pointer, problem
-from se_kernels.layout import empty_mask, empty_output, flat, like_layout, readable, row_major
+from se_kernels.layout import (
+    empty_mask,
+    empty_output,
+    flat,
+    layout_of,
+    like_layout,
+    readable,
+    row_major,
+)
 from se_kernels.reference import compute_dtype, norm_compute_dtype
 
 
@@ -47,7 +55,7 @@ def norm_scale(x, norm, s, residual, pre, post, keep):
 def norm_mask(y, x):
     """The mask of y (N, C, H, W), laid as that of x."""
     mask = empty_mask(x)
-    layout, _ = readable(x)
+    layout = layout_of(x) or "nchw"
     y, sums = like_layout(y, layout), torch.empty(0, dtype=compute_dtype(y, y))
     _C.norm_mask(*phase(y, sums, layout), *place(y), mask.data_ptr())
     return mask

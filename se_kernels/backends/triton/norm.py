@@ -6,7 +6,7 @@ import torch
 
 from se_kernels.backends import composed_norm
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.layout import empty_mask, empty_output, flat, like_layout, readable
+from se_kernels.layout import empty_mask, empty_output, flat, layout_of, like_layout, readable
 from se_kernels.reference import compute_dtype
 
 
@@ -49,7 +49,7 @@ def norm_mask(y, u):
     from se_kernels.backends.triton.kernels.norm_scale import run_norm_mask
 
     mask = empty_mask(u)
-    layout, _ = readable(u)
+    layout = layout_of(u) or "nchw"
     run_norm_mask(layout, place_of(like_layout(y, layout), layout), mask, compute_dtype(y, y))
     return mask
 
