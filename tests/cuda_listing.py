@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+HINTS_FROM = 80  # compute capability from which a load tells the L2 how long to keep
 CLUSTERS_FROM = 90  # compute capability of the first GPU with clusters and bulk copies
 
 
@@ -147,7 +148,7 @@ def least(kernel: Kernel | str, capability: int) -> dict[str, int]:
         return {}
     tail, paths = int(kernel.tail), 2 if kernel.layout == "nchw" else 1
     if kernel.direction == "norm":
-        return least_of_norm(kernel, paths)
+        return least_of_norm(kernel, paths, capability)
     if kernel.way == "two_sweeps" and kernel.direction == "forward":
         needed = {WIDE_LOAD: paths * (4 + 4 * (1 + tail)), WIDE_STORE: paths * 4}  # x; x, residual
         staged = {WIDE_SHARED_STORE: 4, WIDE_SHARED_LOAD: 2}
@@ -172,18 +173,19 @@ def least(kernel: Kernel | str, capability: int) -> dict[str, int]:
     }
 
 
-def least_of_norm(kernel: Kernel, paths: int) -> dict[str, int]:
+def least_of_norm(kernel: Kernel, paths: int, capability: int) -> dict[str, int]:
     """The same of a sweep with a batch norm. In nhwc there are loads of the channels' numbers too,
     of eight channels in float32: two each, once a column, or for each eight numbers."""
     word = 2 if kernel.number == "float32" else 1  # of eight numbers
     twice = 2 // word  # eights in 32 bytes
+    inputs = 3 if capability >= HINTS_FROM else 2  # dy, to be kept or not, and x
     loads, stores, staged, constants = {
         "moments": (4, 0, 4, 0),
         "squeeze": (4, 0, 4, 3),  # mean, scale, bias
         "scale": (2 * 2, 2, 0, 4),  # x, residual; y; s too
-        "scale_backward": (3 * 2, 2, 2 * 2, 1)
+        "scale_backward": (inputs * 2, 2, 2 * 2, 1)  # dy, x; dr
         if kernel.tail
-        else (3 * word, word, 2 * word, 3),  # dy kept or not, x; dr
+        else (inputs * word, word, 2 * word, 3),
         "squeeze_backward": (
             2 * 2,
             2,

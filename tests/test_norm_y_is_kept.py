@@ -59,6 +59,14 @@ def test_y_is_saved_and_no_bit(norm_kernel, device):
         y = norm_kernel(**leaves, **case.variant, y_is_kept=True)
     assert y.data_ptr() in {t.data_ptr() for t in saved}
     assert not any(t.dtype == torch.uint8 for t in saved)
+
+
+def test_y_may_not_be_changed_before_backward(norm_kernel, device):
+    case = Case(post="relu", residual=True)
+    inputs, _ = make(case, device)
+    y = norm_kernel(
+        **inputs | {"w1": inputs["w1"].requires_grad_()}, **case.variant, y_is_kept=True
+    )
     y.detach().mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
