@@ -57,13 +57,14 @@ def norm_mask_tile(
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """The bits of a tile of y."""
+    ACC: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
         n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
         for start in range(p0, p1, BLOCK_P):
             p = pixels_of(start, NHWC, BLOCK_P)
             inside = (n < N) & (c < C) & (p < p1)
             at_y = y + place(n, c, p, y_image, y_row, NHWC)
-            out = tl.load(at_y, inside, other=0, eviction_policy="evict_first")
+            out = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC)
             store_mask(
                 mask, inside & ~(out <= 0), unit, n0, c0, start, p1, N, C, P,
                 NHWC, ROWS, BLOCK_C, BLOCK_P,
