@@ -34,15 +34,14 @@ def norm_of(mean, var, weight, bias, eps: float) -> tuple[Tensor, Tensor]:
     return torch.stack((mean, scale, shift)), rstd
 
 
-def affine(means: Tensor, norm: Tensor) -> Tensor:
-    """The norm of means (N, C), which may be of a wider dtype."""
-    _, scale, bias = norm.unbind()
-    return torch.addcmul(bias, centred(means, norm), scale)
-
-
 def centred(means: Tensor, norm: Tensor) -> Tensor:
-    """means (N, C) less the norm's."""
+    """means (N, C), which may be of a wider dtype, less the norm's."""
     return (means - norm[0]).to(norm.dtype)
+
+
+def affine(centred: Tensor, norm: Tensor) -> Tensor:
+    """z (N, C), the norm of means that are ``centred``, where nothing is before the squeeze."""
+    return torch.addcmul(norm[2], centred, norm[1])
 
 
 def excite(z, w1, w2, b1, b2, act: str, act_slope: float, gate: str) -> tuple[Tensor, Tensor]:

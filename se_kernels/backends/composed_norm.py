@@ -14,7 +14,8 @@ def norm_inference(
     with reference.outside_autocast(u.device.type):
         norm, _ = solve.norm_of(mean.to(dtype), var.to(dtype), bn_weight, bn_bias, eps)
         if pre == "identity":
-            z = solve.affine(backend.norm_moments(u, dtype == torch.float64)[0], norm)
+            means, _ = backend.norm_moments(u, dtype == torch.float64)
+            z = solve.affine(solve.centred(means, norm), norm)
         else:
             z = backend.norm_squeeze(u, norm, pre)
         _, s = solve.excite(z, w1, w2, b1, b2, act, act_slope, gate)

@@ -166,7 +166,10 @@ def _norm_gates(
     pre, act, act_slope, gate, post, backend,
 ) -> Tensor:  # fmt: skip
     """s (N, C) of ``ops.norm_inference``, which does not return it."""
-    settings = Settings(False, eps, pre, act, act_slope, gate, post, None, backend)
+    y_is_kept, group = False, None
+    settings = Settings(
+        False, eps, pre, act, act_slope, gate, post, y_is_kept, group, backend
+    )  # fmt: skip
     dtype = norm_compute_dtype(u, bn_weight, w1)
     with outside_autocast(u.device.type):
         norm, _ = solve.norm_of(mean.to(dtype), var.to(dtype), bn_weight, bn_bias, eps)

@@ -42,7 +42,7 @@ class Results(NamedTuple):
     mask: Tensor  # one bit an element, where it is kept
     norm: Tensor  # (3, C): mean, scale, bias
     rstd: Tensor  # (C)
-    z: Tensor  # (N, C)
+    squeezed: Tensor  # (N, C): z; with pre="identity" the centred means, from which z follows
     a: Tensor  # (N, R)
     s: Tensor  # (N, C)
 
@@ -55,19 +55,20 @@ def run_forward(
     eps, pre, post, backend = settings.eps, settings.pre, settings.post, settings.backend
     with reference.outside_autocast(u.device.type):
         norm, rstd = solve.norm_of(mean, var, bn_weight, bn_bias, eps)
-        z, a, s = gates(u, norm, means, w1, w2, b1, b2, settings)
+        squeezed, a, s = gates(u, norm, means, w1, w2, b1, b2, settings)
         keep = keep and post == "relu" and not settings.y_is_kept
         y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
-    return Results(y, mask, norm, rstd, z, a, s)
+    return Results(y, mask, norm, rstd, squeezed, a, s)
 
 
 def gates(u, norm, means, w1, w2, b1, b2, settings) -> tuple[Tensor, Tensor, Tensor]:
-    """z (N, C), a (N, R) and s (N, C)."""
+    """squeezed (N, C), a (N, R) and s (N, C)."""
     if settings.pre == "identity":
-        z = solve.affine(means, norm)
+        squeezed = solve.centred(means, norm)
+        z = solve.affine(squeezed, norm)
     else:
-        z = ops.norm_squeeze(u, norm, settings.pre, settings.backend)
-    return z, *solve.excite(z, w1, w2, b1, b2, *settings.excitation)
+        z = squeezed = ops.norm_squeeze(u, norm, settings.pre, settings.backend)
+    return squeezed, *solve.excite(z, w1, w2, b1, b2, *settings.excitation)
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
@@ -76,24 +77,25 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
     ``apply(u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, count, means, settings)``
     returns y. mean and var (C) are the norm's; in training mode they are functions of u, and count
     is how many numbers of a channel they are of. Saved for backward, beside the inputs: where
-    post="relu" one bit an element, or y if it is kept anyway; z, means (N, C), a (N, R), s (N, C)
-    and four numbers a channel. Under ``create_graph`` the gradients come from the differentiable
-    definition.
+    post="relu" one bit an element, or y if it is kept anyway; z or what it follows from, s (N, C),
+    a (N, R), and a few numbers a channel. Under ``create_graph`` the gradients come from the
+    differentiable definition.
     """
 
     @staticmethod
     def forward(
         ctx, u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, count, means, settings
     ) -> Tensor:
-        y, mask, norm, rstd, z, a, s = run_forward(
+        y, mask, norm, rstd, squeezed, a, s = run_forward(
             u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, means, settings, True
         )
         if settings.post != "relu":
             mask = None
         elif settings.y_is_kept:
             mask = y
-        small = (norm, rstd, z, a, s, means)
-        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *small)
+        of = (None, None) if settings.training else (mean, var)
+        small = (norm, rstd, squeezed, a, s)
+        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, *small)
         ctx.settings, ctx.count, ctx.layout = settings, count, layout_of(u) or "nchw"
         return y
 
@@ -107,7 +109,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
 def _backward(ctx, dy):
     saved = ctx.saved_tensors
-    u, bn_weight, bn_bias, w1, w2, _, _, mask, _, _, norm, rstd, z, a, s, means = saved
+    u, bn_weight, bn_bias, w1, w2, _, _, mask, _, _, norm, rstd, squeezed, a, s = saved
     training, pre, group, backend = (
         getattr(ctx.settings, name) for name in ("training", "pre", "group", "backend")
     )
@@ -129,9 +131,11 @@ def _backward(ctx, dy):
     if pre == "identity":
         total, moment = sums.unbind()
         ds = torch.addcmul(scale * moment, bias, total)
-        opened, opened_moment = pixels, pixels * solve.centred(means, norm)
+        opened, opened_moment = pixels, pixels * squeezed
+        z = solve.affine(squeezed, norm)
     else:
         ds, total, moment, opened, opened_moment = sums.unbind()
+        z = squeezed
     dz, dw1, dw2, db1, db2 = solve.excite_backward(
         ds, z, a, s, w1, w2, *ctx.settings.excitation, needs
     )
@@ -178,8 +182,9 @@ def _differentiable_backward(ctx, dy):
     wanted = [t for t, needed in zip(inputs, need, strict=True) if needed]
     grads = iter(())
     if wanted:
-        of = (None, None) if settings.training else (mean, var)
-        out = reference.batch_norm_squeeze_excite(*inputs[:3], *of, *inputs[3:], **settings.variant)
+        out = reference.batch_norm_squeeze_excite(
+            *inputs[:3], mean, var, *inputs[3:], **settings.variant
+        )
         with reference.outside_autocast(u.device.type):
             grads = iter(torch.autograd.grad(out, wanted, g, create_graph=True))
     first = [next(grads) if needed else None for needed in need]
