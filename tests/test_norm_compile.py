@@ -10,7 +10,7 @@ from torch import nn
 
 import se_kernels
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.sampled(every=0, on_host=0), pytest.mark.usefixtures("one_thread")]
 
 TAIL = dict(post="relu", residual=True)
 
@@ -47,12 +47,11 @@ def compare(norm_kernel, case, **options):
         assert all((results[name] != inputs[name]).any() for name in RUNNING if case.running)
 
 
-@pytest.mark.sampled(every=0)
 def test_by_inductor(norm_kernel):
     compare(norm_kernel, Case((3, 16, 6, 5), pre="silu", layout="channels_last", **TAIL))
 
 
-@pytest.mark.sampled(every=5, on_host=2)
+@pytest.mark.sampled(every=0, on_host=5)
 @pytest.mark.parametrize(
     "case",
     [
@@ -126,6 +125,7 @@ class Network(nn.Module):
         return self.after(y)
 
 
+@pytest.mark.sampled(every=0, on_host=3)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network(backend, training):
     """Two steps in either mode: outputs, gradients and buffers."""
@@ -159,7 +159,6 @@ def test_modes_are_not_confused(norm_kernel):
         assert_same(run(compiled, inputs, dy, **case.variant), expected)
 
 
-@pytest.mark.sampled(every=0)
 def test_autocast(backend):
     torch.manual_seed(0)
     network = Network(backend)

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from host_gpu import is_on_host
 from norm_cases import (
     DIFFERENTIABLE,
     RUNNING,
@@ -33,9 +32,13 @@ import se_kernels
 
 PROCESSES = 2
 
-pytestmark = pytest.mark.skipif(
-    not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo"
-)
+pytestmark = [
+    pytest.mark.sampled(every=0, on_host=0),  # nothing of a backend is in it
+    pytest.mark.skipif(
+        not (dist.is_available() and dist.is_gloo_available()),
+        reason="torch was built without gloo",
+    ),
+]
 
 DOUBLE = Case((6, 5, 3, 4), dtype=torch.float64, pre="silu")
 TAIL = dict(residual=True, post="relu")
@@ -70,7 +73,6 @@ WITH_A_FORMULA = [
     for name, (case, _) in CASES.items()
     if case.squeeze == "avg" and case.dtype == torch.float64 and case.shape[0] > 0
 ]
-FEW = ("unequal", "one empty")
 NEEDS = (None, ("u",), ("w1", "b2"), ("bn_weight",))
 
 
@@ -134,8 +136,6 @@ def computed(backend, device, tmp_path_factory):
     """What the two processes computed: of every case, of a network, and of what needs no other."""
     if device != "cpu":
         pytest.skip("gloo takes the tensors of the CPU")
-    if is_on_host(backend):
-        pytest.skip("backend cuda: the stand-in is lent to the processes of the tests only")
     folder = tmp_path_factory.mktemp("processes")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")  # no name of this machine to be resolved
@@ -152,8 +152,7 @@ def run_cases(rank, backend):
     group = dist.group.WORLD
     kernel = partial(se_kernels.batch_norm_squeeze_excite, process_group=group, backend=backend)
     held = {}
-    for name in CASES if backend == "cpu" else FEW:
-        case, cut = CASES[name]
+    for name, (case, cut) in CASES.items():
         inputs, dy = make(case)
         mine, my_dy = part_of(inputs, dy, cut, rank)
         for need in NEEDS if name != "frozen" else NEEDS[:1]:
@@ -202,14 +201,8 @@ def joined(parts):
     return whole
 
 
-def of_one(part, name, kind, need=""):
-    if not any(case == name for case, *_ in part):
-        pytest.skip("interpreted, a backend runs some cases only")
-    return part[name, kind, need]
-
-
 def of(held, name, kind, need=""):
-    return joined([of_one(part, name, kind, need) for part in held])
+    return joined([part[name, kind, need] for part in held])
 
 
 def assert_close(results, expected, name=""):
@@ -250,7 +243,7 @@ def test_two_processes_are_synchronised_batch_norms_formula(held, name):
 def test_whatever_is_needed_the_numbers_are_the_same(held, name):
     """To some roundings: a batch norm with a maximum runs in other parts with gradients."""
     for part in held:
-        full = of_one(part, name, "fused", "None")
+        full = part[name, "fused", "None"]
         kinds = [(kind, need) for case, kind, need in part if case == name]
         alike = [pair for pair in kinds if pair[0] in ("fused", "no gradient")]
         assert len(alike) >= 2

@@ -14,7 +14,11 @@ from placements import IMAGES, MATRICES, VECTORS
 
 from se_kernels.variants import POSTS, PRES, SQUEEZES
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs", "one_thread")]
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.sampled(every=0, on_host=5),
+    pytest.mark.usefixtures("poisoned_outputs", "one_thread"),
+]
 
 TAIL = dict(residual=True, post="relu")
 
@@ -30,7 +34,7 @@ EMPTY = [
 ]
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@pytest.mark.sampled(every=0, on_host=7)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -83,7 +87,7 @@ def test_no_unit_in_the_middle(norm_kernel, device):
 PLACED = Case((3, 17, 5, 6), reduced=4, pre="hardswish", **TAIL)
 
 
-@pytest.mark.sampled(every=11, on_host=5)
+@pytest.mark.sampled(every=59, on_host=13)
 @pytest.mark.parametrize("name", ["u", "residual", "dy"])
 @pytest.mark.parametrize("place", IMAGES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -101,7 +105,7 @@ def test_images_placed_anyhow(norm_kernel, device, layout, place, name):
         assert torch.equal(storage_bytes(dy if name == "dy" else tensors[name]), before)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=13, on_host=7)
 @pytest.mark.parametrize(
     "name, place",
     [
@@ -132,7 +136,7 @@ def test_running_statistics_move_where_they_lie(norm_kernel, device, place):
         assert torch.equal(storage_bytes(inputs[name]), around[name])
 
 
-@pytest.mark.sampled(every=3, on_host=3)
+@pytest.mark.sampled(every=5, on_host=5)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("expanded", [(0,), (1,), (2,), (3,), (2, 3), (0, 2, 3), (0, 1, 2, 3)])
 def test_expanded_u(norm_kernel, device, expanded, training):
@@ -142,7 +146,6 @@ def test_expanded_u(norm_kernel, device, expanded, training):
     check(case, inputs, dy, run(norm_kernel, inputs, dy, **case.variant))
 
 
-@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 def test_expanded_dy_and_residual(norm_kernel, device, post, layout):
@@ -172,6 +175,7 @@ def test_outputs_lie_as_u_does(norm_kernel, device, layout, dtype):
 # --- constant, and one of a kind ----------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=5, on_host=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [0.0, 3.0, -1e4])
 def test_constant_channels(norm_kernel, device, value, layout):
@@ -241,7 +245,7 @@ def check_as_eager(case, inputs, dy, results):
     assert counted > results["y"].numel() / 2
 
 
-@pytest.mark.sampled(every=11, on_host=5)
+@pytest.mark.sampled(every=47, on_host=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("pre", PRES)
@@ -280,6 +284,7 @@ def test_images_beside_one_that_is_not_finite_keep_their_bits(norm_kernel, devic
                 assert torch.equal(results[name][image], clean[name][image]), name
 
 
+@pytest.mark.sampled(every=3, on_host=1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_final_relu_stops_an_infinite_gradient(norm_kernel, device, layout):
     for pre in PRES:

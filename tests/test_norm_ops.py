@@ -15,6 +15,8 @@ from se_kernels import ops
 from se_kernels.layout import layout_of, unpacked
 from se_kernels.variants import POSTS, PRES
 
+pytestmark = pytest.mark.sampled(every=0, on_host=5)
+
 SIX = ("moments", "squeeze", "scale", "scale_backward", "squeeze_backward", "inference")
 NO_ELEMENTS = ("no image", "no pixel")
 
@@ -90,7 +92,7 @@ def test_opcheck_no_elements(arguments, layout):
     opcheck_all(arguments(layout), test_utils=untraced)
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@pytest.mark.sampled(every=3, on_host=3)
 @pytest.mark.parametrize("pre, post", [*zip(PRES, POSTS * 2, strict=True)])
 def test_opcheck_variants(arguments, pre, post):
     opcheck_all(arguments("channels_last", pre, post, torch.bfloat16))
@@ -109,7 +111,7 @@ def test_opcheck_optional_arguments(arguments):
     torch.library.opcheck(ops.norm_inference, bare)
 
 
-@pytest.mark.sampled(every=11, on_host=3)
+@pytest.mark.sampled(every=41, on_host=13)
 @pytest.mark.parametrize("dtype, wide", [*itertools.product(DTYPES, (False, True))])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fakes_describe_the_real(arguments, layout, dtype, wide):
@@ -118,7 +120,6 @@ def test_fakes_describe_the_real(arguments, layout, dtype, wide):
             assert described_fake(op(name), given) == described(op(name)(*given)), name
 
 
-@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_lie_as_u_does(arguments, layout):
     """A dense u gives its own strides, as in eager; another one the nearer dense format."""
@@ -171,7 +172,7 @@ def shapes(every):
     return [name for name in LAYOUTS if name not in NO_ELEMENTS][::every]
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@pytest.mark.sampled(every=31, on_host=11)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", shapes(1))
 def test_moments(arguments, layout, dtype):
@@ -188,7 +189,6 @@ def test_moments(arguments, layout, dtype):
         torch.testing.assert_close(m2.cpu(), squares, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.sampled(every=7, on_host=3)
 @pytest.mark.parametrize("pre", PRES[1:])
 @pytest.mark.parametrize("layout", shapes(3))
 def test_squeeze(arguments, layout, pre):
@@ -197,7 +197,7 @@ def test_squeeze(arguments, layout, pre):
     assert_near(ops.norm_squeeze(*given), pre_module(pre)(affine(u, norm)[1]).mean((2, 3)))
 
 
-@pytest.mark.sampled(every=7, on_host=3)
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", shapes(2))
@@ -217,7 +217,7 @@ def test_scale_and_its_mask(arguments, layout, pre, dtype):
     assert without[1].numel() == 0
 
 
-@pytest.mark.sampled(every=7, on_host=3)
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", shapes(2))
@@ -238,7 +238,7 @@ def test_scale_backward(arguments, layout, pre, masked):
             assert_near(sums[index], term.sum((2, 3)), f"sum {index}")
 
 
-@pytest.mark.sampled(every=7, on_host=3)
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", shapes(2))
@@ -266,7 +266,7 @@ def test_u_is_not_needed_behind_a_frozen_norm_without_pre(arguments):
     assert torch.equal(ops.norm_squeeze_backward(g, torch.full_like(u, torch.nan), *given), du)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=3, on_host=1)
 @pytest.mark.parametrize("pre", ["relu", "hardswish"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_closed_unit_stops_an_infinite_gradient(arguments, layout, pre):
@@ -285,7 +285,6 @@ def test_a_closed_unit_stops_an_infinite_gradient(arguments, layout, pre):
     assert torch.equal(du, clean[1])
 
 
-@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_mask_stops_an_infinite_gradient(arguments, layout, pre):
@@ -306,6 +305,7 @@ def test_a_mask_stops_an_infinite_gradient(arguments, layout, pre):
         assert all(torch.equal(a, b) for a, b in zip(runs[0], others, strict=True))
 
 
+@pytest.mark.sampled(every=1, on_host=1)
 def test_nan_keeps_its_bit(arguments):
     """What is not a number is not below 0: its gradient goes on, as behind torch's ReLU."""
     for layout in ("contiguous", "channels_last"):

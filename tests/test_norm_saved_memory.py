@@ -30,7 +30,7 @@ def run_and_collect(norm_kernel, inputs, need, variant):
     return y, leaves, saved
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("pre", PRES)

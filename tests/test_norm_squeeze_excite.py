@@ -22,7 +22,7 @@ def check_kernel(norm_kernel, device, case):
     return results
 
 
-@pytest.mark.sampled(every=11, on_host=3)
+@pytest.mark.sampled(every=31, on_host=5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pre", PRES)
@@ -42,7 +42,7 @@ def test_every_variant(norm_kernel, device, training, pre, layout, dtype):
         check_kernel(norm_kernel, device, case)
 
 
-@pytest.mark.sampled(every=11, on_host=5)
+@pytest.mark.sampled(every=13, on_host=9)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("act", ACTS)
 def test_every_excitation(norm_kernel, device, act, gate):
@@ -51,7 +51,7 @@ def test_every_excitation(norm_kernel, device, act, gate):
         check_kernel(norm_kernel, device, case)
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@pytest.mark.sampled(every=0, on_host=5)
 @pytest.mark.parametrize("squeeze", SQUEEZES[1:])
 @pytest.mark.parametrize("pre", PRES)
 def test_a_maximum(norm_kernel, device, pre, squeeze):
@@ -62,7 +62,7 @@ def test_a_maximum(norm_kernel, device, pre, squeeze):
         check_kernel(norm_kernel, device, case)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=0, on_host=5)
 @pytest.mark.parametrize("affine", [(), ("bn_weight",), ("bn_bias",), ("bn_weight", "bn_bias")])
 @pytest.mark.parametrize("biases", [(), ("b1",), ("b2",)])
 def test_what_may_be_left_out(norm_kernel, device, biases, affine):
@@ -73,13 +73,14 @@ def test_what_may_be_left_out(norm_kernel, device, biases, affine):
         check_kernel(norm_kernel, device, case)
 
 
+@pytest.mark.sampled(every=3, on_host=3)
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 1, 0.0])
 def test_eps(norm_kernel, device, eps):
     for training in (True, False) if eps else (False,):
         check_kernel(norm_kernel, device, Case(training=training, eps=eps))
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@pytest.mark.sampled(every=47, on_host=9)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("norm_dtype", DTYPES, ids=str)
@@ -115,7 +116,7 @@ SIZES = [
 ]
 
 
-@pytest.mark.sampled(every=23, on_host=5)
+@pytest.mark.sampled(every=101, on_host=11)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape, reduced", SIZES)
@@ -129,6 +130,7 @@ def test_sizes(norm_kernel, device, shape, reduced, layout, dtype):
         check_kernel(norm_kernel, device, replace(tail, training=False, pre="silu"))
 
 
+@pytest.mark.sampled(every=0, on_host=1)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_of_a_convolution(norm_kernel, device, layout):
     case = Case(layout=layout)
@@ -148,6 +150,7 @@ def test_weights_of_a_convolution(norm_kernel, device, layout):
 # --- running statistics --------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, 0.37, 1, 0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_momentum(norm_kernel, device, dtype, momentum):
@@ -158,6 +161,7 @@ def test_momentum(norm_kernel, device, dtype, momentum):
         assert all(torch.equal(results[name], inputs[name]) for name in RUNNING)
 
 
+@pytest.mark.sampled(every=0, on_host=1)
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_many_batches_as_torch(norm_kernel, device, momentum):
     """Running statistics of ten batches, of several sizes; None: their cumulative mean."""
@@ -175,6 +179,7 @@ def test_many_batches_as_torch(norm_kernel, device, momentum):
     torch.testing.assert_close(var.cpu(), norm.running_var, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.sampled(every=3, on_host=3)
 @pytest.mark.parametrize("pre", PRES)
 def test_running_statistics_move_by_the_same_bits_whatever_is_needed(norm_kernel, device, pre):
     case = Case(pre=pre)
@@ -214,7 +219,7 @@ def test_running_statistics_wider_than_the_sums_keep_their_digits(norm_kernel, d
 # --- means far from zero -------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=7, on_host=3)
+@pytest.mark.sampled(every=23, on_host=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("training", [True, False])
@@ -259,7 +264,7 @@ REALISTIC = [
 ]
 
 
-@pytest.mark.sampled(every=0, on_host=7)
+@pytest.mark.sampled(every=0, on_host=11)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape, reduced", REALISTIC)
@@ -287,6 +292,7 @@ def test_realistic_sizes_beside_eager(norm_kernel, device, shape, reduced, layou
 # --- the judge -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(every=0, on_host=0)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "name",
