@@ -130,6 +130,15 @@ SE_INLINE Vec<A> where_open(Many<A>, const std::uint8_t* row, std::int64_t i, Ve
   return select(open, g, Vec<A>{});
 }
 
+template <class A, bool Masked, class Tag, class X>
+SE_INLINE auto gradient_at(Tag tag, const X* dy, const std::uint8_t* mask, std::int64_t i) {
+  const auto g = load(tag, dy + i);
+  if constexpr (Masked)
+    return where_open(tag, mask, i, g);
+  else
+    return g;
+}
+
 // The bits that say where f(tag, i) is open, for i in [0, n); put(tag, i, f(tag, i)) takes what
 // they are of.
 template <class A, class F, class Put>
