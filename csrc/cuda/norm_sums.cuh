@@ -72,7 +72,7 @@ struct Moments {
       return;
     }
     v[0] += added;
-    const A delta = (other.v[1] - v[1]) + (other.v[2] - v[2]), share = added / v[0];
+    const A delta = (other.v[1] - v[1]) + (other.v[2] - v[2]), share = added * reciprocal(v[0]);
     v[3] += other.v[3] + delta * delta * (before * share);
     v[2] += delta - delta == A(0) ? delta * share : other.v[2];  // an infinite mean stays
   }
@@ -120,7 +120,7 @@ struct CollectMoments {
   }
   SE_DEVICE Moments<A> get(int j) const {
     if (count == A(0)) return {};
-    return {{count, shift[j], total[j] / count, squares[j]}};
+    return {{count, shift[j], total[j] * reciprocal(count), squares[j]}};
   }
 };
 
