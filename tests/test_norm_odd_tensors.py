@@ -15,7 +15,6 @@ from placements import IMAGES, MATRICES, VECTORS
 from se_kernels.variants import POSTS, PRES, SQUEEZES
 
 pytestmark = [
-    pytest.mark.native,
     pytest.mark.sampled(every=0, on_host=5),
     pytest.mark.usefixtures("poisoned_outputs", "one_thread"),
 ]
@@ -34,6 +33,7 @@ EMPTY = [
 ]
 
 
+@pytest.mark.native
 @pytest.mark.sampled(every=0, on_host=7)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -74,6 +74,7 @@ def test_sizes_of_zero(norm_kernel, device, shape, reduced, squeeze, layout):
             )  # fmt: skip
 
 
+@pytest.mark.native
 def test_no_unit_in_the_middle(norm_kernel, device):
     """R of 0: the gate of b2 alone."""
     for training in (True, False):
@@ -87,6 +88,7 @@ def test_no_unit_in_the_middle(norm_kernel, device):
 PLACED = Case((3, 17, 5, 6), reduced=4, pre="hardswish", **TAIL)
 
 
+@pytest.mark.native
 @pytest.mark.sampled(every=59, on_host=13)
 @pytest.mark.parametrize("name", ["u", "residual", "dy"])
 @pytest.mark.parametrize("place", IMAGES)
@@ -105,6 +107,7 @@ def test_images_placed_anyhow(norm_kernel, device, layout, place, name):
         assert torch.equal(storage_bytes(dy if name == "dy" else tensors[name]), before)
 
 
+@pytest.mark.native
 @pytest.mark.sampled(every=13, on_host=7)
 @pytest.mark.parametrize(
     "name, place",
@@ -121,6 +124,7 @@ def test_weights_placed_anyhow(norm_kernel, device, name, place):
         check(case, inputs, dy, run(norm_kernel, inputs, dy, **case.variant))
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("place", VECTORS)
 def test_running_statistics_move_where_they_lie(norm_kernel, device, place):
     """And nothing between their numbers is written."""
@@ -136,6 +140,7 @@ def test_running_statistics_move_where_they_lie(norm_kernel, device, place):
         assert torch.equal(storage_bytes(inputs[name]), around[name])
 
 
+@pytest.mark.native
 @pytest.mark.sampled(every=5, on_host=5)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("expanded", [(0,), (1,), (2,), (3,), (2, 3), (0, 2, 3), (0, 1, 2, 3)])
@@ -146,6 +151,7 @@ def test_expanded_u(norm_kernel, device, expanded, training):
     check(case, inputs, dy, run(norm_kernel, inputs, dy, **case.variant))
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 def test_expanded_dy_and_residual(norm_kernel, device, post, layout):
@@ -159,6 +165,7 @@ def test_expanded_dy_and_residual(norm_kernel, device, post, layout):
         check(case, inputs, expanded, run(norm_kernel, inputs, expanded, **case.variant))
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_lie_as_u_does(norm_kernel, device, layout, dtype):

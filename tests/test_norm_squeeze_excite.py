@@ -12,7 +12,7 @@ from torch import nn
 
 from se_kernels.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs", "one_thread")]
+pytestmark = pytest.mark.usefixtures("poisoned_outputs", "one_thread")
 
 
 def check_kernel(norm_kernel, device, case):
@@ -22,6 +22,7 @@ def check_kernel(norm_kernel, device, case):
     return results
 
 
+@pytest.mark.native
 @pytest.mark.sampled(every=31, on_host=5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,6 +117,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.native
 @pytest.mark.sampled(every=101, on_host=11)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
