@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from operator_cases import DTYPES, LAYOUTS, Case, NoInputs, make
 from ops_called import OpsCalled
-from random_cases import place, placed_cases, random_cases
+from random_cases import placed_cases, random_cases
 
 import se_kernels
 from se_kernels import direct
@@ -85,7 +85,7 @@ def test_every_variant_goes_the_short_way(taken, dtype, layout):
 def test_random_cases(dtype, data):
     placed = data.draw(placed_cases(dtype))
     try:
-        inputs, _ = place(placed, *make(placed.case))
+        inputs, _ = placed.laid_out(*make(placed.case))
     except NoInputs:
         return
     assert_same(*both_ways(**inputs, **placed.case.variant))

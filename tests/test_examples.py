@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import se_kernels
-from se_kernels.autograd import SqueezeExciteFunction
+from se_kernels.norm.autograd import BatchNormSqueezeExciteFunction
 
 for module in ("click", "matplotlib", "PIL", "rich", "sklearn"):
     pytest.importorskip(module)
@@ -141,13 +141,13 @@ def test_trained_networks_are_pruned_and_their_images_written(tmp_path, monkeypa
 
 
 def test_it_notices_a_wrong_gradient(tmp_path, monkeypatch):
-    backward = SqueezeExciteFunction.backward
+    backward = BatchNormSqueezeExciteFunction.backward
 
     def wrong(ctx, dy):
-        dx, *others = backward(ctx, dy)
-        return dx + 1e-3 * dy, *others
+        du, *others = backward(ctx, dy)
+        return du + 1e-3 * dy, *others
 
-    monkeypatch.setattr(SqueezeExciteFunction, "backward", staticmethod(wrong))
+    monkeypatch.setattr(BatchNormSqueezeExciteFunction, "backward", staticmethod(wrong))
     both = ("--contender", "se_resnet_eager", "--contender", "se_resnet_fused")
     result = run(tmp_path, "--epochs", 1, "--dtype", "float64", *both)
     assert result.exit_code == 1
