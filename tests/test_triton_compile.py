@@ -35,12 +35,12 @@ def compiled(request):
 
 
 def test_no_register_is_spilled(compiled):
-    """By the assembler of Triton 3.9. That of 3.6 spills two or three numbers of a forward kernel
-    which it holds to 64 registers; twice that is allowed to those before 3.9."""
+    """By the assembler of Triton 3.9. Those before it spill of a forward kernel, which they hold to
+    64 registers, two or three numbers (3.6) or seven (3.7); that much is allowed to them."""
     _, kernels = compiled
     assert len(kernels) >= 20
     release = tuple(int(part) for part in metadata.version("triton").split(".")[:2])
-    allowed = 0 if release >= (3, 9) else 2 * 3 * 4
+    allowed = 0 if release >= (3, 9) else 7 * 4
     assert [k["name"] for k in kernels if k["spilled_bytes"] > allowed] == []
     assert all(0 < k["registers"] <= 255 for k in kernels)
 
