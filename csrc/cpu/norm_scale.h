@@ -129,8 +129,8 @@ void scale_backward(const Problem& p, const NormScaleBackward& b, const NormScra
           sum_columns_terms<A, K, active.value ? 2 : 4>(
               pixels, C, partial, totals, [=](auto tag, std::int64_t at, std::int64_t c) {
                 using V = typename decltype(tag)::type;
-                const V g =
-                    gradient_at<A, masked.value>(tag, dy.pixel(at), mask + (n * P + at) * bytes, c);
+                const std::uint8_t* bits = masked.value ? mask + (n * P + at) * bytes : nullptr;
+                const V g = gradient_at<A, masked.value>(tag, dy.pixel(at), bits, c);
                 if constexpr (write.value) store(tag, dr.pixel(at) + c, g);
                 return backward_terms<active.value>(tag, g, load(tag, x.pixel(at) + c),
                                                     norm.at(tag, c));

@@ -75,7 +75,8 @@ void squeeze_backward(const Problem& p, const NormSqueezeBackward& b, const Norm
       for (std::int64_t row = piece.rows.begin; row < piece.rows.end; ++row) {
         if (p.layout == Layout::nchw) {
           const X *g_row = g.channel(row), *x_row = x.channel(row);
-          const std::uint8_t* mask = b.mask + (masked.value ? (n * C + row) * ((P + 7) / 8) : 0);
+          const std::uint8_t* mask =
+              masked.value ? b.mask + (n * C + row) * ((P + 7) / 8) : nullptr;
           const auto of = norm.at(One<A>{}, row);
           const A s_c = s[row], d_c = d[row], slope_c = sloped.value ? slope[row] : A(0),
                   offset_c = sloped.value ? offset[row] : A(0);
@@ -87,7 +88,8 @@ void squeeze_backward(const Problem& p, const NormSqueezeBackward& b, const Norm
           });
         } else {
           const X *g_row = g.pixel(row), *x_row = x.pixel(row);
-          const std::uint8_t* mask = b.mask + (masked.value ? (n * P + row) * ((C + 7) / 8) : 0);
+          const std::uint8_t* mask =
+              masked.value ? b.mask + (n * P + row) * ((C + 7) / 8) : nullptr;
           map_row_aligned<A>(dx.pixel(row), C, scratch.streaming, [=](auto tag, std::int64_t c) {
             using V = typename decltype(tag)::type;
             V slope_c{}, offset_c{};
