@@ -360,8 +360,8 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
 
 // The same where each row's sums are wanted: use(collect, begun, at, raw), then emit(n, c, sums).
 // Collect<A, 1> is of a row's numbers, Collect<A, 8> of eight channels'.
-template <class X, Layout layout, int Batch, template <class, int> class Collect, class Begin,
-          class Load, class Use, class Emit>
+template <class X, Layout layout, bool wide, int Batch, template <class, int> class Collect,
+          class Begin, class Load, class Use, class Emit>
 SE_DEVICE void reduce_octets(const Tile& tile, Sum<X>* scratch, const Begin& begin,
                              const Load& load, const Use& use, const Emit& emit) {
   using A = Sum<X>;
@@ -395,7 +395,7 @@ SE_DEVICE void reduce_octets(const Tile& tile, Sum<X>* scratch, const Begin& beg
         int column;
         Begun begun;
       };
-      collect_columns<Collect<A, kOctet>, kOctet, Batch>(
+      collect_columns<Collect<A, kOctet>, kOctet, Batch, wide>(
           tile.channels, tile.p0, tile.p1, scratch,
           [&](int column) { return Starts{column, begin(at(column, tile.p0))}; },
           [&](const Starts& starts, int p) { return load(at(starts.column, p)); },

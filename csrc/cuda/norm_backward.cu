@@ -125,7 +125,7 @@ norm_scale_backward(SE_PARAMETER NormParameters p) {
             },
             emit);
       } else {
-        reduce_octets<X, layout, Batch, Of<K>::template Collect>(
+        reduce_octets<X, layout, wide, Batch, Of<K>::template Collect>(
             here.tile, here.scratch, begin, load,
             [&](auto& collect, const auto& norm, const Octet& at, const Loaded& raw) {
               A g[kOctet], x[kOctet];

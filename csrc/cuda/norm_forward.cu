@@ -50,7 +50,7 @@ SE_DEVICE void sweep_x(const NormParameters& p, const NormBlock<X>& here, const 
           },
           emit);
     } else {
-      reduce_octets<X, layout, Batch, Collect>(
+      reduce_octets<X, layout, wide, Batch, Collect>(
           here.tile, here.scratch, [&](const Octet& at) { return begin(at, wide_); }, load,
           [&](auto& collect, const auto& begun, const Octet& at, const auto& raw) {
             A x[kOctet];

@@ -107,10 +107,11 @@ SE_DEVICE void collect_rows(int rows, int loads, int lanes, A* scratch, const St
   block_barrier();
 }
 
-// Channels that lie side by side in each pixel (nhwc), V of them in a load, the last load may hold
-// fewer: start(column), load(starts, pixel), add(collect, starts, column, pixel, raw); then
-// emit(channel, sums).
-template <class Collect, int V, int Batch, class A, class Start, class Load, class Add, class Emit>
+// Channels that lie side by side in each pixel (nhwc), V of them in a load, in the last fewer
+// unless all are whole: start(column), load(starts, pixel), add(collect, starts, column, pixel,
+// raw); then emit(channel, sums).
+template <class Collect, int V, int Batch, bool whole, class A, class Start, class Load, class Add,
+          class Emit>
 SE_DEVICE void collect_columns(int channels, int first_pixel, int end_pixel, A* scratch,
                                const Start& start, const Load& load, const Add& add,
                                const Emit& emit) {
@@ -131,9 +132,10 @@ SE_DEVICE void collect_columns(int channels, int first_pixel, int end_pixel, A* 
     SE_UNROLL
     for (int j = 0; j < V; ++j) sums[j] = collect.get(j);
     if (rows == 1) {
+      if (column >= columns) continue;
       SE_UNROLL
       for (int j = 0; j < V; ++j)
-        if (column * V + j < channels) emit(column * V + j, sums[j]);
+        if (whole || column * V + j < channels) emit(column * V + j, sums[j]);
       continue;
     }
     for (int mask = width; mask < kWarp; mask *= 2) {
@@ -199,7 +201,7 @@ SE_DEVICE void reduce_columns_tracking(int channels, int first_pixel, int end_pi
                                        const Found<A>& found, A* scratch, const Start& start,
                                        const Load& load, const Terms& terms) {
   using Collect = Each<Tracked<A, tracks>, V>;
-  collect_columns<Collect, V, Batch>(
+  collect_columns<Collect, V, Batch, true>(
       channels, first_pixel, end_pixel, scratch, start, load,
       [&](Collect& collect, const auto& starts, int column, int p, const auto& raw) {
         A term[V], x[V];
