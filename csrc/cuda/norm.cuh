@@ -306,7 +306,17 @@ SE_DEVICE unsigned differentiate_norm(Pre pre, const A (&t)[W], A (&v)[W], A (&s
   return closed;
 }
 
-// ---- the tiles
+// ---- the tiles, of one image each
+
+// The i-th eight of a row of nchw; eight channels of a pixel of nhwc.
+SE_DEVICE Octet octet_of_row(const Tile& tile, int row, int i) {
+  const int p = tile.p0 + i * kOctet;
+  return {tile.n0, tile.c0 + row, p, smaller(kOctet, tile.p1 - p), kOctet};
+}
+SE_DEVICE Octet octet_of_column(const Tile& tile, int column, int p) {
+  const int c = column * kOctet;
+  return {tile.n0, tile.c0 + c, p, smaller(kOctet, tile.channels - c), kOctet};
+}
 
 // Every eight numbers of the tile: begin(at) what is the same along its rows or columns, load(at),
 // then use(begun, at, raw). flat: nchw, all pixels, the tile's rows of an image are one run of
@@ -315,27 +325,22 @@ template <class X, Layout layout, bool flat, int Batch, class Begin, class Load,
 SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& begin,
                            const Load& load, const Use& use) {
   if constexpr (flat) {
-    const int run = tile.channels * tile.p1;
-    for (int k = 0; k < tile.images; ++k) {
-      const auto at = [&](int i) {
-        const int row = divide(i * kOctet, sizes.by_pixels), p = i * kOctet - row * sizes.pixels;
-        return Octet{tile.n0 + k, tile.c0 + row, p, kOctet, smaller(kOctet, sizes.pixels - p)};
-      };
-      walk<Batch>(
-          thread_index(), run / kOctet, thread_count(), [&](int i) { return load(at(i)); },
-          [&](int i, const auto& raw) {
-            const Octet octet = at(i);
-            use(begin(octet), octet, raw);
-          });
-    }
+    const auto at = [&](int i) {
+      const int row = divide(i * kOctet, sizes.by_pixels), p = i * kOctet - row * sizes.pixels;
+      return Octet{tile.n0, tile.c0 + row, p, kOctet, smaller(kOctet, sizes.pixels - p)};
+    };
+    walk<Batch>(
+        thread_index(), tile.channels * tile.p1 / kOctet, thread_count(),
+        [&](int i) { return load(at(i)); },
+        [&](int i, const auto& raw) {
+          const Octet octet = at(i);
+          use(begin(octet), octet, raw);
+        });
   } else if constexpr (layout == Layout::nchw) {
     const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet, lanes = lanes_for(loads),
               lane = thread_index() % lanes;
-    for (int row = thread_index() / lanes; row < tile.rows(); row += thread_count() / lanes) {
-      const auto at = [&](int i) {
-        const int p = tile.p0 + i * kOctet, here = smaller(kOctet, tile.p1 - p);
-        return Octet{tile.image_of(row), tile.channel_of(row), p, here, kOctet};
-      };
+    for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
+      const auto at = [&](int i) { return octet_of_row(tile, row, i); };
       const auto begun = begin(at(0));
       walk<Batch>(
           lane, loads, lanes, [&](int i) { return load(at(i)); },
@@ -344,66 +349,48 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
   } else {
     const int columns = (tile.channels + kOctet - 1) / kOctet,
               width = smaller(power_of_two(columns), thread_count()), rows = thread_count() / width;
-    for (int k = 0; k < tile.images; ++k)
-      for (int column = thread_index() % width; column < columns; column += width) {
-        const auto at = [&](int p) {
-          const int c = column * kOctet, here = smaller(kOctet, tile.channels - c);
-          return Octet{tile.n0 + k, tile.c0 + c, p, here, kOctet};
-        };
-        const auto begun = begin(at(tile.p0));
-        walk<Batch>(
-            tile.p0 + thread_index() / width, tile.p1, rows, [&](int p) { return load(at(p)); },
-            [&](int p, const auto& raw) { use(begun, at(p), raw); });
-      }
+    for (int column = thread_index() % width; column < columns; column += width) {
+      const auto at = [&](int p) { return octet_of_column(tile, column, p); };
+      const auto begun = begin(at(tile.p0));
+      walk<Batch>(
+          tile.p0 + thread_index() / width, tile.p1, rows, [&](int p) { return load(at(p)); },
+          [&](int p, const auto& raw) { use(begun, at(p), raw); });
+    }
   }
 }
 
-// The same where each row's sums are wanted: use(collect, begun, at, raw), then emit(n, c, sums).
+// The same where each row's sums are wanted: use(collect, begun, at, raw), then emit(c, sums).
 // Collect<A, 1> is of a row's numbers, Collect<A, 8> of eight channels'.
 template <class X, Layout layout, bool wide, int Batch, template <class, int> class Collect,
           class Begin, class Load, class Use, class Emit>
 SE_DEVICE void reduce_octets(const Tile& tile, Sum<X>* scratch, const Begin& begin,
                              const Load& load, const Use& use, const Emit& emit) {
   using A = Sum<X>;
+  using Begun = decltype(begin(Octet{}));
+  struct Starts {
+    int row;  // or column
+    Begun begun;
+  };
+  const auto finish = [&](int channel, const auto& sums) { emit(tile.c0 + channel, sums); };
   if constexpr (layout == Layout::nchw) {
     const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet;
-    const auto at = [&](int row, int i) {
-      const int p = tile.p0 + i * kOctet, here = smaller(kOctet, tile.p1 - p);
-      return Octet{tile.image_of(row), tile.channel_of(row), p, here, kOctet};
-    };
-    using Begun = decltype(begin(at(0, 0)));
-    struct Starts {
-      int row;
-      Begun begun;
-    };
     collect_rows<Collect<A, 1>, Batch>(
-        tile.rows(), loads, lanes_for(loads), scratch,
-        [&](int row) { return Starts{row, begin(at(row, 0))}; },
-        [&](const Starts& starts, int i) { return load(at(starts.row, i)); },
+        tile.channels, loads, lanes_for(loads), scratch,
+        [&](int row) { return Starts{row, begin(octet_of_row(tile, row, 0))}; },
+        [&](const Starts& starts, int i) { return load(octet_of_row(tile, starts.row, i)); },
         [&](auto& collect, const Starts& starts, int row, int i, const auto& raw) {
-          use(collect, starts.begun, at(row, i), raw);
+          use(collect, starts.begun, octet_of_row(tile, row, i), raw);
         },
-        [&](int row, const auto& sums) { emit(tile.image_of(row), tile.channel_of(row), sums); });
+        finish);
   } else {
-    for (int k = 0; k < tile.images; ++k) {
-      const auto at = [&](int column, int p) {
-        const int c = column * kOctet, here = smaller(kOctet, tile.channels - c);
-        return Octet{tile.n0 + k, tile.c0 + c, p, here, kOctet};
-      };
-      using Begun = decltype(begin(at(0, 0)));
-      struct Starts {
-        int column;
-        Begun begun;
-      };
-      collect_columns<Collect<A, kOctet>, kOctet, Batch, wide>(
-          tile.channels, tile.p0, tile.p1, scratch,
-          [&](int column) { return Starts{column, begin(at(column, tile.p0))}; },
-          [&](const Starts& starts, int p) { return load(at(starts.column, p)); },
-          [&](auto& collect, const Starts& starts, int column, int p, const auto& raw) {
-            use(collect, starts.begun, at(column, p), raw);
-          },
-          [&](int c, const auto& sums) { emit(tile.n0 + k, tile.c0 + c, sums); });
-    }
+    collect_columns<Collect<A, kOctet>, kOctet, Batch, wide>(
+        tile.channels, tile.p0, tile.p1, scratch,
+        [&](int column) { return Starts{column, begin(octet_of_column(tile, column, tile.p0))}; },
+        [&](const Starts& starts, int p) { return load(octet_of_column(tile, starts.row, p)); },
+        [&](auto& collect, const Starts& starts, int column, int p, const auto& raw) {
+          use(collect, starts.begun, octet_of_column(tile, column, p), raw);
+        },
+        finish);
   }
 }
 
@@ -419,21 +406,21 @@ SE_DEVICE void reduce_staged(const Tile& tile, A* scratch, const Begin& begin, c
     Begun begun;
   };
   collect_rows<Collect, Batch>(
-      tile.rows(), tile.p1, lanes_for(tile.p1, kEach), scratch,
+      tile.channels, tile.p1, lanes_for(tile.p1, kEach), scratch,
       [&](int row) {
-        const Octet at{tile.image_of(row), tile.channel_of(row), 0, 1, kOctet};
+        const Octet at{tile.n0, tile.c0 + row, 0, 1, kOctet};
         return Starts{row * tile.p1, begin(at)};
       },
       [&](const Starts& starts, int i) { return load(starts.first + i); },
       [&](Collect& collect, const Starts& starts, int, int, const auto& raw) {
         use(collect, starts.begun, raw);
       },
-      [&](int row, const auto& sums) { emit(tile.image_of(row), tile.channel_of(row), sums); });
+      [&](int row, const auto& sums) { emit(tile.c0 + row, sums); });
 }
 
 // Where eight numbers lie in such shared memory, in elements.
 SE_DEVICE int staged_at(const Tile& tile, const Octet& at) {
-  return ((at.n - tile.n0) * tile.channels + at.c - tile.c0) * tile.p1 + at.p;
+  return (at.c - tile.c0) * tile.p1 + at.p;
 }
 template <class X>
 SE_DEVICE void stage_eight(unsigned char* stage, int at, const Eight<X, true>& raw) {
@@ -446,15 +433,15 @@ SE_DEVICE void stage_eight(unsigned char* stage, int at, const Eight<X, true>& r
 template <class X>
 struct NormBlock {
   Tile tile;
-  int group, block, split;
+  int block, split;
   int* word;
   Sum<X>* scratch;
   unsigned char* work;
   SE_DEVICE explicit NormBlock(const NormParameters& p) {
     const int at = p.reversed ? block_count() - 1 - block_index() : block_index(),
               tiles = p.cut.blocks * p.cut.splits;
-    group = at / tiles, block = at % tiles % p.cut.blocks, split = at % tiles / p.cut.blocks;
-    tile = tile_of(group, block, split, p.sizes, p.cut);
+    block = at % tiles % p.cut.blocks, split = at % tiles / p.cut.blocks;
+    tile = tile_of(at / tiles, block, split, p.sizes, p.cut);
     unsigned char* memory = shared_memory();
     word = reinterpret_cast<int*>(memory);
     scratch = reinterpret_cast<Sum<X>*>(memory + p.shared.scratch);
@@ -470,30 +457,35 @@ SE_DEVICE void find_sums(const NormParameters& p, const NormBlock<X>& here, cons
   const Tile& tile = here.tile;
   const int splits = p.cut.splits, channels = p.sizes.channels;
   Sum<X>* parts = static_cast<Sum<X>*>(p.parts);
-  const std::int64_t plane = std::int64_t(p.sizes.images) * splits * channels;
+  // where they go is worked out when they go: not before, in registers beside the sums
+  const auto finish = [&](int c, const S& sums) {
+    store(std::int64_t(anew(tile.n0)) * channels + c, sums);
+  };
   const auto at = [&](int n, int c, int part) {
     return (std::int64_t(n) * splits + part) * channels + c;
   };
-  sweep([&](int n, int c, const S& sums) {
+  sweep([&](int c, const S& sums) {
     if (splits == 1)
-      store(std::int64_t(n) * channels + c, sums);
+      finish(c, sums);
     else
-      sums.put(parts, plane, at(n, c, here.split));
+      sums.put(parts, std::int64_t(anew(p.sizes.images)) * splits * channels,
+               at(anew(tile.n0), c, here.split));
   });
   if (splits == 1) return;
-  std::uint32_t* counter = p.counters + std::int64_t(here.group) * p.cut.blocks + here.block;
+  std::uint32_t* counter = p.counters + std::int64_t(tile.n0) * p.cut.blocks + here.block;
   if (!completes(counter, splits, here.word)) return;
-  for (int row = thread_index(); row < tile.rows(); row += thread_count()) {
-    const int n = tile.image_of(row), c = tile.channel_of(row);
+  const std::int64_t plane = std::int64_t(p.sizes.images) * splits * channels;
+  for (int row = thread_index(); row < tile.channels; row += thread_count()) {
+    const int c = tile.c0 + row;
     S total;
     for (int part = 0; part < splits; ++part) {
       S other;
       SE_UNROLL
       for (int k = 0; k < S::kNumbers; ++k)
-        other.v[k] = load_shared_result(parts + k * plane + at(n, c, part));
+        other.v[k] = load_shared_result(parts + k * plane + at(tile.n0, c, part));
       total.merge(other);
     }
-    store(std::int64_t(n) * channels + c, total);
+    finish(c, total);
   }
 }
 

@@ -8,14 +8,12 @@ namespace {
 
 constexpr int kAtOnce = 4;  // numbers that are differentiated: more take more registers
 
-// What t is of. Those of eight channels are read again for each eight numbers: in registers there
-// is no room for them beside five sums.
-template <class A, Channels channels, bool wide_, bool identity_>
+// What t is of; without an activation only the mean is wanted.
+template <class A, Channels channels, bool wide, bool identity_>
 struct Centred {
-  static constexpr bool wide = wide_, identity = identity_,
-                        again = channels == Channels::each && !identity;
+  static constexpr bool identity = identity_;
   PerChannel<A, channels> mean, scale, bias;
-  SE_DEVICE void read(const NormParameters& p, const Octet& at) {
+  SE_DEVICE Centred(const NormParameters& p, const Octet& at) : scale{}, bias{} {
     mean = per_channel<A, channels, wide>(p.mean, at);
     if (identity) return;
     scale = per_channel<A, channels, wide>(p.scale, at);
@@ -23,38 +21,33 @@ struct Centred {
   }
 };
 
-// The terms that g and x, eight numbers from `at` on or one, add to the sums.
+// The terms that g and x, eight numbers or one, of which `here` count, add to the sums.
 template <class Collect, class Norm, class A, int W>
-SE_DEVICE void add_terms(Collect& collect, const NormParameters& p, Norm norm, const Octet& at,
-                         const A (&g)[W], const A (&x)[W]) {
-  if (Norm::again) norm.read(p, at);
-  const int here = Norm::wide ? W : smaller(W, at.here);
-  A centred[W];
-  SE_UNROLL
-  for (int j = 0; j < W; ++j) centred[j] = x[j] - norm.mean[j];
+SE_DEVICE void add_terms(Collect& collect, Pre pre, const Norm& norm, int here, const A (&g)[W],
+                         const A (&x)[W]) {
   if constexpr (Norm::identity) {
     SE_UNROLL
     for (int j = 0; j < W; ++j)
-      if (j < here) collect.add(j, 0, g[j]), collect.add(j, 1, g[j] * centred[j]);
+      if (j < here) collect.add(j, 0, g[j]), collect.add(j, 1, g[j] * (x[j] - norm.mean[j]));
   } else {
     constexpr int H = W < kAtOnce ? W : kAtOnce;
     SE_UNROLL
     for (int first = 0; first < W; first += H) {
-      A t[H], v[H], slope[H];
+      A centred[H], t[H], v[H], slope[H];
       SE_UNROLL
       for (int i = 0; i < H; ++i) {
         const int j = first + i;
-        t[i] = centred[j] * norm.scale[j] + norm.bias[j];
+        centred[i] = x[j] - norm.mean[j], t[i] = centred[i] * norm.scale[j] + norm.bias[j];
       }
-      const unsigned closed = differentiate_norm(p.pre, t, v, slope);
+      const unsigned closed = differentiate_norm(pre, t, v, slope);
       SE_UNROLL
       for (int i = 0; i < H; ++i) {
         const int j = first + i;
         if (j >= here) continue;
         const A passed = closed >> i & 1u ? A(0) : g[j] * slope[i];
         collect.add(j, 0, g[j] * v[i]), collect.add(j, 1, passed);
-        collect.add(j, 2, passed * centred[j]), collect.add(j, 3, slope[i]);
-        collect.add(j, 4, slope[i] * centred[j]);
+        collect.add(j, 2, passed * centred[i]), collect.add(j, 3, slope[i]);
+        collect.add(j, 4, slope[i] * centred[i]);
       }
     }
   }
@@ -90,16 +83,13 @@ norm_scale_backward(SE_PARAMETER NormParameters p) {
         apply_mask(raw.bits, g);
         if (p.dr.data) store_eight<X, layout, wide, Reuse::keep>(p.dr, at, g);
       };
-      const auto begin = [&](const Octet& at) {
-        Centred<A, channels, wide, identity> norm{};
-        if (!norm.again) norm.read(p, at);
-        return norm;
-      };
+      struct Nothing {};
+      using Norm = Centred<A, channels, wide, identity>;
+      const auto begin = [&](const Octet& at) { return Norm(p, at); };
       if constexpr (flat) {
         // g, then x behind it, through shared memory: a row starts anywhere
         unsigned char* stage_x =
-            here.work + std::size_t(here.tile.rows() * here.tile.p1) * sizeof(X);
-        struct Nothing {};
+            here.work + std::size_t(here.tile.channels * here.tile.p1) * sizeof(X);
         walk_octets<X, layout, true, Batch>(
             here.tile, p.sizes, [](const Octet&) { return Nothing{}; }, load,
             [&](Nothing, const Octet& at, const Loaded& raw) {
@@ -121,17 +111,27 @@ norm_scale_backward(SE_PARAMETER NormParameters p) {
             },
             [&](Collect& collect, const auto& norm, const Both& raw) {
               const A g[1] = {raw.g.v}, x[1] = {raw.x.v};
-              add_terms(collect, p, norm, Octet{}, g, x);
+              add_terms(collect, p.pre, norm, 1, g, x);
             },
             emit);
       } else {
+        // a number at a time they are read again: there is no register left for them
+        const auto begin_wide = [&](const Octet& at) {
+          if constexpr (wide)
+            return begin(at);
+          else
+            return Nothing{};
+        };
         reduce_octets<X, layout, wide, Batch, Of<K>::template Collect>(
-            here.tile, here.scratch, begin, load,
+            here.tile, here.scratch, begin_wide, load,
             [&](auto& collect, const auto& norm, const Octet& at, const Loaded& raw) {
               A g[kOctet], x[kOctet];
               masked(at, raw, g);
               unpack_eight<X, wide>(raw.x, x);
-              add_terms(collect, p, norm, at, g, x);
+              if constexpr (wide)
+                add_terms(collect, p.pre, norm, kOctet, g, x);
+              else
+                add_terms(collect, p.pre, begin(at), at.here, g, x);
             },
             emit);
       }

@@ -115,17 +115,16 @@ norm_squeeze(SE_PARAMETER NormParameters p) {
 // The mask's bytes of a tile's rows, from a bit for each number of its run in shared memory (flat).
 SE_DEVICE void store_flat_mask(const NormParameters& p, const Tile& tile,
                                const unsigned char* bits) {
-  const int bytes = mask_row_bytes(Layout::nchw, p.sizes), of_image = tile.channels * bytes;
-  for (int i = thread_index(); i < tile.images * of_image; i += thread_count()) {
-    const int k = i / of_image, row = i % of_image / bytes, byte = i % bytes,
-              first = (k * tile.channels + row) * tile.p1 + byte * kOctet,
+  const int bytes = mask_row_bytes(Layout::nchw, p.sizes);
+  for (int i = thread_index(); i < tile.channels * bytes; i += thread_count()) {
+    const int row = i / bytes, byte = i % bytes, first = row * tile.p1 + byte * kOctet,
               left = tile.p1 - byte * kOctet;
     unsigned found = bits[first / kOctet];
     if (first % kOctet + smaller(left, kOctet) > kOctet)
       found |= unsigned(bits[first / kOctet + 1]) << kOctet;
     found >>= first % kOctet;
     if (left < kOctet) found &= (1u << left) - 1;
-    const Octet at{tile.n0 + k, tile.c0 + row, byte * kOctet, kOctet, kOctet};
+    const Octet at{tile.n0, tile.c0 + row, byte * kOctet, kOctet, kOctet};
     p.mask[mask_place<Layout::nchw>(at, p.sizes)] = std::uint8_t(found);
   }
 }

@@ -221,6 +221,7 @@ int norm_staged_bytes(int rows, int pixels, const Traits& traits, const NormTrai
 
 Cut norm_cut_of(const Sizes& sizes, const Traits& traits, const NormTraits& norm, const Gpu& gpu) {
   Cut cut = cut_of(sizes, traits, gpu);
+  cut.images = 1, cut.groups = sizes.images;  // without an FC no tile gains by more
   if (traits.nhwc) {
     const int most = gpu.shared_bytes / kScratchShare / traits.sum_bytes;
     while (cut.channels > kOctet && norm_scratch(cut.channels, true, norm.sums, gpu.threads) > most)
@@ -228,7 +229,7 @@ Cut norm_cut_of(const Sizes& sizes, const Traits& traits, const NormTraits& norm
   } else if (cut.splits == 1) {
     // so many channels that each tile starts at eight numbers
     const int rows = round_up(cut.channels, kOctet / std::gcd(kOctet, sizes.pixels));
-    if (norm_staged_bytes(cut.images * rows, sizes.pixels, traits, norm) <= gpu.shared_bytes / 2)
+    if (norm_staged_bytes(rows, sizes.pixels, traits, norm) <= gpu.shared_bytes / 2)
       cut.channels = rows;
   }
   cut.blocks = ceil_div(sizes.channels, cut.channels);
@@ -247,7 +248,7 @@ Shared norm_shared_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
   const int scratch = norm_scratch(std::min(cut.channels, sizes.channels), traits.nhwc, norm.sums,
                                    gpu.threads),
             staged = access == Access::flat
-                         ? norm_staged_bytes(cut.images * cut.channels, sizes.pixels, traits, norm)
+                         ? norm_staged_bytes(cut.channels, sizes.pixels, traits, norm)
                          : 0;
   Shared shared{};
   shared.scratch = 16;  // a word before

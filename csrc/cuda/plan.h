@@ -70,7 +70,7 @@ Access access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<
                  int together = 0);
 Shared shared_of(const Cut&, const Traits&, const Gpu&);
 
-// ---- with a batch norm: one sweep a launch, eight numbers at a time, a block a tile
+// ---- with a batch norm: one sweep a launch, eight numbers at a time, a block a tile of one image
 
 // What a kernel needs beside: `sums` numbers of each (n, c) are found, `staged` tensors come into
 // shared memory where a row starts anywhere (flat), `masks` bits do.

@@ -55,6 +55,12 @@ SE_DEVICE T shuffle_xor(T v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);
 }
 
+// v, which the compiler cannot know of: what follows from it is worked out where it is used.
+SE_DEVICE int anew(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 // The block's dynamic shared memory, aligned to 128 bytes.
 SE_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char se_kernels_shared[];
