@@ -101,14 +101,22 @@ def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
 
 
 def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
-    """Uninitialised dx, dr (N, C, H, W), dw1 and dw2 (row-major), db1 (R,), db2 (C,).
-
-    One that ``needs`` does not want has no elements.
-    """
-    need_dx, need_dr, need_dw1, need_dw2, need_db1, need_db2 = needs
+    """Uninitialised dx, dr (N, C, H, W), and the weights' as below; empty where not wanted."""
+    need_dx, need_dr, *weights = needs
     return (
         empty_output(x) if need_dx else x.new_empty(0),
         empty_output(x) if need_dr else x.new_empty(0),
+        *empty_weight_gradients(w1, w2, weights),
+    )
+
+
+def empty_weight_gradients(w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+    """Uninitialised dw1 and dw2 (row-major), db1 (R,), db2 (C,).
+
+    One that ``needs`` does not want has no elements.
+    """
+    need_dw1, need_dw2, need_db1, need_db2 = needs
+    return (
         _empty_row_major(w1) if need_dw1 else w1.new_empty(0),
         _empty_row_major(w2) if need_dw2 else w1.new_empty(0),
         w1.new_empty(w1.shape[0]) if need_db1 else w1.new_empty(0),

@@ -5,8 +5,14 @@ They have no autograd of their own; ``se_kernels.autograd`` is their only caller
 
 import torch
 
-from se_kernels import dispatch
-from se_kernels.layout import empty_gradients, empty_mask, empty_output, empty_scale_gradients
+from se_kernels import dispatch, solve
+from se_kernels.layout import (
+    empty_gradients,
+    empty_mask,
+    empty_output,
+    empty_scale_gradients,
+    empty_weight_gradients,
+)
 from se_kernels.reference import compute_dtype
 
 _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
@@ -106,6 +112,14 @@ def _norm_squeeze(x, norm, pre, backend):
 
 def _norm_squeeze_fake(x, norm, *_):
     return norm.new_empty(x.shape[:2])
+
+
+def _norm_excite_fake(z, w1, *_):
+    return z.new_empty((z.shape[0], w1.shape[0])), torch.empty_like(z)
+
+
+def _norm_excite_backward_fake(ds, z, a, s, w1, w2, act, act_slope, gate, needs):
+    return torch.empty_like(z), *empty_weight_gradients(w1, w2, needs)
 
 
 def _norm_scale(x, norm, s, residual, pre, post, keep, backend):
@@ -222,6 +236,20 @@ norm_squeeze = _register(
     "norm_squeeze(Tensor x, Tensor norm, str pre, str backend) -> Tensor",
     _norm_squeeze,
     _norm_squeeze_fake,
+)
+# a (N,R), s (N,C): of every backend, and opaque, as a precision that the user allows is set aside
+norm_excite = _register(
+    "norm_excite(Tensor z, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, str act, float act_slope, "
+    "str gate) -> (Tensor, Tensor)",
+    solve.excite,
+    _norm_excite_fake,
+)
+# dz (N,C), dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which of the four, others are empty
+norm_excite_backward = _register(
+    "norm_excite_backward(Tensor ds, Tensor z, Tensor a, Tensor s, Tensor w1, Tensor w2, str act, "
+    "float act_slope, str gate, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    solve.excite_backward,
+    _norm_excite_backward_fake,
 )
 # y (N,C,H,W), mask where it is to be kept
 norm_scale = _register(

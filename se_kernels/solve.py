@@ -5,9 +5,12 @@ multiplies with. All is in the dtype of the sums, but for the statistics: these 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from se_kernels import reference
+from se_kernels.layout import empty_weight_gradients
+from se_kernels.products import exact, weight_gradients
 
 
 def statistics(means: Tensor, m2: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
@@ -46,30 +49,25 @@ def affine(centred: Tensor, norm: Tensor) -> Tensor:
 
 def excite(z, w1, w2, b1, b2, act: str, act_slope: float, gate: str) -> tuple[Tensor, Tensor]:
     """Equation 3: z (N, C) to a (N, R) and s (N, C)."""
-    a = _linear(z, w1, b1)
-    e = _linear(reference.activate(a, act, act_slope), w2, b2)
-    return a, reference.open_gate(e, gate)
+    b1, b2 = (None if b is None else b.to(z.dtype) for b in (b1, b2))
+    with exact(z.device.type):
+        a = F.linear(z, w1.flatten(1).to(z.dtype), b1)
+        e = F.linear(reference.activate(a, act, act_slope), w2.flatten(1).to(z.dtype), b2)
+        return a, reference.open_gate(e, gate)
 
 
 def excite_backward(
     ds, z, a, s, w1, w2, act: str, act_slope: float, gate: str, needs: list[bool]
-) -> tuple[Tensor | None, ...]:
-    """dz (N, C), and dw1, dw2, db1, db2 where ``needs`` says so."""
-    need_dw1, need_dw2, need_db1, need_db2 = needs
+) -> tuple[Tensor, ...]:
+    """dz (N, C), and dw1, dw2, db1, db2, each empty where ``needs`` says so."""
+    gradients = empty_weight_gradients(w1, w2, needs)
     de = close_gate(ds, s, gate)
-    dh = de @ w2.flatten(1).to(de.dtype)
-    da = activate_backward(dh, a, act, act_slope)
-    dz = da @ w1.flatten(1).to(de.dtype)
-    dw1 = dw2 = db1 = db2 = None
-    if need_dw1:
-        dw1 = (da.t() @ z).to(w1.dtype).view(w1.shape)
-    if need_dw2:
-        dw2 = (de.t() @ reference.activate(a, act, act_slope)).to(w2.dtype).view(w2.shape)
-    if need_db1:
-        db1 = da.sum(0).to(w1.dtype)
-    if need_db2:
-        db2 = de.sum(0).to(w2.dtype)
-    return dz, dw1, dw2, db1, db2
+    with exact(z.device.type):
+        dh = de @ w2.flatten(1).to(de.dtype)
+        da = activate_backward(dh, a, act, act_slope)
+        dz = da @ w1.flatten(1).to(de.dtype)
+    weight_gradients(gradients, needs, de, da, reference.activate(a, act, act_slope), z)
+    return dz, *gradients
 
 
 def close_gate(ds: Tensor, s: Tensor, gate: str) -> Tensor:
@@ -100,8 +98,3 @@ def activate_backward(dh: Tensor, a: Tensor, act: str, act_slope: float) -> Tens
         case "leaky_relu":
             return torch.ops.aten.leaky_relu_backward(dh, a, act_slope, False)
     return dh
-
-
-def _linear(v: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    w = w.flatten(1).to(v.dtype)
-    return torch.mm(v, w.t()) if b is None else torch.addmm(b.to(v.dtype), v, w.t())

@@ -75,6 +75,25 @@ def test_inference_under_autocast(norm_kernel, training):
         assert equal(run(norm_kernel, inputs, dy, (), **case.variant), expected)
 
 
+@pytest.fixture
+def coarse_products():
+    """float32 products may be rounded to bfloat16 here, as far as the processor has them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_coarser_precision_of_products_changes_no_bit(norm_kernel, training, request):
+    case = Case((64, 512, 1, 2), 512, training=training, **TAIL)  # large enough to be rounded
+    inputs, dy = make(case)
+    expected = run(norm_kernel, inputs, dy, **case.variant)
+    request.getfixturevalue("coarse_products")
+    assert equal(run(norm_kernel, inputs, dy, **case.variant), expected)
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_penalty_gradients_under_autocast_are_not_degraded(norm_kernel, inside):
     """create_graph takes the differentiable definition: it too must stay out of autocast's reach"""

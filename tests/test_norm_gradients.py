@@ -285,15 +285,15 @@ def test_u_is_read_as_often_as_it_must(norm_kernel, device, training, pre):
     forward, backward = ops_of(norm_kernel, case, device, DIFFERENTIABLE)
     moments = training or pre == "identity"
     squeeze = pre != "identity"
-    sweeps = ["norm_moments"] * moments + ["norm_squeeze"] * squeeze + ["norm_scale"]
-    assert forward == sweeps
-    assert backward == ["norm_scale_backward", "norm_squeeze_backward"]
+    first = ["norm_moments"] * moments + ["norm_squeeze"] * squeeze
+    assert forward == [*first, "norm_excite", "norm_scale"]
+    assert backward == ["norm_scale_backward", "norm_excite_backward", "norm_squeeze_backward"]
 
 
 def test_without_du_the_last_sweep_is_left_out(norm_kernel, device):
     for need in (("bn_weight",), ("w1", "b2"), ("bn_bias", "residual")):
         _, backward = ops_of(norm_kernel, Case(**TAIL), device, need)
-        assert backward == ["norm_scale_backward"]
+        assert backward == ["norm_scale_backward", "norm_excite_backward"]
 
 
 @pytest.mark.parametrize("training", [True, False])

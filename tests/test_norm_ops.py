@@ -98,6 +98,21 @@ def test_opcheck_variants(arguments, pre, post):
     opcheck_all(arguments("channels_last", pre, post, torch.bfloat16))
 
 
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_opcheck_of_the_excitation(weight_dtype, biases):
+    """It is every backend's."""
+    torch.manual_seed(0)
+    z, ds, s = (torch.randn(3, 5) for _ in range(3))
+    w1, w2, b1, b2 = (torch.randn(n).to(weight_dtype) for n in ((R, 5, 1, 1), (5, R), (R,), (5,)))
+    given = z, w1, w2, b1 if biases else None, b2 if biases else None, "silu", 0.01, "sigmoid"
+    torch.library.opcheck(ops.norm_excite, given)
+    a = torch.randn(3, R)
+    for needs in ([True] * 4, [False, True, False, biases]):
+        variant = "silu", 0.01, "sigmoid", needs
+        torch.library.opcheck(ops.norm_excite_backward, (ds, z, a, s, w1, w2, *variant))
+
+
 def test_opcheck_optional_arguments(arguments):
     made = arguments(pre="identity")
     *scale, pre, post, keep, backend = made["scale"]

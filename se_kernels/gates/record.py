@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from se_kernels import ops, solve
 from se_kernels.gates.layers import gates_of, se_layers
 from se_kernels.listening import Listener
-from se_kernels.norm.autograd import Settings, gates
 from se_kernels.reference import compute_dtype, norm_compute_dtype, outside_autocast
 
 
@@ -163,20 +162,18 @@ class _Ear(TorchDispatchMode):
 
 def _norm_gates(
     u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, _,
-    pre, act, act_slope, gate, post, backend,
+    pre, act, act_slope, gate, _post, backend,
 ) -> Tensor:  # fmt: skip
     """s (N, C) of ``ops.norm_inference``, which does not return it."""
-    y_is_kept, group = False, None
-    settings = Settings(
-        False, eps, pre, act, act_slope, gate, post, y_is_kept, group, backend
-    )  # fmt: skip
     dtype = norm_compute_dtype(u, bn_weight, w1)
     with outside_autocast(u.device.type):
         norm, _ = solve.norm_of(mean.to(dtype), var.to(dtype), bn_weight, bn_bias, eps)
-        means = None
         if pre == "identity":
             means, _ = ops.norm_moments(u, dtype == torch.float64, backend)
-        return gates(u, norm, means, w1, w2, b1, b2, settings)[2]
+            z = solve.affine(solve.centred(means, norm), norm)
+        else:
+            z = ops.norm_squeeze(u, norm, pre, backend)
+        return ops.norm_excite(z, w1, w2, b1, b2, act, act_slope, gate)[1]
 
 
 def _again(name: str, module: nn.Module, x_of: Callable[[], Tensor]) -> Tensor:

@@ -55,20 +55,15 @@ def run_forward(
     eps, pre, post, backend = settings.eps, settings.pre, settings.post, settings.backend
     with reference.outside_autocast(u.device.type):
         norm, rstd = solve.norm_of(mean, var, bn_weight, bn_bias, eps)
-        squeezed, a, s = gates(u, norm, means, w1, w2, b1, b2, settings)
+        if pre == "identity":
+            squeezed = solve.centred(means, norm)
+            z = solve.affine(squeezed, norm)
+        else:
+            z = squeezed = ops.norm_squeeze(u, norm, pre, backend)
+        a, s = ops.norm_excite(z, w1, w2, b1, b2, *settings.excitation)
         keep = keep and post == "relu" and not settings.y_is_kept
         y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
     return Results(y, mask, norm, rstd, squeezed, a, s)
-
-
-def gates(u, norm, means, w1, w2, b1, b2, settings) -> tuple[Tensor, Tensor, Tensor]:
-    """squeezed (N, C), a (N, R) and s (N, C)."""
-    if settings.pre == "identity":
-        squeezed = solve.centred(means, norm)
-        z = solve.affine(squeezed, norm)
-    else:
-        z = squeezed = ops.norm_squeeze(u, norm, settings.pre, settings.backend)
-    return squeezed, *solve.excite(z, w1, w2, b1, b2, *settings.excitation)
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
@@ -115,7 +110,8 @@ def _backward(ctx, dy):
     )
     need_u, need_weight, need_bias, *needs, need_residual = ctx.needs_input_grad[:8]
     write = need_residual and mask is not None  # without a mask dr is dy
-    if not (need_u or need_weight or need_bias or any(needs)) and not write:
+    solves = need_u or need_weight or need_bias or any(needs)
+    if not (solves or write):
         return (*(None,) * 7, dy if need_residual else None, *(None,) * 5)
 
     # a hook on saved tensors may have laid u otherwise than the mask's bits; none is traced, and
@@ -126,6 +122,8 @@ def _backward(ctx, dy):
     elif mask is not None and not compiling and (layout_of(u) or "nchw") != ctx.layout:
         dy, mask, write = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None, False
     dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
+    if not solves:
+        return (*(None,) * 7, dr if write else dy, *(None,) * 5)
     pixels = u.shape[2] * u.shape[3]
     _, scale, bias = norm.unbind()
     if pre == "identity":
@@ -136,7 +134,7 @@ def _backward(ctx, dy):
     else:
         ds, total, moment, opened, opened_moment = sums.unbind()
         z = squeezed
-    dz, dw1, dw2, db1, db2 = solve.excite_backward(
+    dz, *weight_gradients = ops.norm_excite_backward(
         ds, z, a, s, w1, w2, *ctx.settings.excitation, needs
     )
     d = dz / pixels if pixels else dz
@@ -159,10 +157,7 @@ def _backward(ctx, dy):
         du,
         (d_scale * rstd).to(bn_weight.dtype) if need_weight else None,
         d_bias.to(bn_bias.dtype) if need_bias else None,
-        dw1,
-        dw2,
-        db1,
-        db2,
+        *(g if need else None for g, need in zip(weight_gradients, needs, strict=True)),
         (dr if write else dy) if need_residual else None,
         *(None,) * 5,
     )

@@ -16,7 +16,6 @@ from se_kernels.backends.cuda.launch import (
     sizes_of,
     workspace_of,
 )
-from se_kernels.backends.weight_gradients import weight_gradients
 from se_kernels.layout import (
     empty_gradients,
     empty_output,
@@ -26,6 +25,7 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
+from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
 
 # "cluster" or "two_sweeps" makes every launch go that way or raise; see docs/kernels.md

@@ -3,7 +3,6 @@
 import torch
 
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.backends.weight_gradients import weight_gradients
 from se_kernels.layout import (
     empty_gradients,
     empty_output,
@@ -13,6 +12,7 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
+from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
 
 

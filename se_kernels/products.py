@@ -1,10 +1,27 @@
-"""The gradients of the FCs on a GPU: small products over the batch, left to torch's own."""
+"""The FCs' products that are left to torch's own: small, over the batch, and exact in float32."""
 
 import contextlib
 
 import torch
 
 from se_kernels.reference import outside_autocast
+
+
+@contextlib.contextmanager
+def exact(device_type: str):
+    """A context in which products are in the dtype of their numbers: autocast is off, and float32
+    is not rounded to 19 bits or 8, whatever the user allows."""
+    allowed = []
+    for matmul in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        if matmul.fp32_precision in ("tf32", "bf16"):
+            allowed.append((matmul, matmul.fp32_precision))
+            matmul.fp32_precision = "ieee"
+    try:
+        with outside_autocast(device_type):
+            yield
+    finally:
+        for matmul, before in allowed:
+            matmul.fp32_precision = before
 
 
 def weight_gradients(gradients, needs, de, da, h, z) -> None:
@@ -14,7 +31,7 @@ def weight_gradients(gradients, needs, de, da, h, z) -> None:
     """
     dw1, dw2, db1, db2 = gradients
     need_dw1, need_dw2, need_db1, need_db2 = needs
-    with outside_autocast(z.device.type), _without_tf32():
+    with exact(z.device.type):
         if need_dw1:
             _product(da, z, dw1)
         if need_dw2:
@@ -32,18 +49,3 @@ def _product(left, right, out) -> None:
         torch.mm(left.t(), right, out=matrix)
     else:
         matrix.copy_(left.t() @ right)
-
-
-@contextlib.contextmanager
-def _without_tf32():
-    """A context in which float32 products are not rounded to 19 bits, whatever the user allows."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    if before != "tf32":
-        yield
-        return
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
