@@ -15,15 +15,14 @@ import operator_cases
 import torch
 import torch.nn.functional as F
 from operator_cases import (
-    _ACT_BENDS,
-    _CLEARANCE,
-    _GATE_BENDS,
-    _JUMPS,
-    _S_CLEARANCE,
-    _Y_CLEARANCE,
-    LAYOUTS,
-    NoInputs,
-    _size_of,
+    ACT_BENDS,
+    CLEARANCE,
+    GATE_BENDS,
+    JUMPS,
+    S_CLEARANCE,
+    Y_CLEARANCE,
+    make_by,
+    size_of,
 )
 from rounded import Rounded, derivative
 from torch import Tensor, nn
@@ -75,23 +74,7 @@ class Case:
 
 def make(case: Case, device="cpu") -> tuple[dict[str, Tensor | None], Tensor]:
     """The arguments of the op by name (None where absent), and dy (N, C, H, W)."""
-    generator = torch.Generator().manual_seed(case.seed)
-    for _ in range(200):
-        inputs = _draw(case, generator)
-        if _clear_of_jumps(case, inputs):
-            break
-    else:
-        raise NoInputs(f"no draw stayed clear of the jumps: {case}")
-    if case.residual:
-        inputs["residual"] = _draw_residual(case, generator, inputs)
-    dy = torch.randn(case.shape, generator=generator).to(case.dtype)
-    memory_format = LAYOUTS[case.layout]
-    inputs = {name: None if t is None else t.to(device) for name, t in inputs.items()}
-    if not case.expanded:
-        inputs["u"] = inputs["u"].contiguous(memory_format=memory_format)
-    if case.residual:
-        inputs["residual"] = inputs["residual"].contiguous(memory_format=memory_format)
-    return inputs, dy.to(device).contiguous(memory_format=memory_format)
+    return make_by(_draw, _clear_of_jumps, _draw_residual, case, device, "u")
 
 
 def _draw(case, generator):
@@ -131,7 +114,7 @@ def _close(case, t):
     """Where t is close to a jump, or v so small that s * v is 0 in float16."""
     close = torch.zeros_like(t, dtype=torch.bool)
     for jump in _t_jumps(case):
-        close |= (t - jump).abs() < (1 / 64 if jump == 0.0 else _CLEARANCE)
+        close |= (t - jump).abs() < (1 / 64 if jump == 0.0 else CLEARANCE)
     return close
 
 
@@ -165,8 +148,8 @@ def _draw_residual(case, generator, inputs):
         return residual
     plain = replace(case, post="none")
     scaled = composed(**copies(doubles(inputs)), **plain.variant)
-    close = (scaled + residual.double()).abs() < _Y_CLEARANCE
-    return torch.where(close, residual + 4 * _Y_CLEARANCE, residual)
+    close = (scaled + residual.double()).abs() < Y_CLEARANCE
+    return torch.where(close, residual + 4 * Y_CLEARANCE, residual)
 
 
 def _clear_of_jumps(case, inputs) -> bool:
@@ -180,13 +163,13 @@ def _clear_of_jumps(case, inputs) -> bool:
     h = reference.activate(a, case.act, case.act_slope)
     e = F.linear(h, w2, b2)
     s = reference.open_gate(e, case.gate)
-    gate_jumps = _JUMPS.get(case.gate, ())
+    gate_jumps = JUMPS.get(case.gate, ())
     if case.gate == "tanh" and case.post == "relu" and not case.residual:
         gate_jumps = (0.0,)
-    checks = [(a, _size_of(size, w1, b1), jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
-    checks += [(e, _size_of(h, w2, b2), jump, _CLEARANCE) for jump in gate_jumps]
+    checks = [(a, size_of(size, w1, b1), jump, CLEARANCE) for jump in JUMPS.get(case.act, ())]
+    checks += [(e, size_of(h, w2, b2), jump, CLEARANCE) for jump in gate_jumps]
     if case.post == "relu" and not case.residual:
-        checks.append((s, s.abs(), 0.0, _S_CLEARANCE))
+        checks.append((s, s.abs(), 0.0, S_CLEARANCE))
     return not any(
         bool((((v != jump) | (size > 0)) & ((v - jump).abs() < clearance)).any())
         for v, size, jump, clearance in checks
@@ -290,9 +273,9 @@ def rounding_errors(case: Case, inputs, dy) -> dict[str, Tensor]:
         partial(reference.open_gate, gate=case.gate),
     )
     pre_slope, pre_bend = _PRE_BENDS[case.pre]
-    act_slope, act_bend = _ACT_BENDS[case.act]
+    act_slope, act_bend = ACT_BENDS[case.act]
     act_slope = max(act_slope, abs(case.act_slope))
-    gate_slope, gate_bend = _GATE_BENDS[case.gate]
+    gate_slope, gate_bend = GATE_BENDS[case.gate]
 
     x = (u - mean[:, None, None]) * rstd
     t = added(x * weight, "bn_bias", (slice(None), None, None))

@@ -22,12 +22,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 NAMES = ("x", "w1", "w2", "b1", "b2", "residual")
 
-_CLEARANCE = 1e-3  # between a or e and a jump; float32 roundings of them are below 1e-4
-_X_CLEARANCE = 1 / 64  # with the next: no s * x that the final ReLU lets pass is 0 in float16
-_S_CLEARANCE = 1e-5
-_Y_CLEARANCE = 1 / 16  # of s * x + residual from the final ReLU's jump: four bfloat16 roundings
+CLEARANCE = 1e-3  # between a or e and a jump; float32 roundings of them are below 1e-4
+X_CLEARANCE = 1 / 64  # with the next: no s * x that the final ReLU lets pass is 0 in float16
+S_CLEARANCE = 1e-5
+Y_CLEARANCE = 1 / 16  # of s * x + residual from the final ReLU's jump: four bfloat16 roundings
 
-_JUMPS = {
+JUMPS = {
     "relu": (0.0,),
     "leaky_relu": (0.0,),
     "hardswish": (-3.0, 3.0),
@@ -35,7 +35,7 @@ _JUMPS = {
 }
 
 # The largest |f'| and |f''| of each act and gate f, between its jumps.
-_ACT_BENDS = {
+ACT_BENDS = {
     "relu": (1, 0),
     "silu": (1.1, 0.5),
     "gelu": (1.13, 0.8),
@@ -44,7 +44,7 @@ _ACT_BENDS = {
     "leaky_relu": (1, 0),
     "identity": (1, 0),
 }
-_GATE_BENDS = {"sigmoid": (0.25, 0.1), "hardsigmoid": (0.17, 0), "tanh": (1, 0.8), "relu": (1, 0)}
+GATE_BENDS = {"sigmoid": (0.25, 0.1), "hardsigmoid": (0.17, 0), "tanh": (1, 0.8), "relu": (1, 0)}
 
 
 @dataclass(frozen=True)
@@ -77,20 +77,25 @@ class NoInputs(AssertionError):
 
 def make(case: Case, device="cpu") -> tuple[dict[str, Tensor | None], Tensor]:
     """The arguments of the block by name (None where absent), and dy (N, C, H, W)."""
+    return make_by(_draw, _clear_of_jumps, _draw_residual, case, device, "x")
+
+
+def make_by(draw, is_clear, draw_residual, case, device, images):
+    """The same of any op with a block in it; ``images``: what it calls its x."""
     generator = torch.Generator().manual_seed(case.seed)
     for _ in range(500):
-        inputs = _draw(case, generator)
-        if _clear_of_jumps(case, inputs):
+        inputs = draw(case, generator)
+        if is_clear(case, inputs):
             break
     else:
         raise NoInputs(f"no draw stayed clear of the jumps: {case}")
     if case.residual:
-        inputs["residual"] = _draw_residual(case, generator, inputs)
+        inputs["residual"] = draw_residual(case, generator, inputs)
     dy = torch.randn(case.shape, generator=generator).to(case.dtype)
     memory_format = LAYOUTS[case.layout]
     inputs = {name: None if t is None else t.to(device) for name, t in inputs.items()}
     if not case.expanded:
-        inputs["x"] = inputs["x"].contiguous(memory_format=memory_format)
+        inputs[images] = inputs[images].contiguous(memory_format=memory_format)
     if case.residual:
         inputs["residual"] = inputs["residual"].contiguous(memory_format=memory_format)
     return inputs, dy.to(device).contiguous(memory_format=memory_format)
@@ -103,7 +108,7 @@ def _draw(case, generator):
     channels, reduced = case.shape[1], case.reduced
     sizes = [1 if i in case.expanded else size for i, size in enumerate(case.shape)]
     x = normal(*sizes) + normal(*sizes[:2], 1, 1)  # z and e then reach past every jump
-    x = torch.where(x.abs() < _X_CLEARANCE, _X_CLEARANCE, x)
+    x = torch.where(x.abs() < X_CLEARANCE, X_CLEARANCE, x)
     weight_dtype = case.weight_dtype or case.dtype
     inputs = {
         "x": x.to(case.dtype).expand(case.shape),
@@ -119,8 +124,8 @@ def _draw(case, generator):
 def _draw_residual(case, generator, inputs):
     residual = torch.randn(case.shape, generator=generator).to(case.dtype)
     scaled = reference.squeeze_excite(**_doubles(inputs), **{**case.variant, "post": "none"})
-    close = (scaled + residual.double()).abs() < _Y_CLEARANCE
-    return torch.where(close, residual + 4 * _Y_CLEARANCE, residual)
+    close = (scaled + residual.double()).abs() < Y_CLEARANCE
+    return torch.where(close, residual + 4 * Y_CLEARANCE, residual)
 
 
 def _clear_of_jumps(case, inputs) -> bool:
@@ -130,13 +135,13 @@ def _clear_of_jumps(case, inputs) -> bool:
     h = reference.activate(a, case.act, case.act_slope)
     e = F.linear(h, w2, b2)
     s = reference.open_gate(e, case.gate)
-    gate_jumps = _JUMPS.get(case.gate, ())
+    gate_jumps = JUMPS.get(case.gate, ())
     if case.gate == "tanh" and case.post == "relu" and not case.residual:
         gate_jumps = (0.0,)  # where s, and so y, changes sign
-    checks = [(a, _size_of(z, w1, b1), jump, _CLEARANCE) for jump in _JUMPS.get(case.act, ())]
-    checks += [(e, _size_of(h, w2, b2), jump, _CLEARANCE) for jump in gate_jumps]
+    checks = [(a, size_of(z, w1, b1), jump, CLEARANCE) for jump in JUMPS.get(case.act, ())]
+    checks += [(e, size_of(h, w2, b2), jump, CLEARANCE) for jump in gate_jumps]
     if case.post == "relu" and not case.residual:
-        checks.append((s, s.abs(), 0.0, _S_CLEARANCE))
+        checks.append((s, s.abs(), 0.0, S_CLEARANCE))
     # exactly on the jump is well defined where it comes from exact zeros, in any precision; terms
     # that cancel to it do so before rounding only
     return not any(
@@ -145,7 +150,7 @@ def _clear_of_jumps(case, inputs) -> bool:
     )
 
 
-def _size_of(v, w, b):
+def size_of(v, w, b):
     """Σ |terms| of the linear map: 0 where all of them are."""
     return F.linear(v.abs(), w.abs(), None if b is None else b.abs())
 
@@ -183,9 +188,9 @@ def rounding_scales(case: Case, inputs, dy) -> dict[str, Tensor]:
         for name, t in _doubles(inputs).items()
     )
     dy = dy.double().cpu().abs()
-    act_slope, act_bend = _ACT_BENDS[case.act]
+    act_slope, act_bend = ACT_BENDS[case.act]
     act_slope = max(act_slope, abs(case.act_slope))
-    gate_slope, gate_bend = _GATE_BENDS[case.gate]
+    gate_slope, gate_bend = GATE_BENDS[case.gate]
     z = x.mean((2, 3)) if case.squeeze == "avg" else x.amax((2, 3))
     a = z @ w1.T + b1
     h = act_slope * a

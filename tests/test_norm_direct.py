@@ -6,6 +6,7 @@ import gc
 import norm_cases
 import pytest
 import torch
+from operator_cases import LAYOUTS
 from ops_called import OpsCalled
 from torch import nn
 
@@ -59,7 +60,7 @@ def assert_same(y, long):
     torch.testing.assert_close(y, long, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("layout", norm_cases.LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_every_pre_goes_the_short_way(taken, dtype, layout):
     for pre in PRES:

@@ -6,8 +6,8 @@ import os
 import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
-from norm_cases import DIFFERENTIABLE, RUNNING, Case, NoInputs, check, copies, make
-from operator_cases import DTYPES, storage_bytes
+from norm_cases import DIFFERENTIABLE, RUNNING, Case, check, copies, make
+from operator_cases import DTYPES, NoInputs, storage_bytes
 from placements import IMAGES, MATRICES, VECTORS
 from random_cases import Placed, check_strides, expansions, random_cases, sides, windows
 
