@@ -21,6 +21,7 @@ from .network_calls import TIMED, Network, input_bytes, training_memory
 from .network_verify import TRIES, GradientError, Least, check_outputs, outputs
 from .records import SCHEMA
 from .timing import Budget, clock_for, in_turn, percentiles
+from .verify import VerificationError, able_to_run
 
 CLASSES = 1000
 MODES = ("inference", "train")
@@ -142,11 +143,8 @@ def measure(
     environment: Environment,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> dict:
-    """Verify, then time, the networks at one point; returns the record of one JSON line.
-
-    Raises:
-        VerificationError: logits or gradients are wrong; nothing was timed.
-    """
+    """Verify the networks at one point, then time those that are right; returns the record of one
+    JSON line, with the others under ``refused``."""
     torch._dynamo.reset()
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
     cache = last_level_cache_bytes(settings.device)
@@ -167,9 +165,10 @@ def measure(
     labels = torch.randint(CLASSES, (point.batch,), device=settings.device, generator=generator)
     batches = [(i, labels) for i in images]
     with torch.set_grad_enabled(train):
-        checks, first_call = verify_networks(
+        checks, first_call, refused = verify_networks(
             networks, built.judges, batches, few, dtype, train, on_step
         )
+        networks = {name: n for name, n in networks.items() if name not in refused}
         clock = clock_for(settings.device, cache)
         seconds = in_turn(
             {name: TIMED[point.mode](network, batches) for name, network in networks.items()},
@@ -206,6 +205,7 @@ def measure(
         **memory,
         **subject.findings(seconds),
         "first_call_s": first_call,
+        **({"refused": refused} if refused else {}),
         "verification": [check.as_dict() for check in checks],
     }
 
@@ -218,14 +218,15 @@ def verify_networks(
     dtype: torch.dtype,
     train: bool,
     on_step: Callable[[str], None],
-) -> tuple[list, dict[str, float]]:
+) -> tuple[list, dict[str, float], dict[str, str]]:
     """Every network against the float64 eager network of the same weights.
 
     Eager networks set the measure (their own error), fused and compiled ones are held to it. Uses
     the whole first batch where compiled forms are made for its shape, else its first ``few``
-    images; those of the next batches as well where gradients are refused.
+    images; those of the next batches as well where gradients are refused. Beside the checks and
+    the seconds of first calls: why some are refused, by name.
     """
-    checks, first_call, batches = [], {}, batches[:TRIES]
+    checks, first_call, refused, batches = [], {}, {}, batches[:TRIES]
     if not any(name.endswith(COMPILED) for name in networks):
         batches = [(images[:few], labels[:few]) for images, labels in batches]
     for eager in dict.fromkeys(judges.values()):
@@ -237,22 +238,25 @@ def verify_networks(
             on_step(f"judge {eager} in float64")
             judge = outputs(judged(networks[eager]), images.double(), labels, train)
             measure = outputs(networks[eager], images, labels, train)
-            refused = {}
+            again = {}
             for name in held:
                 on_step(f"verify {name}")
                 start = time.perf_counter()
-                got = outputs(networks[name], images, labels, train)
-                first_call.setdefault(name, time.perf_counter() - start)
                 try:
+                    with able_to_run(name):
+                        got = outputs(networks[name], images, labels, train)
+                    first_call.setdefault(name, time.perf_counter() - start)
                     checks += check_outputs(name, got, measure, judge, dtype, least)
                 except GradientError as error:
-                    refused[name] = error
-            held = list(refused)
+                    again[name] = str(error)
+                except VerificationError as error:
+                    refused[name] = str(error)
+            held = list(again)
             if not held:
                 break
-        else:  # on all batches
-            raise refused[held[0]]
-    return checks, first_call
+        else:
+            refused |= again  # on all batches
+    return checks, first_call, refused
 
 
 def judged(network: Network) -> Network:
