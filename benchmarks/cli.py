@@ -11,7 +11,7 @@ import torch
 import se_kernels
 from se_kernels import dispatch
 
-from . import block, contenders, environment, models, network, paper, photos, records, report
+from . import block, contenders, environment, models, network, pair, paper, photos, records, report
 from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
 from .layer import Layer
@@ -217,6 +217,14 @@ def block_command(
 @click.option(
     "--fuse", is_flag=True, help="Also each timm/ and torchvision/ model fused by se_kernels.fuse."
 )
+@several(
+    "kinds",
+    click.Choice(list(pair.JUDGES)),
+    [],
+    "Of the pair, what is timed.  [default: all]",
+    "--contender",
+    "--contenders",
+)
 @several("batches", POSITIVE, [1], "Images.", "--batch")
 @several(
     "image_sizes",
@@ -242,7 +250,12 @@ def network_command(ctx, names, fuse, backend, stride_in_3x3, with_photos, **opt
     operations, fused alone (layer) and with their norms (block), and with identity in their place.
     Beside the times, the peak memory of a training step."""
     if names:
-        refuse_with_model(backend=backend, stride_in_3x3=stride_in_3x3, photos=with_photos)
+        refuse_with_model(
+            backend=backend,
+            stride_in_3x3=stride_in_3x3,
+            photos=with_photos,
+            contender=options["kinds"],
+        )
         points = []
         for name in names:
             sizes = options["image_sizes"] or [models.image_size(name)]
@@ -281,6 +294,7 @@ def network_settings(backend: str, options: dict) -> network.Settings:
         options["device"],
         backend,
         options["compiled"],
+        options["kinds"],
         budget("network", options),
         options["seed"],
     )
@@ -366,7 +380,11 @@ def quick_command(ctx, backend, plots, **options):
     run_photos(ctx, Pair(), settings, "float32", "nchw", options)
     if models.why_not(QUICK_MODEL) is None:
         settings = network.Settings(
-            device, chosen_backend(device), False, Budget(seconds=4, min_rounds=7, warmup=1), seed
+            device,
+            chosen_backend(device),
+            compiled=False,
+            budget=Budget(seconds=4, min_rounds=7, warmup=1),
+            seed=seed,
         )
         size = models.image_size(QUICK_MODEL)
         points = network.points(

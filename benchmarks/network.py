@@ -6,7 +6,7 @@ Which networks those are is a subject's to say: ``pair.py``, ``own.py`` and ``dr
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,6 +57,7 @@ class Settings:
     device: torch.device
     backend: str  # of the fused blocks
     compiled: bool
+    kinds: Sequence[str] = ()  # the networks that are timed, all where none is named
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
 
@@ -115,8 +116,10 @@ def make_images(
     return noise.contiguous(memory_format=MEMORY_FORMATS[layout])
 
 
-def contenders(models: dict[str, nn.Module], point: Point, compiled: bool) -> dict[str, Network]:
-    """Each model, and with ``compiled`` each one's compiled form on the same parameters."""
+def contenders(
+    models: dict[str, nn.Module], point: Point, compiled: Collection[str]
+) -> dict[str, Network]:
+    """Each model, and the compiled form of each in ``compiled`` on the same parameters."""
     dtype, train = DTYPES[point.dtype], point.mode == "train"
     autocast = dtype if train and dtype.itemsize < 4 else None
     networks = {}
@@ -130,7 +133,7 @@ def contenders(models: dict[str, nn.Module], point: Point, compiled: bool) -> di
             else None
         )
         networks[name] = Network(name, model, model, autocast, optimizer)
-        if compiled:
+        if name in compiled:
             run, name = torch.compile(model), name + COMPILED
             networks[name] = Network(name, model, run, autocast, optimizer)
     return networks
@@ -144,7 +147,11 @@ def measure(
     on_step: Callable[[str], None] = lambda what: None,
 ) -> dict:
     """Verify the networks at one point, then time those that are right; returns the record of one
-    JSON line, with the others under ``refused``."""
+    JSON line, with the others under ``refused``.
+
+    Raises:
+        VerificationError: none of them is right.
+    """
     torch._dynamo.reset()
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
     cache = last_level_cache_bytes(settings.device)
@@ -157,7 +164,8 @@ def measure(
     on_step("build the networks")
     few = verified_images(point)
     built = subject.build(point, settings, torch.cat([i[:few] for i in images])[:few])
-    networks = contenders(built.models, point, settings.compiled)
+    kinds = settings.kinds or [*built.models]
+    networks = contenders(built.models, point, kinds if settings.compiled else ())
     if not train:
         images = [i.to(dtype) for i in images]
     elif dtype == torch.float64:
@@ -168,10 +176,16 @@ def measure(
         checks, first_call, refused = verify_networks(
             networks, built.judges, batches, few, dtype, train, on_step
         )
-        networks = {name: n for name, n in networks.items() if name not in refused}
+        timed = {
+            name: network
+            for name, network in networks.items()
+            if name.removesuffix(COMPILED) in kinds and name not in refused
+        }
+        if not timed:
+            raise VerificationError("; ".join(refused.values()))
         clock = clock_for(settings.device, cache)
         seconds = in_turn(
-            {name: TIMED[point.mode](network, batches) for name, network in networks.items()},
+            {name: TIMED[point.mode](network, batches) for name, network in timed.items()},
             clock,
             settings.budget,
             len(batches),
@@ -180,7 +194,7 @@ def measure(
     rows = {name: percentiles(values) for name, values in seconds.items()}
     memory = {}
     if train:
-        for name, network in networks.items():
+        for name, network in timed.items():
             on_step(f"memory of {name}")
             rows[name] |= training_memory(network, batches[0])
         with_se, names = built.se

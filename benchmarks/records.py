@@ -6,10 +6,8 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from .environment import ROOT
-
 SCHEMA = 2  # to be raised when a field changes its meaning
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def append(path: Path, record: dict) -> None:

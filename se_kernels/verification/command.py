@@ -24,6 +24,7 @@ class Tally:
     """What became of the trials of one backend on one device."""
 
     of: Served
+    total: int
     right: int = 0
     wrong: list[str] = field(default_factory=list)  # the command of each, and what was wrong
     seconds: float = 0.0
@@ -84,7 +85,7 @@ def dozen(here: list[Served], log: "Log", first: int) -> list[Tally]:
     tallies, done = [], 0
     with Progress(sum(map(len, trials.values()))) as bar:
         for of in here:
-            tally = Tally(of)
+            tally = Tally(of, len(trials[of]))
             for number, trial in enumerate(trials[of], first):
                 bar.show(done, f"{of.backend} on {of.device}: {trial}")
                 if not tally.lost:
@@ -97,12 +98,13 @@ def dozen(here: list[Served], log: "Log", first: int) -> list[Tally]:
 def every_kernel(here: list[Served], log: "Log", first: int) -> list[Tally]:
     tallies = []
     for of in here:
-        tally, trials = Tally(of), suites.every_kernel(of.backend, of.slow)
+        trials = suites.every_kernel(of.backend, of.slow)
+        tally = Tally(of, len(trials))
         if first == 1:
             tell_facts(of, log)
         for number, trial in enumerate(trials[first - 1 :], first):
             print(f"[{number}/{len(trials)}] {of.backend} {trial}", flush=True)
-            log.append(of, number, trial, "begun")
+            log.append(tally, number, trial, "begun")
             with Announced(of, str(trial)):
                 verdict = attempt(tally, trial, log, number)
             print(f"  {verdict}", flush=True)
@@ -138,7 +140,7 @@ def attempt(tally: Tally, trial: Trial, log: "Log", number: int) -> str:
         if of.backend == "triton" and not of.slow:
             tally.compiling += max(0.0, took.first - took.again)
     tally.seconds += time.perf_counter() - start
-    log.append(of, number, trial, verdict)
+    log.append(tally, number, trial, verdict)
     return verdict
 
 
@@ -164,11 +166,11 @@ class Log:
         if self.file is not None:
             self.file.close()
 
-    def append(self, of: Served, number: int, trial: Trial, verdict: str) -> None:
+    def append(self, tally: Tally, number: int, trial: Trial, verdict: str) -> None:
         case = trial.case
-        named = dict(kind="kernel", number=number, trial=str(trial), call=trial.call, way=trial.way)
-        named |= dict(dtype=str(case.dtype)[6:], layout=case.layout, verdict=verdict)
-        self.write(of, named)
+        named = dict(kind="kernel", number=number, total=tally.total, trial=str(trial))
+        named |= dict(call=trial.call, way=trial.way, dtype=str(case.dtype)[6:])
+        self.write(tally.of, named | dict(layout=case.layout, verdict=verdict))
 
     def write(self, of: Served, record: dict) -> None:
         if self.file is None:
