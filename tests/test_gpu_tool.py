@@ -1,6 +1,8 @@
 """`make gpu` without a GPU: its stages, and what the results hold after steps that hang, crash or
 are killed."""
 
+import ast
+import hashlib
 import json
 import os
 import random
@@ -446,6 +448,15 @@ def test_a_library_that_was_brought_is_kept_where_it_fits(monkeypatch, tmp_path)
     assert build.why_stale(library, "10.0") == "_cuda.so is for 80, 90"
     loads.returncode, loads.stderr = 1, "Traceback\nImportError: no such symbol\n"
     assert build.why_stale(library, "9.0").endswith("loaded: ImportError: no such symbol")
+
+
+def test_setup_names_the_sources_as_make_gpu_does():
+    """setup.py has to stand alone, so the digest is there once more."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    (function,) = (node for node in tree.body if getattr(node, "name", "") == "_digest")
+    names = {"hashlib": hashlib, "Path": Path}
+    exec(ast.unparse(function), names)
+    assert names["_digest"](ROOT / "csrc") == digest([ROOT / "csrc"])
 
 
 def test_a_digest_is_of_names_and_contents(tmp_path):
