@@ -1,7 +1,11 @@
 """Bad input: one error that names the argument, what was expected and what came; nothing is run."""
 
+import importlib.util
 import re
+import shutil
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 import se_kernels
 from se_kernels import SqueezeExcite, squeeze_excite
+from se_kernels.backends.triton import installation
 
 N, C, R, H, W = 2, 6, 3, 4, 5
 
@@ -209,16 +214,19 @@ def test_the_automatic_choice_says_why_it_falls_back(caplog):
 
 
 @pytest.mark.parametrize(
-    "triton, numpy, told",
+    "interpreted, triton, numpy, told",
     [
-        ("3.6.0", "2.4.6", "needs NumPy before 2.4, got Triton 3.6.0 and NumPy 2.4.6"),
-        ("3.6.0", "2.3.9", None),
-        ("3.7.1", "2.4.0rc1", None),
-        ("3.10.0", "2.10", None),
-        ("3.9.0", None, "needs numpy, which is not installed"),
+        (True, "3.6.0", "2.4.6", "needs NumPy before 2.4, got Triton 3.6.0 and NumPy 2.4.6"),
+        (True, "3.6.0", "2.3.9", None),
+        (True, "3.7.1", "2.4.0rc1", None),
+        (True, "3.10.0", "2.10", None),
+        (True, "3.9.0", None, "needs numpy, which is not installed"),
+        (False, "3.9.0", None, None),
+        (False, "3.5.1", None, "expected Triton 3.6 or later, got 3.5.1"),
+        (True, "2.3", "2.3.9", "expected Triton 3.6 or later, got 2.3"),
     ],
 )
-def test_an_interpreter_that_cannot_run(monkeypatch, triton, numpy, told):
+def test_a_triton_that_cannot_run(monkeypatch, interpreted, triton, numpy, told):
     def version(name):
         found = {"triton": triton, "numpy": numpy}[name]
         if found is None:
@@ -226,8 +234,38 @@ def test_an_interpreter_that_cannot_run(monkeypatch, triton, numpy, told):
         return found
 
     monkeypatch.setattr(metadata, "version", version)
-    reason = se_kernels.backends.triton._interpreter_fault()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(installation, "INTERPRETED", interpreted)
+    reason = installation.fault()
     assert reason is None if told is None else told in reason
+
+
+@pytest.mark.parametrize(
+    "compiler, on_path, told",
+    [
+        (None, ["gcc"], None),
+        (None, ["clang"], None),
+        (None, ["cc"], "expected gcc or clang on PATH, or its name in CC"),
+        ("icx", ["icx"], None),
+        ("icx", ["gcc"], "CC=icx cannot be run"),
+        ("ccache gcc", ["ccache", "gcc"], "CC=ccache gcc cannot be run"),  # Triton calls it whole
+    ],
+)
+def test_a_triton_that_cannot_build(monkeypatch, compiler, on_path, told):
+    monkeypatch.delenv("CC", raising=False)
+    if compiler is not None:
+        monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name in on_path else None)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name == "Python.h")
+    reason = installation.build_fault()
+    assert reason is None if told is None else told in reason
+
+
+def test_a_triton_without_the_headers_of_python(monkeypatch):
+    monkeypatch.setenv("CC", sys.executable)  # any program
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert "expected " in installation.build_fault()
+    assert "Python.h" in installation.build_fault()
 
 
 # --- the layer -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Compiles the Triton kernels for a compute capability; a JSON line for each. Needs no GPU.
+"""Compiles the Triton kernels for a GPU that is not here; a JSON line for each.
 
-python tests/triton_compile.py 90
+python tests/triton_compile.py 90        NVIDIA's, by compute capability
+python tests/triton_compile.py gfx942    AMD's
 """
 
 import functools
@@ -14,10 +15,11 @@ from pathlib import Path
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from se_kernels.backends.triton import launch
+from se_kernels.backends.triton import launch, target
 from se_kernels.backends.triton.kernels import (
     backward,
     forward,
@@ -27,6 +29,7 @@ from se_kernels.backends.triton.kernels import (
     squeeze,
 )
 from se_kernels.backends.triton.launch import place_of
+from se_kernels.backends.triton.phases import schedule
 from se_kernels.backends.triton.plan import WARPS, Device
 
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))  # C, H = W, R
@@ -283,16 +286,67 @@ def meetings(ptx: str) -> dict:
     )
 
 
-def main(capability: int) -> None:
-    launch.device_of = lambda x: Device()
-    target = GPUTarget("cuda", capability, 32)
+# AMD's: (lanes of a wave, what each wave does before the barrier of a publish)
+AMD = {
+    "gfx942": (64, r"s_waitcnt vmcnt\(0\)\s+buffer_wbl2 sc1\s+s_waitcnt vmcnt\(0\)"),
+    "gfx1100": (32, r"s_waitcnt_vscnt null, 0x0"),
+}
+STORE = r"\b(?:buffer|global|flat)_store"
+
+
+def publishes(assembly: str, release: str) -> dict:
+    """The counters of a publish in AMD's assembly, and how many of them are reached by each wave
+    only with its stores released, and with no store since.
+
+    One is an atomic addition behind a barrier; the ticket, which orders nothing, has none before.
+    A wait adds zero, by the register that also holds the zero offset of the address.
+    """
+    code = re.sub(r"\s*;.*", "", assembly)
+    found = released = 0
+    for match in re.finditer(r"\bglobal_atomic_add\w* (?:v\d+, )?(v\d+), (v\d+), s\[", code):
+        barrier = code.rfind("s_barrier", 0, match.start())
+        if barrier < 0 or match[1] == match[2]:
+            continue
+        found += 1
+        before = [*re.finditer(release, code[:barrier])]
+        released += bool(before) and not re.search(STORE, code[before[-1].end() : match.start()])
+    return dict(publishes=found, released=released)
+
+
+def compile_for_amd(name: str):
+    """(kernel, config, what the assembly tells) of one configuration for each kernel and layout."""
+    wave, release = AMD[name]
+    launch.HIP = True
+    schedule.RELEASE = tl.constexpr(target.release_of(name))
+    seen = set()
+    for config in configs():
+        for kernel, arguments, constants in launches(config):
+            if (kernel, config.nhwc) in seen:
+                continue
+            seen.add((kernel, config.nhwc))
+            built, options = source(kernel, arguments, constants)
+            result = triton.compile(built, target=GPUTarget("hip", name, wave), options=options)
+            assembly = result.asm["amdgcn"]
+            spilled = sum(map(int, re.findall(r"[sv]gpr_spill_count: +(\d+)", assembly)))
+            yield dict(
+                name=f"{kernel.__name__} {config.name}",
+                shared=result.metadata.shared,
+                spilled=spilled,
+                options=sorted(options),
+                **publishes(assembly, release),
+            )
+
+
+def compile_for_nvidia(capability: int):
     for config in configs():
         for kernel, arguments, constants in launches(config):
             built, options = source(kernel, arguments, constants)
             assert options["num_warps"] == WARPS
-            result = triton.compile(built, target=target, options=options)
+            result = triton.compile(
+                built, target=GPUTarget("cuda", capability, 32), options=options
+            )
             ptx = result.asm["ptx"]
-            told = dict(
+            yield dict(
                 name=f"{kernel.__name__} {config.name}",
                 main=config.main,
                 aligned=config.aligned,
@@ -301,8 +355,13 @@ def main(capability: int) -> None:
                 **accesses(ptx),
                 **meetings(ptx),
             )
-            print(json.dumps(told), flush=True)
+
+
+def main(name: str) -> None:
+    launch.device_of = lambda x: Device()
+    for told in compile_for_amd(name) if name in AMD else compile_for_nvidia(int(name)):
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1])

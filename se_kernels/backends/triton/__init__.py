@@ -1,12 +1,9 @@
 """The Triton backend. Triton is imported by the first call, not before."""
 
-import importlib.util
-import os
-from importlib import metadata
-
 import torch
 from torch import Tensor
 
+from se_kernels.backends.triton import installation
 from se_kernels.backends.triton.block import (
     backward,
     forward,
@@ -46,47 +43,24 @@ __all__ = [
     "why_not_for",
 ]
 
-_INSTALLED = importlib.util.find_spec("triton") is not None
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as Triton reads it, once
 DEVICE = "cuda"  # whose tensors this backend is chosen for by itself
 _MOST_PIXELS = 2**31 - 2**16  # of a channel: they are numbered in 32 bits
 _OLDEST = (7, 5)  # compute capability that Triton compiles for
-
-
-def _interpreter_fault() -> str | None:
-    try:
-        triton, numpy = (metadata.version(name) for name in ("triton", "numpy"))
-    except metadata.PackageNotFoundError as missing:
-        return f"the interpreter of Triton needs {missing.name}, which is not installed"
-    if _release(triton) < (3, 7) and _release(numpy) >= (2, 4):
-        return (
-            "the interpreter of Triton before 3.7 needs NumPy before 2.4, "
-            f"got Triton {triton} and NumPy {numpy}"
-        )
-    return None
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
-
-
-_FAULT = _interpreter_fault() if _INSTALLED and _INTERPRETED else None
+_FAULT, _BUILD_FAULT = installation.fault(), installation.build_fault()
 
 
 def why_not() -> str | None:
     """Why Triton cannot be used on this machine, or None where it can."""
-    if not _INSTALLED:
-        return "triton is not installed: pip install triton"
-    if _INTERPRETED:
+    if _FAULT is not None or installation.INTERPRETED:
         return _FAULT
     if not torch.cuda.is_available():
         return "torch finds no GPU; with TRITON_INTERPRET=1 it takes tensors on a CPU"
-    return None
+    return _BUILD_FAULT
 
 
 def why_not_for(x: Tensor) -> str | None:
     """Why this backend does not serve x, or None where it does."""
-    if not (x.is_cuda or (x.is_cpu and _INTERPRETED)):
+    if not (x.is_cuda or (x.is_cpu and installation.INTERPRETED)):
         return f"expected x on a GPU (on a CPU with TRITON_INTERPRET=1), got {x.device}"
     if x.dim() == 4 and x.shape[2] * x.shape[3] > _MOST_PIXELS:
         return f"expected at most {_MOST_PIXELS} pixels, got {tuple(x.shape)}"

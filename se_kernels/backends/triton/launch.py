@@ -15,6 +15,7 @@ from se_kernels.backends.triton.plan import (
     Plan,
     choose,
 )
+from se_kernels.backends.triton.target import HIP
 from se_kernels.layout import walk
 
 
@@ -93,9 +94,10 @@ def options(registers: int | None = None) -> dict:
     """How the compiler is to build a kernel.
 
     ``registers``: of a thread, at most. None leaves it to the assembler, which stops at 64, for
-    eight programs a multiprocessor, even where it then spills.
+    eight programs a multiprocessor, even where it then spills. AMD's compiler takes no such limit.
     """
-    return dict(num_warps=WARPS, enable_fp_fusion=True, maxnreg=registers)
+    limit = {} if HIP else dict(maxnreg=registers)
+    return dict(num_warps=WARPS, enable_fp_fusion=True, **limit)
 
 
 def registers_for(squeeze: str, otherwise: int | None) -> int | None:

@@ -3,6 +3,7 @@
 The figures behind the numbers are counted in docs/triton.md.
 """
 
+import functools
 from dataclasses import dataclass
 
 WARPS = 4
@@ -68,6 +69,7 @@ class Plan:
         return self.blocks * self.split
 
 
+@functools.lru_cache(maxsize=4096)  # a network calls with the same few dozen shapes
 def choose(
     images: int,
     channels: int,

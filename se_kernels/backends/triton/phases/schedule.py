@@ -7,9 +7,14 @@ sweep. A group's come in this order, and only wait for what has a smaller ticket
 import triton
 import triton.language as tl
 
+from se_kernels.backends.triton.plan import THREADS
+from se_kernels.backends.triton.target import release_here
+
 FIRST_SWEEP = tl.constexpr(0)
 EXCITE = tl.constexpr(1)
 SECOND_SWEEP = tl.constexpr(2)
+RELEASE = tl.constexpr(release_here())
+LANES = tl.constexpr(THREADS)  # at least one element per wave
 
 
 @triton.jit
@@ -60,6 +65,10 @@ def take_ticket(tickets):
 @triton.jit
 def publish(counter):
     """Counts this program in, all that it stored before; gives how many came earlier."""
+    if RELEASE != "":
+        tl.inline_asm_elementwise(
+            RELEASE, "=v,v,~{memory}", [tl.arange(0, LANES)], tl.int32, is_pure=False, pack=1
+        )
     tl.debug_barrier()
     return tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
 
