@@ -286,7 +286,8 @@ SE_DEVICE void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity) {
       : "memory");
 }
 
-// Between a thread's own writes to shared memory and a bulk copy over them.
+// Between accesses of shared memory, reads too, and a bulk copy over them: by the thread that
+// accessed, or after a barrier by the one that copies.
 SE_DEVICE void order_before_bulk_load() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
