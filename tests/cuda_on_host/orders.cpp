@@ -1,9 +1,9 @@
 #include "orders.h"
 
-#include <cstdint>
 #include <sstream>
 
 #include "machine.h"
+#include "source_lines.h"
 
 namespace se_kernels::cuda::host {
 
@@ -19,8 +19,7 @@ bool Orders::look_up(const char* kind, const Thread& thread, const void* pc) {
 std::string Orders::take_used() {
   std::ostringstream lines;
   for (const Place& place : used_)
-    lines << place.kind << ' ' << std::uintptr_t(place.pc) << ' ' << std::uintptr_t(place.outer)
-          << '\n';
+    lines << place.kind << ' ' << offset_of(place.pc) << ' ' << offset_of(place.outer) << '\n';
   used_.clear();
   return lines.str();
 }
@@ -30,9 +29,7 @@ void Orders::drop(const std::string& lines) {
   std::istringstream stream(lines);
   std::string kind;
   std::uintptr_t pc, outer;
-  while (stream >> kind >> pc >> outer)
-    dropped_.insert(
-        {kind, reinterpret_cast<const void*>(pc), reinterpret_cast<const void*>(outer)});
+  while (stream >> kind >> pc >> outer) dropped_.insert({kind, pc_at(pc), pc_at(outer)});
 }
 
 }  // namespace se_kernels::cuda::host

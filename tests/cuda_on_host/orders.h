@@ -18,7 +18,7 @@ class Orders {
     return look_up(kind, thread, pc);
   }
   void listen(bool on) { listens_ = on; }
-  std::string take_used();              // a line each: kind, pc, pc of the call around it
+  std::string take_used();  // a line each: kind, and the offsets of its call and the one around
   void drop(const std::string& lines);  // of the same form
 
  private:

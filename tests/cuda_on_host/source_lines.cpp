@@ -4,8 +4,8 @@
 
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <memory>
+#include <sstream>
 
 namespace se_kernels::cuda::host {
 namespace {
@@ -18,24 +18,35 @@ bool is_of_the_stand_in(const std::string& line) {
          line.find(".cu:") == line.npos;
 }
 
+Dl_info this_library() {
+  Dl_info library{};
+  dladdr(reinterpret_cast<const void*>(&lines_of), &library);
+  return library;
+}
+
+std::uintptr_t start() {
+  static const auto at = reinterpret_cast<std::uintptr_t>(this_library().dli_fbase);
+  return at;
+}
+
 }  // namespace
 
+// That of the call, which is before what it returns to.
+std::uintptr_t offset_of(const void* pc) {
+  return pc ? reinterpret_cast<std::uintptr_t>(pc) - start() - 1 : 0;
+}
+const void* pc_at(std::uintptr_t offset) {
+  return offset ? reinterpret_cast<const void*>(offset + start() + 1) : nullptr;
+}
+
 std::string lines_of(const void* pc, const Call* call) {
-  Dl_info module;
-  if (dladdr(pc, &module) == 0) return "an unknown place";
-  std::string command = std::string("addr2line -i -e '") + module.dli_fname + "'";
-  const auto add = [&](const void* place) {  // the call is before what it returns to
-    char text[32];
-    const std::ptrdiff_t offset =
-        static_cast<const char*>(place) - static_cast<const char*>(module.dli_fbase) - 1;
-    std::snprintf(text, sizeof text, " %#tx", offset);
-    command += text;
-  };
-  add(pc);
-  for (; call; call = call->outer) add(call->pc);
+  std::ostringstream command;
+  command << "addr2line -i -e '" << this_library().dli_fname << "'" << std::hex;
+  command << ' ' << offset_of(pc);
+  for (; call; call = call->outer) command << ' ' << offset_of(call->pc);
 
   std::string all, before;
-  const std::unique_ptr<FILE, int (*)(FILE*)> output(popen(command.c_str(), "r"), pclose);
+  const std::unique_ptr<FILE, int (*)(FILE*)> output(popen(command.str().c_str(), "r"), pclose);
   char text[4096];
   while (output && std::fgets(text, sizeof text, output.get())) {
     std::string line = text;
