@@ -5,11 +5,13 @@ Judged by kernels of its own, tests/cuda_on_host/selftest_races.cu, and by the r
 kernels of csrc/cuda/ once had.
 """
 
+import functools
 import re
 
 import pytest
 from host_gpu import CUDA, ROOT, Gpu, HostGpu
 from host_selftest import LIBRARY, LaunchError, Selftest
+from mutants import Mutants
 from operator_cases import Case, check, make, run
 from test_cuda import going, kernel
 
@@ -115,7 +117,8 @@ def test_what_is_ordered_is_none(selftest, name, size):
 
 
 def test_every_kernel_has_a_race_and_a_twin_without():
-    assert set(re.findall(r"SE_NAMED\((\w+)\)", SOURCE.read_text())) == set(EXPECTED)
+    named = set(re.findall(r"SE_NAMED\((\w+)\)", SOURCE.read_text()))
+    assert named == {*EXPECTED, "too_many_barriers"}
     assert all(races and clean for races, clean in EXPECTED.values())
 
 
@@ -137,6 +140,35 @@ def test_a_race_names_both_lines_and_those_that_call_them(selftest):
     )
     assert f"; write by a bulk copy of block 0, {copy}, called at {copies}" in str(raised.value)
     launch(selftest, "copied_over_a_write", 2)
+
+
+# --- what a kernel would be without one of its orders (mutants.py) --------------------------------
+
+
+def test_an_order_is_seen_or_covered_or_neither(selftest):
+    launches = {
+        name: functools.partial(launch, selftest, name, size)
+        for name, size in (("neighbours", 2), ("too_many_barriers", 0))
+    }
+    mutants = Mutants(selftest, launches)
+    first, second, third = (
+        f"barrier {line_of(f'block_barrier();  // the {which}')}"
+        for which in ("first", "second", "third")
+    )
+    before_reads, after_reads = (
+        f"barrier {line_of(f'if (p.size >= {size}) block_barrier();  //')}" for size in (1, 2)
+    )
+    assert set(mutants.places) == {first, second, third, before_reads, after_reads}
+    assert mutants.users[first] == ["too_many_barriers"]
+    write, read = line_of("numbers()[i] = 1;"), line_of("p.out[i] = numbers()[next];")
+    assert mutants.seen(before_reads) == [f"{write} and {read}"]
+    assert mutants.seen(after_reads) == [f"{read} and {line_of('numbers()[i] = 2;')}"]
+    assert mutants.covered(first) == [[second]]
+    assert mutants.covered(second) == [[first]]
+    assert mutants.seen(first) == mutants.seen(third) == mutants.covered(third) == []
+    launch(selftest, "too_many_barriers", 0)  # nothing is left out from here on
+    with pytest.raises(LaunchError):
+        launch(selftest, "neighbours", 1)
 
 
 # --- races that the kernels once had --------------------------------------------------------------

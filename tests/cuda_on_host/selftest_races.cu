@@ -12,10 +12,19 @@ SE_DEVICE float* numbers() { return reinterpret_cast<float*>(shared_memory() + 6
 SE_KERNEL(64, 1) neighbours(SE_PARAMETER Parameters p) {
   const int i = thread_index(), next = (i + 1) % thread_count();
   numbers()[i] = 1;
-  if (p.size >= 1) block_barrier();
+  if (p.size >= 1) block_barrier();  // before they are read
   p.out[i] = numbers()[next];
-  if (p.size >= 2) block_barrier();
+  if (p.size >= 2) block_barrier();  // before they are written
   numbers()[i] = 2;
+}
+
+// Two barriers between the accesses, of which either would do, and one that orders nothing.
+SE_KERNEL(64, 1) too_many_barriers(SE_PARAMETER Parameters p) {
+  numbers()[thread_index()] = 1;
+  block_barrier();  // the first
+  block_barrier();  // the second
+  p.out[thread_index()] = numbers()[0];
+  block_barrier();  // the third
 }
 
 // size 0: a shuffle between a lane's write and another's read; 1: a barrier too.
@@ -176,6 +185,7 @@ SE_KERNEL(64, 1) copied_after_a_write(SE_PARAMETER Parameters p) {
 
 const std::vector<Named> race_kernels = {
     SE_NAMED(neighbours),
+    SE_NAMED(too_many_barriers),
     SE_NAMED(lanes),
     SE_NAMED(bytes),
     SE_NAMED(counted),
