@@ -26,6 +26,7 @@ ORDERS = (
     "block_barrier",
     "cluster_arrive",
     "cluster_wait",
+    "add_release",
     "count_in",
     "read_count",
     "expect_bytes",
@@ -213,34 +214,41 @@ def norm_workloads(host):
 
 
 def lines_with_an_order():
-    """ "forward.cu:45" of every call in the kernels' source."""
-    call = re.compile(rf"\b({'|'.join(ORDERS)})\(")
+    """ "forward.cu:45" of every call in the kernels' source, and of the helpers that have one."""
+    calls = "|".join([*ORDERS, "publish", "completes", "wait_for", r"block\.(arrive|wait)"])
+    call = re.compile(rf"\b({calls})\(")
     for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")):
         if path.name == "primitives.cuh":
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
-            if call.search(line.split("//")[0]):
+            if call.search(line.split("//")[0]) and "SE_DEVICE" not in line:
                 yield f"{path.name}:{number}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("filter", nargs="?", default="", help="only orders with this in their name")
-    parser.add_argument("--every", type=int, default=5, help="one workload in so many")
+    parser.add_argument(
+        "filter", nargs="?", default="", help="only orders whose name has this (an expression)"
+    )
+    parser.add_argument(
+        "--every", type=int, default=5, help="one workload in so many, all of clusters"
+    )
     options = parser.parse_args()
     import conftest  # noqa: F401  lends the stand-in to the CUDA backend
 
     host = HostGpu(CUDA)
     if not host.finds_races:
         sys.exit(f"{CUDA} was not built to find races: `make mutants` does that")
-    workloads = [*se_workloads(host), *norm_workloads(host)][:: options.every]
+    workloads = [*se_workloads(host), *norm_workloads(host)]
+    clusters = [workload for workload in workloads if workload[0].startswith("cluster")]
+    workloads = clusters + [w for w in workloads if w not in clusters][:: options.every]
     mutants = Mutants(host, dict(workloads))
     print(f"{len(workloads)} workloads, {len(mutants.places)} orders", flush=True)
-    sites = {re.search(r"[\w.]+:\d+", name)[0] for name in mutants.places}
-    unused = sorted(set(lines_with_an_order()) - sites)
+    lines = {line for name in mutants.places for line in re.findall(r"[\w.]+:\d+", name)}
+    unused = sorted(set(lines_with_an_order()) - lines)
     neither, seen, covered = [], 0, 0
     for name in sorted(mutants.places):
-        if options.filter not in name:
+        if not re.search(options.filter, name):
             continue
         if races := mutants.seen(name):
             print(f"seen     {name}: {races[0]}", flush=True)

@@ -25,6 +25,7 @@ SAYS = {
     ],  # past the L1, which other blocks' stores do not reach
     # gpu: blocks of a launch lie on any multiprocessor
     "take": ["atomicAdd"],  # relaxed
+    "add_release": ["red.release.gpu.global.add.u32"],
     "count_in": ["atom.add.acq_rel.gpu.global.u32"],
     "read_count": ["ld.acquire.gpu.global.u32"],
     # the default scope of a cluster's barrier is the cluster
@@ -43,7 +44,12 @@ SAYS = {
     "order_before_bulk_load": ["fence.proxy.async.shared::cta"],
 }
 # What the stand-in takes a counter's function for.
-ON_HOST = {"take": "relaxed", "count_in": "acquire_release", "read_count": "acquire"}
+ON_HOST = {
+    "take": "relaxed",
+    "add_release": "release",
+    "count_in": "acquire_release",
+    "read_count": "acquire",
+}
 
 OF_MEMORY = re.compile(
     r"\b((?:ld|st|atom|red|membar|fence|barrier|bar|mbarrier|cp|mapa|multimem)\.[\w.:]+)"
@@ -120,5 +126,5 @@ def test_the_stand_in_takes_counters_for_what_they_are(primitives):
     orders = {name: order for name, order in orders.items() if name in dict(primitives)}
     assert orders == ON_HOST
     for name, order in orders.items():
-        qualifier = {"acquire_release": ".acq_rel.", "acquire": ".acquire."}.get(order)
-        assert qualifier is None or qualifier in SAYS[name][0]
+        qualifier = {"acquire_release": "acq_rel", "relaxed": None}.get(order, order)
+        assert qualifier is None or f".{qualifier}." in SAYS[name][0]

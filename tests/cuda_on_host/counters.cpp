@@ -21,6 +21,10 @@ std::uint32_t take(std::uint32_t* counter) {
   return add_one(counter, Order::relaxed, __builtin_return_address(0));
 }
 
+void add_release(std::uint32_t* counter) {
+  add_one(counter, Order::release, __builtin_return_address(0));
+}
+
 std::uint32_t count_in(std::uint32_t* counter) {
   return add_one(counter, Order::acquire_release, __builtin_return_address(0));
 }

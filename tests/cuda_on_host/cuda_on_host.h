@@ -151,6 +151,7 @@ SE_DEVICE std::uint32_t narrow_pair(float low, float high, T) {
 
 // ---- counters that blocks share
 std::uint32_t take(std::uint32_t* counter);
+void add_release(std::uint32_t* counter);
 std::uint32_t count_in(std::uint32_t* counter);
 std::uint32_t read_count(const std::uint32_t* counter);
 SE_DEVICE void pause() { host::ask(); }

@@ -16,7 +16,7 @@ struct Copy;
 struct Thread;
 
 // Of an atomic on a counter.
-enum class Order { relaxed, acquire, acquire_release };
+enum class Order { relaxed, acquire, release, acquire_release };
 
 // `pc`: where in the kernel's code, the address after the call.
 class Observer {

@@ -118,10 +118,10 @@ void Races::on_counter(const Thread& thread, const std::uint32_t* counter, bool 
                        const void* pc) {
   State& s = state(thread);
   access(thread, counter, sizeof(*counter), access_by(thread, writes, Access::atomic, pc));
-  if (order == Order::relaxed) return;
-  if (orders.counts("acquire", thread, pc)) s.knows.join(counters_[counter].result());
-  if (order == Order::acquire_release && orders.counts("release", thread, pc))
-    release(s, counters_[counter]);
+  const bool acquires = order == Order::acquire || order == Order::acquire_release,
+             releases = order == Order::release || order == Order::acquire_release;
+  if (acquires && orders.counts("acquire", thread, pc)) s.knows.join(counters_[counter].result());
+  if (releases && orders.counts("release", thread, pc)) release(s, counters_[counter]);
 }
 
 void Races::on_barrier_arrive(const Thread& thread, const void* pc) {

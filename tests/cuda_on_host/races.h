@@ -3,7 +3,7 @@
 //
 //   block_barrier         joins what the block's threads know
 //   shuffle, take         order nothing
-//   count_in, read_count  release and acquire, acquire
+//   add_release           releases; count_in acquires too, read_count acquires
 //   cluster_arrive, _wait release, acquire
 //   wait_arrivals         learns what those knew who called expect_bytes, and the copies
 //   bulk_load             an agent of its own in the async proxy: generic accesses before it, reads

@@ -47,7 +47,10 @@ SE_KERNEL(64, 1) counted(SE_PARAMETER Parameters p) {
   if (thread_index() != 0) return;
   if (block_index() == 0) {
     p.out[0] = 1;
-    p.size & 2 ? count_in(p.counters) : take(p.counters);
+    if (p.size & 2)
+      add_release(p.counters);
+    else
+      take(p.counters);
   } else {
     if (p.size & 1)
       while (read_count(p.counters) == 0) pause();
