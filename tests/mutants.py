@@ -13,7 +13,7 @@ import itertools
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from host_gpu import CUDA, ROOT, HostGpu
@@ -73,16 +73,18 @@ class Mutants:
         return name
 
     def races(self, dropped, workloads, *, all_of_them=True):
-        """The pairs of lines that race where the orders ``dropped``, by name, do not count."""
+        """The pairs of places that race where the orders ``dropped``, by name, do not count: how
+        often."""
         places = [" ".join(place) for name in dropped for place in self.places[name]]
         self.host.library.se_host_drop_orders("\n".join(places).encode())
-        found = set()
+        found = Counter()
         try:
             with self.host.races("note"):
                 for workload in workloads:
                     self.workloads[workload]()
                     lines = self.host.library.se_host_take_races().decode().splitlines()
-                    found |= {tuple(map(int, line.split())) for line in lines}
+                    for first, second, times in (map(int, line.split()) for line in lines):
+                        found[first, second] += times
                     if found and not all_of_them:
                         break
         finally:

@@ -240,7 +240,7 @@ void Races::found(const Access& earlier, const Access& now, const std::string& w
 std::string Races::take_noted() {
   std::ostringstream lines;
   for (const auto& [pcs, times] : noted_)
-    lines << offset_of(pcs.first) << ' ' << offset_of(pcs.second) << '\n';
+    lines << offset_of(pcs.first) << ' ' << offset_of(pcs.second) << ' ' << times << '\n';
   noted_.clear();
   return lines.str();
 }

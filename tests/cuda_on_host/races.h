@@ -27,7 +27,7 @@ class Races : public Observer {
   enum Judgement { ignore, fail_launch, note };
 
   void judge(Judgement judgement) { judgement_ = judgement; }
-  std::string take_noted();  // a line each: where the two accesses are, as offsets
+  std::string take_noted();  // a line each: where the two accesses are, as offsets, and how often
 
   void on_launch_begin(const Shape&) override;
   void on_block_begin(const Block&) override;
