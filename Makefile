@@ -1,4 +1,4 @@
-# make test | bench | cuda | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
+# make test | races | mutants | bench | cuda | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
 # into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
@@ -31,7 +31,7 @@ export PATH := $(dir $(PY)):$(PATH)
 
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help requirements env cuda-on-host test bench cuda gpu lint format sanitize clean
+.PHONY: help requirements env cuda-on-host cuda-on-host-races test races mutants bench cuda gpu lint format sanitize clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -58,6 +58,20 @@ cuda-on-host: env
 
 test: env cuda-on-host
 	$(PYTEST) $(PYTEST_ARGS)
+
+# The CUDA backend on the host, built to find races (GCC): its tests, and what finds them. Then, left
+# out one at a time, what keeps them away.
+RACES := $(CUDA_ON_HOST)_races
+RACES_TESTS := tests/test_cuda_races.py tests/test_cuda.py tests/test_cuda_norm.py
+
+cuda-on-host-races: env
+	@$(call build_cuda_on_host,$(RACES),-DSE_KERNELS_RACES=ON)
+
+races: cuda-on-host-races
+	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PYTEST) $(PYTEST_ARGS) $(RACES_TESTS)
+
+mutants: cuda-on-host-races
+	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PY) tests/mutants.py $(ORDERS)
 
 bench: env
 	$(PYTEST) --quiet tests/test_reference.py tests/test_squeeze_excite.py

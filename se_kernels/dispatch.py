@@ -13,9 +13,10 @@ REFERENCE = "reference"
 BACKENDS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 NAMES = (*BACKENDS, REFERENCE)
 
-# (backend, compute capability, reason): the automatic choice skips the backend on such a GPU, since
-# `python -m se_kernels check` failed there; a line goes when that is mended.
-SKIPPED: tuple[tuple[str, str, str], ...] = ()
+# (backend, architecture, reason): the automatic choice skips the backend on such a GPU, since
+# `python -m se_kernels check` failed there or never ran; a line goes when it passes. The architecture
+# is a compute capability of NVIDIA's, "9.0", or "AMD".
+SKIPPED = (("triton", "AMD", "its kernels have not yet run on an AMD GPU"),)
 
 _log = logging.getLogger("se_kernels")
 DEFAULT = os.environ.get("SE_KERNELS_BACKEND") or None
@@ -72,11 +73,19 @@ def why_skipped(name: str, x: Tensor) -> str | None:
     """Why the automatic choice skips the backend on x's GPU, or None where it does not."""
     if x.device.type != "cuda":
         return None
-    gpu = torch.cuda.get_device_properties(x.device.index)
-    for backend, capability, reason in SKIPPED:
-        if (backend, capability) == (name, f"{gpu.major}.{gpu.minor}"):
-            return f"skipped on GPUs of compute capability {capability}: {reason}"
+    here = architecture(x.device.index)
+    for backend, skipped, reason in SKIPPED:
+        if (backend, skipped) == (name, here):
+            return f"not chosen by itself on {here}: {reason}; backend={name!r} takes it"
     return None
+
+
+def architecture(index: int) -> str:
+    """Of a GPU, as ``SKIPPED`` names it."""
+    if torch.version.hip is not None:
+        return "AMD"
+    gpu = torch.cuda.get_device_properties(index)  # a constant to torch.compile
+    return f"{gpu.major}.{gpu.minor}"
 
 
 def get(name: str):

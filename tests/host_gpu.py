@@ -66,6 +66,21 @@ class HostGpu:
             self._order = before
             self.library.se_host_set_order(*before)
 
+    @property
+    def finds_races(self) -> bool:
+        """Whether it was built to."""
+        return hasattr(self.library, "se_host_judge_races")
+
+    @contextlib.contextmanager
+    def races(self, judgement: str):
+        """Meanwhile, of a race that is found: "ignore", "fail" (the launch) or "note"."""
+        judge = self.library.se_host_judge_races if self.finds_races else lambda _: None
+        judge(("ignore", "fail", "note").index(judgement))
+        try:
+            yield
+        finally:
+            judge(1)
+
     def launches(self) -> int:
         """The number of launches so far."""
         return self.library.se_host_launches()

@@ -3,7 +3,6 @@
 Judged by kernels of its own, tests/cuda_on_host/selftest.cu.
 """
 
-import ctypes
 import os
 import re
 import subprocess
@@ -14,51 +13,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from host_gpu import FOLDER, Gpu, HostGpu
+from host_gpu import Gpu
+from host_selftest import LIBRARY, LaunchError, Selftest
 
-LIBRARY = FOLDER / "selftest.so"
 SANITIZED = "SE_KERNELS_SANITIZED" in os.environ
 
 pytestmark = [
     pytest.mark.native,
     pytest.mark.skipif(not LIBRARY.exists(), reason=f"`make cuda-on-host` makes {LIBRARY}"),
 ]
-
-
-class LaunchError(Exception):
-    """What a launch ended with."""
-
-
-class Selftest(HostGpu):
-    def launch(self, kernel, size=0, *, inputs=None, outputs=64, **shape):
-        """Runs the kernel on arrays; gives ``outputs`` float32 numbers, -1 at first, and counters.
-
-        shape: blocks, threads, cluster, shared_bytes.
-        """
-        shape = dict(blocks=1, threads=64, cluster=1, shared_bytes=128) | shape
-        inputs = aligned(np.zeros(64) if inputs is None else inputs)
-        results = aligned(np.full(outputs, -1))
-        counters = np.zeros(4, np.uint32)
-        error = ctypes.create_string_buffer(2000)
-        self.library.se_selftest(
-            kernel.encode(),
-            *shape.values(),
-            *(ctypes.c_void_p(array.ctypes.data) for array in (inputs, results, counters)),
-            size,
-            error,
-            ctypes.c_size_t(len(error)),
-        )
-        if error.value:
-            raise LaunchError(error.value.decode())
-        return results, counters
-
-
-def aligned(values) -> np.ndarray:
-    """A float32 copy that starts at a multiple of 16 bytes."""
-    array = np.empty(len(values) + 4, np.float32)
-    start = -array.ctypes.data % 16 // 4
-    array[start : start + len(values)] = values
-    return array[start : start + len(values)]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +83,7 @@ def test_a_block_begins_with_shared_memory_that_is_not_a_number(host):
 def test_either_thread_of_a_race_comes_first_in_some_order(host):
     came = np.zeros((20, 64), bool)
     for seed in range(20):
-        with host.order(seed):
+        with host.order(seed), host.races("ignore"):
             came[seed] = np.isfinite(host.launch("races", shared_bytes=256)[0])
     assert came.any(0).all()
     assert not came.all(0).any()
@@ -238,7 +201,7 @@ def test_a_wait_for_a_block_that_cannot_start_is_a_deadlock(host):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_copy_is_not_there_before_somebody_waits(host, seed):
     """Nor is what was there before it."""
-    with host.order(seed):
+    with host.order(seed), host.races("ignore"):
         before, after = host.launch("reads_before_waiting", inputs=np.arange(64), outputs=2)[0]
     assert np.isnan(before)
     assert after == 3

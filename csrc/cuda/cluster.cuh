@@ -104,6 +104,7 @@ struct Block {
   SE_DEVICE void fetch_x(const Images& t, int n) const {
     if (thread_index() != 0 || count == 0) return;
     std::uint64_t* come = arrivals + slices.images;
+    order_before_bulk_load();
     expect_bytes(come, std::uint32_t(count * int(sizeof(X))));
     bulk_load(x, run_of(t, n), std::uint32_t(count * int(sizeof(X))), come);
   }
@@ -133,7 +134,10 @@ struct Block {
         if (written) order_before_bulk_load();
         block_barrier();
         const int n = next * slices.images + k;
-        if (thread_index() == 0 && n < sizes.images) fetch(t, n, k, begin);
+        if (thread_index() == 0 && n < sizes.images) {
+          order_before_bulk_load();
+          fetch(t, n, k, begin);
+        }
       }
     }
   }

@@ -76,7 +76,8 @@ forward_two_sweeps(SE_PARAMETER ForwardTwoSweeps parameters) {
       for (int row = thread_index(); row < tile.rows(); row += thread_count()) {
         A e = gates[row];
         if (p.b2.data) e += p.b2.template at<A>(tile.channel_of(row));
-        s[entry(tile, row, sizes.channels)] = gates[row] = open_gate(e, p.variant.gate);
+        gates[row] = open_gate(e, p.variant.gate);
+        if (split == 0) s[entry(tile, row, sizes.channels)] = gates[row];  // the same in all
       }
     } else {
       for (int row = thread_index(); row < tile.rows(); row += thread_count())

@@ -192,8 +192,12 @@ SE_DEVICE std::uint32_t float_to_word(float v) { return __float_as_uint(v); }
 // ---- counters that blocks share, zero at the launch
 SE_DEVICE std::uint32_t take(std::uint32_t* counter) { return atomicAdd(counter, 1u); }
 
-// Adds one and gives what was there. Orders what this thread knows of before it, for whoever reads
-// the sum.
+// Adds one. Orders what this thread knows of before it, for whoever reads the sum by the next two.
+SE_DEVICE void add_release(std::uint32_t* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+// The same, and gives what was there.
 SE_DEVICE std::uint32_t count_in(std::uint32_t* counter) {
   std::uint32_t before;
   asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
@@ -286,7 +290,8 @@ SE_DEVICE void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity) {
       : "memory");
 }
 
-// Between a thread's own writes to shared memory and a bulk copy over them.
+// Between accesses of shared memory, reads too, and a bulk copy over them: by the thread that
+// accessed, or after a barrier by the one that copies.
 SE_DEVICE void order_before_bulk_load() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -53,7 +53,7 @@ SE_DEVICE int take_ticket(std::uint32_t* tickets, int* shared) {
 // Counts this block in, all that it stored before.
 SE_DEVICE void publish(std::uint32_t* counter) {
   block_barrier();
-  if (thread_index() == 0) count_in(counter);
+  if (thread_index() == 0) add_release(counter);
 }
 
 // Whether this block is the last of `parts`, and so sees what all stored.

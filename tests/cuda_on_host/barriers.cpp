@@ -17,7 +17,9 @@ void block_barrier() {
   if (block.alive < block.threads)
     fail("divergent barrier: " + thread_here() + " is at a block_barrier, " +
          std::to_string(block.threads - block.alive) + " threads have returned");
+  observe(&Observer::on_barrier_arrive, *under_way->running, __builtin_return_address(0));
   if (++block.at_barrier < block.threads) return under_way->wait(at_block_barrier);
+  observe(&Observer::on_barrier_complete, block);
   block.at_barrier = 0;
   ++block.barriers;
   under_way->progress();
@@ -31,6 +33,7 @@ void cluster_arrive() {
   thread.arrived = true;
   thread.cluster_phase = cluster.phase;
   ++cluster.arrived;
+  observe(&Observer::on_cluster_arrive, thread, __builtin_return_address(0));
   release_if_all_arrived(cluster);
 }
 
@@ -39,6 +42,7 @@ void cluster_wait() {
   if (!thread.arrived) fail(thread_here() + ": cluster_wait without a cluster_arrive");
   if (block_here().cluster_of->phase == thread.cluster_phase) under_way->wait(at_cluster_wait);
   thread.arrived = false;
+  observe(&Observer::on_cluster_wait, thread, __builtin_return_address(0));
 }
 
 namespace host {
@@ -48,6 +52,7 @@ void release_if_all_arrived(Cluster& cluster) {
   if (cluster.arrived < cluster.alive) return;
   cluster.arrived = 0;
   ++cluster.phase;
+  observe(&Observer::on_cluster_complete, cluster);
   under_way->progress();
   for (Block& block : cluster.blocks) {
     ++block.barriers;
@@ -89,6 +94,8 @@ const float* remote(const float* p, int rank) {
   const Block& other = block.cluster_of->blocks[std::size_t(rank)];
   if (!other.begun) fault("that block has not begun");
   if (other.alive == 0) fault("that block has ended");
+  observe(&Observer::on_remote_load, *under_way->running, other, other.shared + at,
+          __builtin_return_address(0));
   return reinterpret_cast<const float*>(other.shared + at);
 }
 

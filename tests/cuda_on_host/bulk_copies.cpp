@@ -35,10 +35,11 @@ std::string count(const Arrivals& arrivals) {
          (arrivals.expecting ? std::to_string(arrivals.expected) : "unknown") + " bytes have come";
 }
 
-void end_phase_if_complete(Block& block, Arrivals& arrivals) {
+void end_phase_if_complete(Block& block, const std::uint64_t* at, Arrivals& arrivals) {
   if (!arrivals.expecting || arrivals.come < arrivals.expected) return;
   arrivals.expecting = false;
   arrivals.expected = arrivals.issued = arrivals.come = 0;
+  observe(&Observer::on_phase_complete, block, at);
   ++arrivals.phase;
   under_way->progress();
   under_way->wake(block, at_wait_arrivals);
@@ -60,6 +61,7 @@ void start_arrivals(std::uint64_t* arrivals) {
     fault(arrivals, "expected 8 aligned bytes of this block's shared memory");
   if (!block.arrivals.insert({arrivals, {here->index, block.barriers}}).second)
     fault(arrivals, "started twice");
+  observe(&Observer::on_arrivals_start, *under_way->running, arrivals, __builtin_return_address(0));
 }
 
 void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes) {
@@ -67,8 +69,9 @@ void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes) {
   if (a.expecting) fault(arrivals, "expect_bytes twice in phase " + std::to_string(a.phase));
   a.expecting = true;
   a.expected = bytes;
+  observe(&Observer::on_expect_bytes, *under_way->running, arrivals, __builtin_return_address(0));
   check_issued(arrivals, a);
-  end_phase_if_complete(block_here(), a);
+  end_phase_if_complete(block_here(), arrivals, a);
 }
 
 void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* arrivals) {
@@ -87,13 +90,20 @@ void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* a
   a.issued += bytes;
   check_issued(arrivals, a);
   std::memset(to, kPoison, bytes);
-  under_way->copies.push_back({&block, arrivals, static_cast<unsigned char*>(to), from, bytes});
+  const Copy copy{&block, arrivals, static_cast<unsigned char*>(to), from, bytes};
+  observe(&Observer::on_bulk_load, *under_way->running, copy, __builtin_return_address(0));
+  under_way->copies.push_back(copy);
 }
 
 void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity) {
   const Arrivals& a = started(arrivals);
   if (parity > 1) fault(arrivals, "expected a parity of 0 or 1, got " + std::to_string(parity));
   while (a.phase % 2 == parity) under_way->wait(at_wait_arrivals);
+  observe(&Observer::on_wait_arrivals, *under_way->running, arrivals, __builtin_return_address(0));
+}
+
+void order_before_bulk_load() {
+  observe(&Observer::on_proxy_fence, *under_way->running, __builtin_return_address(0));
 }
 
 namespace host {
@@ -102,7 +112,7 @@ void make(const Copy& copy) {
   std::memcpy(copy.to, copy.from, copy.bytes);
   Arrivals& arrivals = copy.block->arrivals.at(copy.arrivals);
   arrivals.come += copy.bytes;
-  end_phase_if_complete(*copy.block, arrivals);
+  end_phase_if_complete(*copy.block, copy.arrivals, arrivals);
 }
 
 void check_copies_ended(const Block& block) {

@@ -14,13 +14,14 @@
 #include "cuda/survey.h"
 
 #define SE_DEVICE inline
+#define SE_UNOBSERVED __attribute__((no_sanitize("thread"))) inline  // reads the stand-in's own
 #define SE_KERNEL(threads, blocks) void
 #define SE_PARAMETER const
 #define SE_HAS_CLUSTERS 1
 
 namespace se_kernels::cuda {
 
-// ---- the machine: schedule.cpp, barriers.cpp, bulk_copies.cpp
+// ---- the machine: schedule.cpp, barriers.cpp, counters.cpp, bulk_copies.cpp
 namespace host {
 
 struct BlockFacts {
@@ -56,10 +57,10 @@ To bit_cast(From v) {
 }  // namespace host
 
 // ---- threads
-SE_DEVICE int thread_index() { return host::here->index; }
-SE_DEVICE int thread_count() { return host::here->block->threads; }
-SE_DEVICE int block_index() { return host::here->block->index; }
-SE_DEVICE int block_count() { return host::here->block->count; }
+SE_UNOBSERVED int thread_index() { return host::here->index; }
+SE_UNOBSERVED int thread_count() { return host::here->block->threads; }
+SE_UNOBSERVED int block_index() { return host::here->block->index; }
+SE_UNOBSERVED int block_count() { return host::here->block->count; }
 
 void block_barrier();
 
@@ -75,7 +76,7 @@ SE_DEVICE T shuffle_xor(T v, int mask) {
 
 SE_DEVICE int anew(int v) { return v; }
 
-SE_DEVICE unsigned char* shared_memory() { return host::here->block->shared; }
+SE_UNOBSERVED unsigned char* shared_memory() { return host::here->block->shared; }
 
 // ---- global memory
 SE_DEVICE Vector16 load_keep(const void* p) {
@@ -150,25 +151,18 @@ SE_DEVICE std::uint32_t narrow_pair(float low, float high, T) {
 }
 
 // ---- counters that blocks share
-SE_DEVICE std::uint32_t count_in(std::uint32_t* counter) {
-  host::interrupt();
-  const std::uint32_t before = (*counter)++;
-  host::interrupt();
-  return before;
-}
-SE_DEVICE std::uint32_t take(std::uint32_t* counter) { return count_in(counter); }
-SE_DEVICE std::uint32_t read_count(const std::uint32_t* counter) {
-  host::ask();
-  return *counter;
-}
+std::uint32_t take(std::uint32_t* counter);
+void add_release(std::uint32_t* counter);
+std::uint32_t count_in(std::uint32_t* counter);
+std::uint32_t read_count(const std::uint32_t* counter);
 SE_DEVICE void pause() { host::ask(); }
 
 SE_DEVICE float load_shared_result(const float* p) { return *p; }
 SE_DEVICE double load_shared_result(const double* p) { return *p; }
 
 // ---- clusters
-SE_DEVICE int cluster_rank() { return host::here->block->rank; }
-SE_DEVICE int cluster_size() { return host::here->block->cluster; }
+SE_UNOBSERVED int cluster_rank() { return host::here->block->rank; }
+SE_UNOBSERVED int cluster_size() { return host::here->block->cluster; }
 
 void cluster_arrive();
 void cluster_wait();
@@ -179,7 +173,7 @@ void start_arrivals(std::uint64_t* arrivals);
 void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes);
 void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* arrivals);
 void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity);
-SE_DEVICE void order_before_bulk_load() {}
+void order_before_bulk_load();
 
 // ---- the runtime
 Gpu properties_of(int device);

@@ -54,6 +54,10 @@ Fiber::~Fiber() {
   munmap(mapping_, guard_bytes() + kStackBytes);
 }
 
+bool Fiber::holds(const void* p) const {
+  return std::size_t(static_cast<const unsigned char*>(p) - mapping_) < guard_bytes() + kStackBytes;
+}
+
 void Fiber::begin() {
   Fiber& me = *to;
   me.arrive();

@@ -18,6 +18,7 @@ class Fiber {
 
   // Called on this fiber; returns when somebody switches back to it.
   void switch_to(Fiber& other);
+  bool holds(const void* p) const;  // on its stack
 
  private:
   static void begin();

@@ -10,6 +10,7 @@
 
 #include "cuda_on_host.h"
 #include "fiber.h"
+#include "observer.h"
 #include "shared_memory.h"
 
 namespace se_kernels::cuda::host {
@@ -17,15 +18,16 @@ namespace se_kernels::cuda::host {
 // What a thread waits for.
 enum Wait { at_turn, at_block_barrier, at_cluster_wait, at_shuffle, at_wait_arrivals, kWaits };
 
+struct Call;
 struct Warp;
-struct Block;
-struct Cluster;
 
 struct Thread : ThreadFacts {
   Warp* warp;
   Fiber* fiber;
   bool arrived;            // at the cluster's barrier, and has not waited
   unsigned cluster_phase;  // at its arrival
+  int slot;                // of all that may run at a time
+  const Call* call;        // that it is in: accesses.h
 
   std::uint32_t lane() const { return std::uint32_t(index % kWarp); }
 };
@@ -94,6 +96,7 @@ class Launch {
   void ask();
   void interrupt();
   void progress() { in_vain_ = 0; }
+  std::size_t threads() const { return fibers_.size(); }  // that may run at a time
 
   Thread* running = nullptr;
   std::vector<Copy> copies;  // under way

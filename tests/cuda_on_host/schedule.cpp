@@ -24,6 +24,11 @@ std::uint32_t bit(std::uint32_t lane) { return std::uint32_t(1) << lane; }
 
 }  // namespace
 
+std::vector<Observer*>& observers() {
+  static std::vector<Observer*> all;
+  return all;
+}
+
 std::string name_of(const Block& block) { return "block " + std::to_string(block.index); }
 std::string name_of(const Thread& thread) {
   return "thread " + std::to_string(thread.index) + " of " + name_of(*thread.warp->block);
@@ -70,7 +75,8 @@ Launch::Launch(const Shape& shape, void (*body)(const void*), const void* argume
         if (spare_fibers.empty()) spare_fibers.push_back(std::make_unique<Fiber>(run_threads));
         fibers_.push_back(std::move(spare_fibers.back()));
         spare_fibers.pop_back();
-        warp.lanes[i % kWarp] = {{i, &block}, &warp, fibers_.back().get(), false, 0};
+        warp.lanes[i % kWarp] = {
+            {i, &block}, &warp, fibers_.back().get(), false, 0, int(fibers_.size()) - 1, nullptr};
       }
     }
   }
@@ -85,11 +91,13 @@ Launch::~Launch() {
 }
 
 void Launch::run() {
+  observe(&Observer::on_launch_begin, shape_);
   for (auto& cluster : slots_) start_next(*cluster);
   running = draw();
   here = running;
   main_.switch_to(*running->fiber);
   if (!error_.empty()) throw std::runtime_error(describe(shape_) + ": " + error_);
+  observe(&Observer::on_launch_end);
 }
 
 void Launch::fail(const std::string& what) {
@@ -112,13 +120,14 @@ void Launch::start_next(Cluster& cluster) {
     block.barriers = 0;
     block.arrivals.clear();
     for (Warp& warp : block.warps) {
-      for (Thread& thread : warp.lanes) thread.arrived = false;
+      for (Thread& thread : warp.lanes) thread.arrived = false, thread.call = nullptr;
       std::fill(std::begin(warp.waiting), std::end(warp.waiting), 0);
       warp.shuffles = 0;
       warp.ready = ~std::uint32_t(0);
       warp.queued = true;
       queue_.push_back(&warp);
     }
+    observe(&Observer::on_block_begin, block);
   }
 }
 
@@ -152,10 +161,12 @@ void Launch::end_thread() {
     fail("divergent shuffle: " + name_of(thread) + " has returned, others wait at a shuffle_xor");
   if (thread.arrived)
     fail(name_of(thread) + " has returned between cluster_arrive and cluster_wait");
+  observe(&Observer::on_thread_end, thread);
   --cluster.alive;
   if (--block.alive == 0) {
     check_copies_ended(block);
     if (!block.memory.intact()) fail(name_of(block) + " wrote past its shared memory");
+    observe(&Observer::on_block_end, block);
   }
   if (cluster.alive > 0) {
     release_if_all_arrived(cluster);

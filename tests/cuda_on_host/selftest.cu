@@ -4,20 +4,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/primitives.cuh"
-#include "cuda/runtime.cuh"
+#include "selftest.h"
 
 namespace se_kernels::cuda {
 namespace {
-
-struct Parameters {
-  const float* in;
-  float* out;
-  std::uint32_t* counters;
-  int size;
-};
-
-using Kernel = void (*)(Parameters);
 
 SE_DEVICE float warp_sum(float v) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
@@ -49,6 +39,7 @@ SE_KERNEL(256, 1) cluster_sums(SE_PARAMETER Parameters p) {
   float sum = 0;
   for (int phase = 0; phase < 2; ++phase) {
     if (thread_index() == 0) {
+      order_before_bulk_load();
       expect_bytes(arrivals, std::uint32_t(half * 4));
       for (int part = 0; part < 2; ++part)
         bulk_load(x + part * half / 2,
@@ -330,13 +321,7 @@ SE_KERNEL(64, 1) waits_without_a_barrier(SE_PARAMETER Parameters p) {
   wait_arrivals(arrivals, 0);
 }
 
-struct Named {
-  const char* name;
-  Kernel kernel;
-};
-
-#define SE_NAMED(kernel) {#kernel, kernel}
-constexpr Named kKernels[] = {
+const std::vector<Named> kernels = {
     SE_NAMED(cluster_sums),
     SE_NAMED(tickets),
     SE_NAMED(conversions),
@@ -388,16 +373,14 @@ extern "C" __attribute__((visibility("default"))) void se_selftest(
     float* out, std::uint32_t* counters, int size, char* error, std::size_t error_size) {
   using namespace se_kernels::cuda;
   std::string what = std::string("no kernel ") + name;
-  for (const Named& named : kKernels)
-    if (what.substr(10) == named.name) {
-      try {
-        what.clear();
-        launch<Parameters>(named.kernel, {in, out, counters, size},
-                           {name, blocks, threads, cluster, shared_bytes}, nullptr);
-      } catch (const std::exception& thrown) {
-        what = thrown.what();
-      }
-      break;
-    }
+  for (const auto* all : {&kernels, &race_kernels})
+    for (const Named& named : *all)
+      if (std::string(name) == named.name) try {
+          what.clear();
+          launch<Parameters>(named.kernel, {in, out, counters, size},
+                             {name, blocks, threads, cluster, shared_bytes}, nullptr);
+        } catch (const std::exception& thrown) {
+          what = thrown.what();
+        }
   if (error_size > 0) error[what.copy(error, error_size - 1)] = '\0';
 }

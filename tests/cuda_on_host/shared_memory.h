@@ -11,6 +11,7 @@ class SharedMemory {
  public:
   explicit SharedMemory(int bytes);
   unsigned char* data() const { return data_.get(); }
+  std::size_t bytes() const { return bytes_; }
   bool holds(const void* p, std::size_t bytes) const;
   void poison();        // all NaN, and negative integers
   bool intact() const;  // nothing was written past the end; under ASan it would not come to that
