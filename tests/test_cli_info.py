@@ -223,11 +223,23 @@ def test_a_backend_is_skipped_on_gpus_where_its_check_failed(monkeypatch, caplog
     monkeypatch.setattr(dispatch, "SKIPPED", (("cuda", "9.0", "dx of two sweeps is wrong"),))
     with caplog.at_level("DEBUG", "se_kernels"):
         assert dispatch.choose(x) == "triton"
-    reason = "skipped on GPUs of compute capability 9.0: dx of two sweeps is wrong"
+    reason = "not chosen by itself on 9.0: dx of two sweeps is wrong; backend='cuda' takes it"
     assert f"backend cuda passed over: {reason}" in caplog.text
     assert dispatch.choose(x, "cuda") == "cuda"  # named, so that it can be checked
     gpu.major = 10
     assert dispatch.choose(x) == "cuda"
+
+
+def test_amd_gpus_get_the_definition_until_one_has_run_the_kernels(monkeypatch):
+    x = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
+    dispatch = se_kernels.dispatch
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(dispatch.BACKENDS["cuda"], "why_not_for", lambda x: "not built")
+    monkeypatch.setattr(dispatch.BACKENDS["triton"], "why_not", lambda: None)
+    monkeypatch.setattr(dispatch.BACKENDS["triton"], "why_not_for", lambda x: None)
+    monkeypatch.setattr(dispatch, "DEFAULT", None)
+    assert dispatch.choose(x) == "reference"
+    assert dispatch.choose(x, "triton") == "triton"
 
 
 def test_nothing_is_skipped_on_a_cpu(installed_backend, monkeypatch):
