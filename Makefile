@@ -62,7 +62,8 @@ test: env cuda-on-host
 # The CUDA backend on the host, built to find races (GCC): its tests, and what finds them. Then, left
 # out one at a time, what keeps them away.
 RACES := $(CUDA_ON_HOST)_races
-RACES_TESTS := tests/test_cuda_races.py tests/test_cuda.py tests/test_cuda_norm.py
+RACES_TESTS := tests/test_cuda_races.py tests/test_cuda_traffic.py tests/test_cuda.py \
+  tests/test_cuda_norm.py
 
 cuda-on-host-races: env
 	@$(call build_cuda_on_host,$(RACES),-DSE_KERNELS_RACES=ON)

@@ -1,8 +1,11 @@
-"""The command line: ``python -m benchmarks layer | tail | network | photos | quick | paper``."""
+"""The command line: ``python -m benchmarks layer | tail | network | photos | traffic | ...``."""
 
 import functools
+import multiprocessing
+import os
 import shlex
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import click
@@ -11,7 +14,19 @@ import torch
 import se_kernels
 from se_kernels import dispatch
 
-from . import block, contenders, environment, models, network, pair, paper, photos, records, report
+from . import (
+    block,
+    contenders,
+    environment,
+    models,
+    network,
+    pair,
+    paper,
+    photos,
+    records,
+    report,
+    traffic,
+)
 from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
 from .layer import Layer
@@ -411,6 +426,59 @@ def paper_command():
     wrong = agreed.count(False)
     if wrong:
         raise click.ClickException(f"{wrong} of {len(agreed)} figures differ from the paper's")
+
+
+@main.command("traffic")
+@several(
+    "shapes",
+    str,
+    list(block.STAGES),
+    "A stage of SE-ResNet-50, or CxHxW[:R]; R is C/16 where not given.",
+    "--shape",
+    callback=_shapes,
+    metavar="SHAPE",
+)
+@click.option(
+    "--batch",
+    type=POSITIVE,
+    help=f"Images.  [default: of a stage {', '.join(map(str, traffic.BATCHES.values()))}]",
+)
+@several("dtypes", click.Choice(list(DTYPES)), ["bfloat16"], "Of x.", "--dtype")
+@several("layouts", click.Choice(list(MEMORY_FORMATS)), list(MEMORY_FORMATS), "Of x.", "--layout")
+@several("kernels", click.Choice(list(traffic.KERNELS)), list(traffic.KERNELS), "", "--kernel")
+@click.option("--json", "json_path", type=FILE, help="Append one JSON line per kernel and point.")
+@click.pass_context
+def traffic_command(ctx, shapes, batch, dtypes, layouts, kernels, json_path):
+    """The memory traffic of the CUDA kernels, counted without a GPU: docs/traffic.md. Nothing is
+    timed. All of it takes some three minutes on two cores."""
+    points = [
+        traffic.Point(shape, batch or traffic.batch_of(shape), dtype, layout, tuple(kernels))
+        for shape in shapes
+        for dtype in dtypes
+        for layout in layouts
+    ]
+    here = environment.gather(torch.device("cpu"), ctx.find_root().meta[COMMAND])
+    found: list[dict] = []
+    try:
+        traffic.stand_in()
+        with progress(points) as start, counters() as pool:
+            counted = [pool.submit(traffic.count, point, here) for point in points]
+            for point, records_of_point in zip(points, counted, strict=True):
+                start(point)
+                found += records_of_point.result()
+    except traffic.NotBuiltError as error:
+        raise click.ClickException(str(error)) from None
+    finish(found, report.traffic_tables, {"json_path": json_path, "save": False})
+
+
+def counters() -> ProcessPoolExecutor:
+    """Processes of one thread each: a launch on the stand-in takes one."""
+    return ProcessPoolExecutor(
+        os.cpu_count(),
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
 
 
 def pick_backends(device: torch.device, named: Sequence[str]) -> list[str]:

@@ -313,6 +313,52 @@ def _agreement(finding: Finding) -> str:
     return finding.figure.reading.name if finding.agrees else "NO"
 
 
+TRAFFIC_CAPTION = (
+    "units: bytes asked of tensors of x's size, over x's; once: each sector once; rest: of all"
+    " other memory\nsectors: over the fewest, by 16 bytes a lane and otherwise; wavefronts: of"
+    " shared memory, over the fewest\nunder way: bytes that a warp has loaded before it uses any;"
+    " /512: for every 512 bytes of x"
+)
+
+
+def traffic_tables(records: Sequence[dict]) -> list[Table]:
+    """One table per dtype and layout."""
+    return [_traffic_table(group, key) for key, group in _groups(records, "dtype", "layout")]
+
+
+def _traffic_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
+    gpu = records[0]["gpu"]
+    title = (
+        f"Traffic, {', '.join(key)}; counted on the host, as if by a GPU of"
+        f" {gpu['multiprocessors']} multiprocessors, {gpu['threads']} threads a block"
+    )
+    table = _table(title, "shape", "N", "kernel")
+    for heading in (
+        *("units", "once", "floor", "rest", "sectors", "other", "wavefronts", "under way"),
+        *("barriers a tile", "clusters' a tile", "requests /512", "shuffles /512"),
+    ):
+        table.add_column(heading, justify="right", max_width=10)
+    before = None
+    for record in records:
+        counts, shape = record["counts"], record["shape"]["name"]
+        if before not in (None, shape):
+            table.add_section()
+        table.add_row(
+            *(("", "") if shape == before else (shape, str(record["batch"]))),
+            record["kernel"],
+            *(f"{counts[u]:.2f}" for u in ("units", "units_once")),
+            f"{record['floor']:.2f}",
+            f"{counts['rest']:.2f}",
+            *(_number(counts[u], ".2f") for u in ("vector_sectors", "other_sectors", "wavefronts")),
+            _number(counts["under_way"], ".0f"),
+            *(f"{counts[u]:.1f}" for u in ("barriers_a_tile", "cluster_barriers_a_tile")),
+            *(f"{counts[u]:.1f}" for u in ("requests_a_warp", "shuffles_a_warp")),
+        )
+        before = shape
+    table.caption, table.caption_justify = TRAFFIC_CAPTION, "left"
+    return table
+
+
 def network_point(record: dict) -> str:
     size = record["image_size"]
     what = mode_in_words(record["mode"], "training step")

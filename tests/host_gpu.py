@@ -6,7 +6,9 @@
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
+import subprocess
 import sysconfig
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -30,11 +32,22 @@ class Gpu:
     threads: int = 64  # of a block
 
 
+@dataclass(frozen=True)
+class Moved:
+    """Bytes of global memory: asked for by requests; and in whole sectors of 32, each once, and not
+    read if they were written before."""
+
+    read: int
+    read_once: int
+    written: int
+    written_once: int
+
+
 class HostGpu:
     """What the library at ``path`` pretends to run on, with ``Gpu()`` and the order of seed 1."""
 
     def __init__(self, path: Path):
-        self.library = ctypes.CDLL(str(path))
+        self.library, self._path = ctypes.CDLL(str(path)), path
         self._set_gpu, self._order = self.library.se_host_set_gpu, (1, 0)
         self._gpu = Gpu()
         self._set_gpu(*astuple(self._gpu))
@@ -81,6 +94,15 @@ class HostGpu:
         finally:
             judge(1)
 
+    @contextlib.contextmanager
+    def counting(self):
+        """Gives a ``Traffic`` of the launches meanwhile, from nothing."""
+        self.library.se_host_traffic_start()
+        try:
+            yield Traffic(self.library, self._path)
+        finally:
+            self.library.se_host_traffic_stop()
+
     def launches(self) -> int:
         """The number of launches so far."""
         return self.library.se_host_launches()
@@ -92,18 +114,50 @@ class HostGpu:
         return text.value.decode()
 
 
+class Traffic:
+    """What was counted of some launches, until counting begins anew; see docs/traffic.md."""
+
+    def __init__(self, library: ctypes.CDLL, path: Path):
+        self._library, self._path = library, path
+        library.se_host_traffic_launches.restype = ctypes.c_char_p
+
+    def launches(self) -> list[dict]:
+        """A dictionary of each launch, in their order; "sites" are places in the kernel's code."""
+        return json.loads(self._library.se_host_traffic_launches())
+
+    def lines_of(self, sites: list[dict]) -> list[list[str]]:
+        """Of each site its lines of the source, as "forward.cu:63", the outermost call first."""
+        places = sorted({place for site in sites for place in site["at"]})
+        calls = "".join(f"{place - 1:#x}\n" for place in places)  # before what it returns to
+        command = ["addr2line", "-s", "-e", str(self._path)]
+        found = subprocess.run(command, input=calls, capture_output=True, text=True, check=True)
+        lines = (line.partition(" ")[0] for line in found.stdout.splitlines())
+        line_of = dict(zip(places, lines, strict=True))
+        return [[line_of[place] for place in site["at"]] for site in sites]
+
+    def moved(self, tensor: torch.Tensor | None = None) -> Moved:
+        """Bytes of the tensor's storage, or of all global memory."""
+        address, size = 0, 0
+        if tensor is not None:
+            storage = tensor.untyped_storage()
+            address, size = storage.data_ptr(), storage.nbytes()
+        found = (ctypes.c_uint64 * 4)()
+        self._library.se_host_traffic_of(ctypes.c_void_p(address), ctypes.c_size_t(size), found)
+        return Moved(*found)
+
+
 def is_on_host(backend: str | None) -> bool:
     """Whether ``backend`` is CUDA's, and runs on the stand-in."""
     return backend == "cuda" and not torch.cuda.is_available()
 
 
-def lend_to_the_cuda_backend() -> None:
+def lend_to_the_cuda_backend(path: Path = CUDA) -> None:
     """Backend "cuda" takes CPU tensors from here on, where the library is built."""
-    if not CUDA.exists():
+    if not path.exists():
         return
     from se_kernels.backends.cuda import library
 
-    spec = importlib.util.spec_from_file_location("se_kernels._cuda", CUDA)
+    spec = importlib.util.spec_from_file_location("se_kernels._cuda", path)
     library.native = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(library.native)
     library.reason = None

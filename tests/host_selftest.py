@@ -37,8 +37,8 @@ class Selftest(HostGpu):
 
 
 def aligned(values) -> np.ndarray:
-    """A float32 copy that starts at a multiple of 16 bytes."""
-    array = np.empty(len(values) + 4, np.float32)
-    start = -array.ctypes.data % 16 // 4
+    """A float32 copy that starts at a multiple of 128 bytes."""
+    array = np.empty(len(values) + 32, np.float32)
+    start = -array.ctypes.data % 128 // 4
     array[start : start + len(values)] = values
     return array[start : start + len(values)]

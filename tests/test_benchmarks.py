@@ -532,6 +532,17 @@ def test_photographs_are_normalised_and_cropped():
     assert x.std(dim=(2, 3)).max() < 1e-5
 
 
+# --- traffic ------------------------------------------------------------------------------------
+
+
+def test_traffic_needs_the_stand_in_for_cuda(monkeypatch, tmp_path):
+    monkeypatch.setenv("SE_KERNELS_CUDA_ON_HOST", str(tmp_path))
+    result = run("traffic")
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: expected {tmp_path}")
+    assert "`make races` builds it" in result.output
+
+
 # --- quick, records -------------------------------------------------------------------------------
 
 

@@ -44,9 +44,12 @@ struct CallHash {
 const Call* call_from(const Call* outer, const void* pc) {
   static std::unordered_map<std::pair<const Call*, const void*>, std::unique_ptr<Call>, CallHash>
       calls;
+  static const Call* recent[1 << 12];  // most are there
+  const Call*& near = recent[CallHash()({outer, pc}) * 0x9e3779b97f4a7c15u >> 52];
+  if (near && near->outer == outer && near->pc == pc) return near;
   auto& call = calls[{outer, pc}];
   if (!call) call = std::make_unique<Call>(Call{outer, pc});
-  return call.get();
+  return near = call.get();
 }
 
 void access(const void* p, std::size_t bytes, bool writes, const void* pc) {
@@ -55,6 +58,13 @@ void access(const void* p, std::size_t bytes, bool writes, const void* pc) {
 }
 
 }  // namespace
+
+void announce_vector() {
+  if (under_way) observe(&Observer::on_vector, *under_way->running);
+}
+void announce_use() {
+  if (under_way) observe(&Observer::on_use, *under_way->running);
+}
 
 const Call* call_of(const Thread& thread) { return thread.call; }
 
@@ -91,11 +101,16 @@ SE_TSAN void __tsan_write_range(void* p, std::size_t bytes) {
 }
 
 SE_TSAN void __tsan_func_entry(void* pc) {
-  if (under_way) under_way->running->call = call_from(under_way->running->call, pc);
+  if (!under_way) return;
+  Thread& thread = *under_way->running;
+  thread.call = call_from(thread.call, pc);
+  observe(&Observer::on_call, thread, pc);
 }
 SE_TSAN void __tsan_func_exit() {
-  if (under_way && under_way->running->call)
-    under_way->running->call = under_way->running->call->outer;
+  if (!under_way || !under_way->running->call) return;
+  Thread& thread = *under_way->running;
+  thread.call = thread.call->outer;
+  observe(&Observer::on_return, thread);
 }
 
 SE_TSAN void __tsan_init() {}

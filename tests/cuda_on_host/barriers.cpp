@@ -74,6 +74,7 @@ std::uint64_t exchange(std::uint64_t bits, int mask) {
     under_way->wait(at_shuffle);
   } else {
     ++warp.shuffles;
+    observe(&Observer::on_shuffle, thread);
     under_way->progress();
     under_way->wake(warp, at_shuffle);
   }

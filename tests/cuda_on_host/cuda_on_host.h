@@ -41,6 +41,14 @@ std::uint64_t exchange(std::uint64_t bits, int mask);
 const float* remote(const float* p, int rank);
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments);
 
+#ifdef SE_OBSERVED       // accesses.cpp
+void announce_vector();  // the next access is of a 16-byte primitive
+void announce_use();     // of what was loaded
+#else
+inline void announce_vector() {}
+inline void announce_use() {}
+#endif
+
 inline void check_aligned(const void* p, const char* call) {
   if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0)
     fail(std::string(call) + ": the address is not a multiple of 16 bytes");
@@ -81,22 +89,26 @@ SE_UNOBSERVED unsigned char* shared_memory() { return host::here->block->shared;
 // ---- global memory
 SE_DEVICE Vector16 load_keep(const void* p) {
   host::check_aligned(p, "load_keep");
+  host::announce_vector();
   Vector16 v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
 SE_DEVICE Vector16 load_drop(const void* p) {
   host::check_aligned(p, "load_drop");
+  host::announce_vector();
   Vector16 v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
 SE_DEVICE void store_keep(void* p, Vector16 v) {
   host::check_aligned(p, "store_keep");
+  host::announce_vector();
   std::memcpy(p, &v, sizeof(v));
 }
 SE_DEVICE void store_stream(void* p, Vector16 v) {
   host::check_aligned(p, "store_stream");
+  host::announce_vector();
   std::memcpy(p, &v, sizeof(v));
 }
 
@@ -104,7 +116,10 @@ SE_DEVICE float reciprocal(float v) { return 1 / v; }
 SE_DEVICE double reciprocal(double v) { return 1 / v; }
 
 // ---- numbers of 16 bits
-SE_DEVICE float word_to_float(std::uint32_t word) { return host::bit_cast<float>(word); }
+SE_DEVICE float word_to_float(std::uint32_t word) {
+  host::announce_use();
+  return host::bit_cast<float>(word);
+}
 SE_DEVICE std::uint32_t float_to_word(float v) { return host::bit_cast<std::uint32_t>(v); }
 
 SE_DEVICE float widen(float v) { return v; }

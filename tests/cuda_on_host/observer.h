@@ -29,14 +29,21 @@ class Observer {
   virtual void on_block_end(const Block&) {}
   virtual void on_thread_end(const Thread&) {}
 
+  // A call, from pc; and the return from the innermost.
+  virtual void on_call(const Thread&, const void* /*pc*/) {}
+  virtual void on_return(const Thread&) {}
+
   // A plain access of global or shared memory.
   virtual void on_access(const Thread&, const void* /*address*/, unsigned /*bytes*/,
                          bool /*writes*/, const void* /*pc*/) {}
+  virtual void on_vector(const Thread&) {}  // the next access is of a 16-byte primitive
+  virtual void on_use(const Thread&) {}     // of what was loaded
   virtual void on_remote_load(const Thread&, const Block& /*of*/, const void* /*address*/,
                               const void* /*pc*/) {}
   virtual void on_counter(const Thread&, const std::uint32_t*, bool /*writes*/, Order,
                           const void* /*pc*/) {}
 
+  virtual void on_shuffle(const Thread&) {}  // the last of its warp
   virtual void on_barrier_arrive(const Thread&, const void* /*pc*/) {}
   virtual void on_barrier_complete(const Block&) {}
   virtual void on_cluster_arrive(const Thread&, const void* /*pc*/) {}

@@ -373,7 +373,7 @@ extern "C" __attribute__((visibility("default"))) void se_selftest(
     float* out, std::uint32_t* counters, int size, char* error, std::size_t error_size) {
   using namespace se_kernels::cuda;
   std::string what = std::string("no kernel ") + name;
-  for (const auto* all : {&kernels, &race_kernels})
+  for (const auto* all : {&kernels, &race_kernels, &traffic_kernels})
     for (const Named& named : *all)
       if (std::string(name) == named.name) try {
           what.clear();

@@ -23,6 +23,7 @@ struct Named {
 
 #define SE_NAMED(kernel) {#kernel, kernel}
 
-extern const std::vector<Named> race_kernels;  // selftest_races.cu
+extern const std::vector<Named> race_kernels;     // selftest_races.cu
+extern const std::vector<Named> traffic_kernels;  // selftest_traffic.cu
 
 }  // namespace se_kernels::cuda
