@@ -73,7 +73,7 @@ def _prepare_cuda() -> tuple[list[str], dict]:
 
 
 def _digest(folder: Path) -> str:
-    """Of the sources in it, by name and content; tools/digest.py compares it with those it finds."""
+    """Of the sources in it, by name and content; as in tools/digest.py."""
     found = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.suffix in {".cpp", ".cu", ".cuh", ".h", ".py", ".txt"}:
