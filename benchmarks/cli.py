@@ -465,10 +465,14 @@ def traffic_command(ctx, shapes, batch, dtypes, layouts, kernels, json_path):
             counted = [pool.submit(traffic.count, point, here) for point in points]
             for point, records_of_point in zip(points, counted, strict=True):
                 start(point)
-                found += records_of_point.result()
+                for record in records_of_point.result():
+                    found.append(record)
+                    save(record, {"json_path": json_path, "save": False})
     except traffic.NotBuiltError as error:
         raise click.ClickException(str(error)) from None
-    finish(found, report.traffic_tables, {"json_path": json_path, "save": False})
+    console = report.console()
+    for table in report.traffic_tables(found):
+        console.print(table)
 
 
 def counters() -> ProcessPoolExecutor:

@@ -14,8 +14,8 @@ BACKENDS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 NAMES = (*BACKENDS, REFERENCE)
 
 # (backend, architecture, reason): the automatic choice skips the backend on such a GPU, since
-# `python -m se_kernels check` failed there or never ran; a line goes when it passes. The architecture
-# is a compute capability of NVIDIA's, "9.0", or "AMD".
+# `python -m se_kernels check` failed there or never ran; a line goes when it passes.
+# The architecture is a compute capability of NVIDIA's, "9.0", or "AMD".
 SKIPPED = (("triton", "AMD", "its kernels have not yet run on an AMD GPU"),)
 
 _log = logging.getLogger("se_kernels")
