@@ -38,6 +38,8 @@ void interrupt();                                 // others may run first
 std::uint64_t exchange(std::uint64_t bits, int mask);
 const float* remote(const float* p, int rank);
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments);
+// Where launches are only recorded: keeps this one, and says so.
+bool records(const Shape& shape, const void* parameters, std::size_t bytes);
 
 inline void check_aligned(const void* p, const char* call) {
   if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0)
@@ -190,12 +192,14 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 };
 
-inline void zero(void* data, std::int64_t bytes, const Shape&, void*) {
+inline void zero(void* data, std::int64_t bytes, const Shape& shape, void*) {
+  if (host::records(shape, nullptr, 0)) return;
   std::memset(data, 0, std::size_t(bytes));
 }
 
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shape& shape, void*) {
+  if (host::records(shape, &parameters, sizeof(parameters))) return;
   struct Call {
     void (*kernel)(Parameters);
     const Parameters& parameters;
