@@ -4,9 +4,10 @@ import struct
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from sass.listing import Instruction, read_functions
+from sass.listing import Instruction, read_instructions, split_functions
 
 
 @dataclass
@@ -14,8 +15,12 @@ class Function:
     """One kernel: its code, and constant bank 2, where the tables of its switches lie."""
 
     name: str
-    code: list[Instruction]
+    listing: str
     tables: bytes
+
+    @cached_property
+    def code(self) -> list[Instruction]:
+        return read_instructions(self.listing)
 
 
 def sections(elf: bytes) -> dict[str, bytes]:
@@ -51,6 +56,6 @@ def functions(cuobjdump: str, path: Path, arch: str = "") -> dict[str, Function]
                     tables[name.removeprefix(".nv.constant2.")] = content
     listing = run(*only, "-sass", path)
     return {
-        name: Function(name, code, tables.get(name, b""))
-        for name, code in read_functions(listing)
+        name: Function(name, text, tables.get(name, b""))
+        for name, text in split_functions(listing).items()
     }

@@ -1,7 +1,6 @@
 """The instructions of each function in a listing of ``cuobjdump --dump-sass``."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -124,15 +123,18 @@ def parse_operand(text: str) -> Operand:
 TRUE = Operand("P", 7)
 
 
-def read_functions(text: str) -> Iterator[tuple[str, list[Instruction]]]:
-    """(mangled name, instructions) of each function in a listing."""
-    name, instructions = None, []
+def split_functions(text: str) -> dict[str, str]:
+    """The part of a listing that is about each function, by mangled name."""
+    starts = [*FUNCTION.finditer(text)]
+    ends = [*(s.start() for s in starts[1:]), len(text)]
+    return {s[1]: text[s.end() : end] for s, end in zip(starts, ends, strict=True)}
+
+
+def read_instructions(text: str) -> list[Instruction]:
+    """Of one function."""
+    instructions = []
     for line in text.splitlines():
-        if function := FUNCTION.search(line):
-            if name is not None:
-                yield name, instructions
-            name, instructions = function[1], []
-        elif found := LINE.match(line):
+        if ";" in line and (found := LINE.match(line)):
             address, guard, opcode, operands = found.groups()
             opcode, *modifiers = opcode.split(".")
             if opcode in (*BRANCHES, *ENDS):
@@ -147,5 +149,4 @@ def read_functions(text: str) -> Iterator[tuple[str, list[Instruction]]]:
                     f"{found[3]} {found[4]}",
                 )
             )
-    if name is not None:
-        yield name, instructions
+    return instructions

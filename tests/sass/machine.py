@@ -5,8 +5,7 @@ together; BSSY and BSYNC bring the lanes of a warp together again, as on a GPU. 
 counts once for each warp that has a lane at it.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -38,8 +37,9 @@ class Counts:
     """What a block has executed, in warp instructions."""
 
     executed: np.ndarray  # per instruction
-    sectors: Counter = field(default_factory=Counter)  # 32 bytes each: "load", "store"
-    rounds: int = 0  # times that a warp waits for a load of global memory, the slowest warp's
+    # Times that the slowest warp waits for global memory: for loads of 16 bytes a lane, for others
+    wide_waits: int = 0
+    other_waits: int = 0
 
     @property
     def total(self) -> int:
@@ -68,11 +68,13 @@ class Machine:
         self.bit = np.uint32(1) << (self.thread % WARP).astype(np.uint32)
         self.gathering = np.zeros((16, lanes), np.uint32)  # of BSSY: the lanes to come together
         self.alive = np.ones(lanes, bool)
-        self.mask = self.alive.copy()
-        self.full = True
         self.counts = Counts(np.zeros(len(code), np.int64))
-        self.pending = np.zeros(256, bool)
+        # Registers that a load of global memory is under way to: 2 of 16 bytes a lane, 1 of others
+        self.pending = np.zeros((256, lanes // WARP), np.uint8)
+        self.has_pending = False
+        self.waits = np.zeros((3, lanes // WARP), np.int64)
         self._operations = [None] * len(code)
+        self._sources = [None] * len(code)
         self._compile = compile_instruction
 
     # --- registers
@@ -112,6 +114,9 @@ class Machine:
         while True:
             if not self.groups:
                 if not self.alive.any():
+                    _, self.counts.other_waits, self.counts.wide_waits = (
+                        int(n) for n in self.waits[:, self.waits.sum(0).argmax()]
+                    )
                     return self.counts
                 self._release()
                 continue
@@ -124,9 +129,11 @@ class Machine:
                 operation = self._operations[pc]
                 if operation is None:
                     operation = self._operations[pc] = self._compile(self, self.code[pc])
+                    self._sources[pc] = registers_of(self.code[pc])
+                if self.has_pending:
+                    self._wait(self._sources[pc], mask)
                 self.counts.executed[pc] += warps
                 steps += 1
-                self.mask, self.full = mask, full
                 goes_to = operation(mask, full)
                 if goes_to is None:
                     pc += 1
@@ -139,6 +146,20 @@ class Machine:
                     break
             if steps > MOST_STEPS:
                 raise MachineError(f"no end after {steps} instructions: {self.code[pc].text}")
+
+    def load_begins(self, register: int, words: int, wide: bool, on) -> None:
+        """Of global memory, to ``words`` registers."""
+        self.pending[register : register + words, self.warps(on)] = 2 if wide else 1
+        self.has_pending = True
+
+    def _wait(self, registers, mask) -> None:
+        """For the loads under way, in the warps that need one of them."""
+        kinds = self.pending[registers].max(0, initial=0) * self.warps(mask)
+        if kinds.any():
+            warps = np.flatnonzero(kinds)
+            self.waits[self.pending[:, warps].max(0), warps] += 1
+            self.pending[:, warps] = 0
+            self.has_pending = bool(self.pending.any())
 
     def go(self, pc: int, mask) -> None:
         """Puts lanes at an instruction."""
@@ -178,6 +199,19 @@ class Machine:
 
     def exit(self, mask) -> None:
         self.alive &= ~mask
+
+
+def registers_of(i: Instruction) -> list[int]:
+    """The registers that an instruction reads or writes."""
+    found = []
+    for operand in i.operands:
+        for o in (operand, operand.register):
+            if o is not None and o.kind == "R" and o.value != RZ:
+                wide = 2 if o.part == "64" or operand is not o or "WIDE" in i.modifiers else 1
+                found.extend(range(o.value, min(o.value + wide, RZ)))
+    if i.name in ("STG", "STS") and i.operands[-1].kind == "R" and i.operands[-1].value != RZ:
+        found.extend(range(i.operands[-1].value, i.operands[-1].value + (4 if i.is_wide else 1)))
+    return found
 
 
 def constant_bank(launch: Launch, base: int = 0x210) -> np.ndarray:

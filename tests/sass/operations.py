@@ -226,6 +226,7 @@ def special(m, i):
         "SR_CTAID.X": U32(m.block),
         "SR_LANEID": m.thread % WARP,
         "SR_CgaCtaId": U32(0),
+        "SR_SWINHI": U32(0),  # of generic addresses of shared memory
         "SR_CTAID.Y": U32(0),
         "SR_CTAID.Z": U32(0),
         "SR_TID.Y": U32(0),
@@ -1105,6 +1106,8 @@ def load(m, i):
             if d.value != RZ:
                 shift = ((address & 3) * 8).astype(U32)
                 m.put(d.value + n, narrowed(word, shift, size, signed), lanes)
+        if i.name != "LDS" and d.value != RZ:
+            m.load_begins(d.value, len(words), i.is_wide, on)
 
     return run
 
@@ -1141,6 +1144,7 @@ def atomic(m, i):
         before = m.memory.add(read(), np.broadcast_to(by(), (m.lanes,)), on)
         if returns and register is not None and register.value != RZ:
             m.put(register.value, before, lanes)
+            m.load_begins(register.value, 1, False, on)
 
     return run
 
