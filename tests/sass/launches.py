@@ -27,10 +27,11 @@ def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype, way) -
     """Of ``operation`` for x of ``shape`` (N, C, H, W), the FCs in float32."""
     n, channels = shape[:2]
     reduced = channels // REDUCTION
-    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
 
-    def image():
-        return torch.zeros(shape, dtype=dtype).contiguous(memory_format=memory_format)
+    def image():  # not written to: its pages are never touched
+        if layout == "nchw":
+            return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(n, *shape[2:], channels, dtype=dtype).permute(0, 3, 1, 2)
 
     def small(*size):
         return torch.zeros(size or (n, channels))

@@ -351,10 +351,8 @@ def shift_add(m, i):
         carries.append(predicate_writer(m, rest.pop(0)))
     write = writer(m, d)
     if "HI" in i.modifiers:
-        a, b, c, shift, *ins = rest
         signed = "SX32" in i.modifiers
-        if signed:
-            a, b, shift, *ins = rest
+        a, b, c, shift, *ins = rest if not signed else (*rest[:2], None, *rest[2:])
         x, y = reader(m, a, I32 if signed else U32), reader(m, b)
         high = None if signed else reader(m, c)
         by = U64(shift.value)

@@ -15,12 +15,12 @@ import torch
 from cuda_listing import Kernel, kernel_of
 from host_gpu import Gpu
 
+from benchmarks.occupancy import resident_blocks
 from benchmarks.instructions import OPERATIONS, STAGES, fingerprint
 from sass import launches
 from sass.cubin import Function, functions
 from sass.loops import contents, dividing_subroutines, find_loops
-from sass.measure import UNIT, Measured, measure
-from sass.occupancy import resident_blocks
+from sass.measure import UNIT, Measured, cut_of, measure
 
 BATCH, CAPABILITY = 256, 90
 H200 = Gpu(CAPABILITY, 132, 50 << 20, 227 << 10, 228 << 10, 256)
@@ -28,18 +28,29 @@ WAYS = ("two_sweeps", "cluster")
 HOTTEST = 4  # loops that a line lists
 
 
-class Code:
-    """The kernels of a library for one GPU, and their registers."""
+def objects(dtype: torch.dtype = torch.bfloat16) -> list[Path]:
+    """What ``make cuda`` has compiled for x of ``dtype``: in the library itself several files have
+    one name."""
+    name = {torch.float32: "float"}.get(dtype, str(dtype)[6:])
+    folders = Path(host_gpu.ROOT / "build").glob(
+        f"cmake-cuda-*/CMakeFiles/se_kernels_{name}.dir"
+    )
+    newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
+    return sorted(newest.glob("*.o")) if newest else []
 
-    def __init__(self, library: Path):
-        found = functions(cuda_listing.cuobjdump(), library, f"sm_{CAPABILITY}")
-        self.functions = {kernel_of(name): function for name, function in found.items()}
-        usage = cuda_listing.told("--dump-resource-usage", library)
-        self.registers = {
-            r.kernel: r.registers
-            for r in cuda_listing.read_usage(usage)
-            if r.capability == CAPABILITY
-        }
+
+class Code:
+    """The kernels of some object files, for compute capability 9.0, and their registers."""
+
+    def __init__(self, paths: list[Path]):
+        self.functions: dict[Kernel | str, Function] = {}
+        self.registers: dict[Kernel | str, int] = {}
+        for path in paths:
+            found = functions(cuda_listing.cuobjdump(), path, f"sm_{CAPABILITY}")
+            self.functions |= {kernel_of(name): function for name, function in found.items()}
+            usage = cuda_listing.told("--dump-resource-usage", "-arch", f"sm_{CAPABILITY}", path)
+            for resources in cuda_listing.read_usage(usage):
+                self.registers[resources.kernel] = resources.registers
 
 
 def kernel_named(name: str, dtype: torch.dtype, layout: str, tail: bool) -> Kernel:
@@ -51,7 +62,7 @@ def kernel_named(name: str, dtype: torch.dtype, layout: str, tail: bool) -> Kern
 def line_of(measured: Measured, function: Function, registers: int, x_bytes: int) -> dict:
     """What is written down about a launch."""
     launch, executed, code = measured.launch, measured.executed(), function.code
-    pieces = x_bytes / UNIT
+    pieces, warps = x_bytes / UNIT, launch.threads // 32
     divides = dividing_subroutines(code)
     parts: dict[str, float] = {}
     for kind, counts in measured.kinds:
@@ -67,6 +78,7 @@ def line_of(measured: Measured, function: Function, registers: int, x_bytes: int
         threads=launch.threads,
         cluster=launch.cluster,
         shared_bytes=launch.shared_bytes,
+        group_images=cut_of(launch).images if "cluster" not in launch.kernel else 0,
         instructions=round(measured.per_unit(x_bytes), 1),
         parts={name: round(value, 1) for name, value in parts.items()},
         **rates,
@@ -76,7 +88,8 @@ def line_of(measured: Measured, function: Function, registers: int, x_bytes: int
                 count=kind.count,
                 wide_waits=counts.wide_waits,
                 other_waits=counts.other_waits,
-                fences=fences(code, counts.executed),
+                fences=executed_of(code, counts.executed, "MEMBAR", "GPU"),
+                exchanges=executed_of(code, counts.executed, "UCGABAR_WAIT") // warps,
                 instructions=counts.total,
             )
             for kind, counts in measured.kinds
@@ -85,13 +98,10 @@ def line_of(measured: Measured, function: Function, registers: int, x_bytes: int
     )
 
 
-def fences(code, executed) -> int:
-    """Of the whole GPU."""
-    return int(sum(n for i, n in zip(code, executed, strict=True) if is_fence(i)))
-
-
-def is_fence(i) -> bool:
-    return i.name == "MEMBAR" and "GPU" in i.modifiers
+def executed_of(code, executed, name: str, modifier: str = "") -> int:
+    """How often a block's warps execute an instruction."""
+    held = (i.name == name and (not modifier or modifier in i.modifiers) for i in code)
+    return int(sum(n for n, wanted in zip(executed, held, strict=True) if wanted))
 
 
 def hottest_loops(code, executed, divides, pieces) -> list[dict]:
@@ -161,13 +171,14 @@ def cases():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("library", type=Path, help="the _cuda library that make cuda has built")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     np.seterr(all="ignore")
     host_gpu.lend_to_the_cuda_backend()
     host = host_gpu.HostGpu(host_gpu.CUDA)
-    code = Code(arguments.library)
+    if not objects():
+        parser.error("expected the kernels that `make cuda` compiles")
+    code = Code(objects())
     lines = [json.dumps(dict(fingerprint=fingerprint()))]
     for case in cases():
         line = record_one(code, host, *case)
