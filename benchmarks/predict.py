@@ -108,7 +108,9 @@ def units_of(line: dict, gpu: Gpu) -> float:
     if line["way"] == "two_sweeps":
         group = bytes_of(line, line["group_images"])
         tensors = 2 if line["operation"].startswith("backward") else 1
-        if 2 * tensors * group > gpu.l2_bytes:  # two groups do not stay: the second sweep reads again
+        if (
+            2 * tensors * group > gpu.l2_bytes
+        ):  # two groups do not stay: the second sweep reads again
             units += tensors
     return units
 

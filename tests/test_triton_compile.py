@@ -27,7 +27,9 @@ CAPABILITIES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes of sha
 def compiled(request):
     """(capability, what compiling each configuration for it told)."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")]
+    )
     program = [sys.executable, str(ROOT / "tests" / "triton_compile.py"), str(request.param)]
     result = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=900)
     assert result.returncode == 0, result.stderr
@@ -78,3 +80,15 @@ def test_stores_are_published_before_and_seen_after(compiled):
         assert kernel["acquires"] > 0
     for kernel in kernels:
         assert kernel["without_barrier"] == [], kernel["name"]
+
+
+def test_inner_loops_neither_divide_nor_spill(compiled):
+    """Of the main path, at 9.0: those over x, which move 16 bytes a lane, and those of the FCs."""
+    capability, kernels = compiled
+    if capability != 90:
+        pytest.skip("loops are looked at for 9.0 only")
+    looked_at = {k["name"]: k["inner_loops"] for k in kernels if "inner_loops" in k}
+    assert any(loop["wide_loads"] for loops in looked_at.values() for loop in loops)
+    for name, loops in looked_at.items():
+        assert [loop for loop in loops if loop["local"]] == [], name
+        assert [loop for loop in loops if loop["wide_loads"] and loop["divisions"]] == [], name

@@ -12,9 +12,13 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cuda_listing
 import torch
 import triton
+from sass.cubin import functions
+from sass.loops import contents, dividing_subroutines, find_loops
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from se_kernels.backends.triton import launch
@@ -29,6 +33,7 @@ from se_kernels.backends.triton.kernels import (
 from se_kernels.backends.triton.launch import place_of
 from se_kernels.backends.triton.plan import WARPS, Device
 
+LOOPS_AT = 90  # the compute capability whose loops are looked at
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))  # C, H = W, R
 ALL = dict(biases=True, residual=True, post="relu", squeeze="avgmax", act="gelu_tanh", gate="tanh")
 
@@ -234,10 +239,8 @@ def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
 
 
 def resources(ptx: str, capability: int) -> dict:
-    """Registers and spilled bytes, as the assembler reports them."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    newest = folder / "ptxas-blackwell"
-    assembler = newest if newest.exists() else folder / "ptxas"
+    """Registers and spilled bytes, as the assembler that Triton takes for this GPU reports them."""
+    assembler = get_ptxas(capability).path
     target = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "kernel.ptx"
@@ -246,6 +249,20 @@ def resources(ptx: str, capability: int) -> dict:
         told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", told)))
     return dict(registers=int(re.search(r"Used (\d+) registers", told)[1]), spilled_bytes=spilled)
+
+
+def inner_loops(cubin: bytes) -> list[dict]:
+    """What an iteration of each innermost loop holds, in the code that Triton runs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.cubin"
+        file.write_bytes(cubin)
+        (function,) = functions(cuda_listing.cuobjdump(), file).values()
+    divides = dividing_subroutines(function.code)
+    return [
+        vars(contents(function.code, loop.body, divides))
+        for loop in find_loops(function.code)
+        if loop.is_inner and len(loop.body) > 1
+    ]
 
 
 # x, dy, y, dx, dr and the residual are read with an eviction policy and written past the cache
@@ -301,6 +318,8 @@ def main(capability: int) -> None:
                 **accesses(ptx),
                 **meetings(ptx),
             )
+            if config.main and capability == LOOPS_AT:
+                told["inner_loops"] = inner_loops(result.asm["cubin"])
             print(json.dumps(told), flush=True)
 
 

@@ -89,6 +89,11 @@ def _call(operation, image, small, x, w1, w2, a, s):
     _, mask = norm.norm_scale(x, constants, s, None, "identity", "relu", True)
     dy, d = image(), small()
     if operation == "norm_scale_backward":
-        return [constants, mask, dy, *norm.norm_scale_backward(dy, x, mask, constants, "identity", True)]
+        return [
+            constants,
+            mask,
+            dy,
+            *norm.norm_scale_backward(dy, x, mask, constants, "identity", True),
+        ]
     du = norm.norm_squeeze_backward(dy, x, None, constants, s, d, "identity", channels, channels)
     return [constants, mask, dy, d, channels, du]

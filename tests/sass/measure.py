@@ -109,7 +109,11 @@ def kinds_of(launch: Launch) -> list[Kind]:
         *_splits("first", lambda split: split * cut.blocks, groups * cut.blocks, cut.splits),
         Kind("excite", excite, groups * cut.excites),
         *_splits(
-            "second", lambda split: second + split * cut.blocks, groups * cut.blocks, cut.splits, False
+            "second",
+            lambda split: second + split * cut.blocks,
+            groups * cut.blocks,
+            cut.splits,
+            False,
         ),
     ]
 

@@ -7,7 +7,6 @@ import numpy as np
 from sass.machine import MachineError
 
 
-
 class ProcessMemory:
     """Reads and writes tensors (address, bytes) of this process at their addresses.
 

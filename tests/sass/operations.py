@@ -149,10 +149,25 @@ def address_reader(m, o: Operand):
 # --- how an instruction becomes a function --------------------------------------------------------
 
 BUILDERS = {}
-NOTHING = (
-    "NOP NANOSLEEP YIELD MEMBAR ERRBAR CCTL DEPBAR LDGDEPBAR FENCE UCGABAR_ARV UCGABAR_WAIT BMOV "
-    "BREAK PREFETCH CCTLL CGAERRBAR UBLKCP"
-).split()
+NOTHING = [
+    "NOP",
+    "NANOSLEEP",
+    "YIELD",
+    "MEMBAR",
+    "ERRBAR",
+    "CCTL",
+    "DEPBAR",
+    "LDGDEPBAR",
+    "FENCE",
+    "UCGABAR_ARV",
+    "UCGABAR_WAIT",
+    "BMOV",
+    "BREAK",
+    "PREFETCH",
+    "CCTLL",
+    "CGAERRBAR",
+    "UBLKCP",
+]
 
 
 def builds(*names):
@@ -277,9 +292,7 @@ def add(m, i):
         a, b, c = (reader(m, s) for s in sources)
         return lambda on, lanes, mask: write(a() + b() + c(), lanes)
     # -a is ~a + 1 with the carry in; in the low half the 1 is added here
-    plain = [
-        (reader(m, Operand(**{**vars(s), "negated": False})), s.negated) for s in sources
-    ]
+    plain = [(reader(m, Operand(**{**vars(s), "negated": False})), s.negated) for s in sources]
 
     def run(on, lanes, mask):
         total = np.zeros(m.lanes, U64)
@@ -334,7 +347,9 @@ def multiply_add(m, i):
         # c is 64 bits: the high half of a b + c
         x, y, z = reader(m, a, kind), reader(m, b, kind), wide_reader(m, c)
         return simple(
-            m, d, lambda: ((x().astype(to) * y().astype(to)).astype(U64) + z() >> U64(32)).astype(U32)
+            m,
+            d,
+            lambda: ((x().astype(to) * y().astype(to)).astype(U64) + z() >> U64(32)).astype(U32),
         )
     x, y, z = (reader(m, s) for s in (a, b, c))
     if "X" in modifiers:
@@ -518,9 +533,7 @@ def extreme_integer(m, i):
     p = next(o for o in rest if o.kind in ("P", "UP"))
     kind = U32 if "U32" in i.modifiers else I32
     a, b, p = reader(m, a, kind), reader(m, b, kind), reader(m, p)
-    return simple(
-        m, d, lambda: np.where(p(), np.minimum(a(), b()), np.maximum(a(), b())).view(U32)
-    )
+    return simple(m, d, lambda: np.where(p(), np.minimum(a(), b()), np.maximum(a(), b())).view(U32))
 
 
 @builds("VIADDMNMX")
@@ -547,9 +560,11 @@ def count_bits(m, i):
     return simple(
         m,
         i.operands[0],
-        lambda: np.unpackbits(np.atleast_1d(a()).view(np.uint8).reshape(-1, 4), axis=1)
-        .sum(1)
-        .astype(U32),
+        lambda: (
+            np.unpackbits(np.atleast_1d(a()).view(np.uint8).reshape(-1, 4), axis=1)
+            .sum(1)
+            .astype(U32)
+        ),
     )
 
 
@@ -611,15 +626,18 @@ def bit_mask(m, i):
     d, a, b = i.operands
     x, y = reader(m, a), reader(m, b)
     if i.name == "BMSK":
+
         def value():
             n = np.minimum(y().astype(U64), U64(32))
             return (((U64(1) << n) - U64(1)) << (x().astype(U64) & U64(63))).astype(U32)
     elif "U32" in i.modifiers:
         value = lambda: x() & ((U64(1) << y().astype(U64)) - U64(1)).astype(U32)  # noqa: E731
     else:
+
         def value():
-            by = (32 - y().astype(I64))
+            by = 32 - y().astype(I64)
             return ((x().view(I32).astype(I64) << by).astype(I32) >> by.astype(I32)).view(U32)
+
     return simple(m, d, value)
 
 
@@ -661,9 +679,11 @@ def arithmetic(m, i):
     elif i.name == "FMUL":
         value = lambda: (x() * y()).view(U32)  # noqa: E731
     else:
+
         def value():  # one rounding: exact in float64 but for the last
             wide = x().astype(np.float64) * y().astype(np.float64) + z[0]().astype(np.float64)
             return wide.astype(F32).view(U32)
+
     if "SAT" in i.modifiers:
         plain = value
         value = lambda: np.clip(plain().view(F32), 0, 1).astype(F32).view(U32)  # noqa: E731
@@ -803,9 +823,7 @@ def convert(m, i):
         return lambda on, lanes, mask: write(narrow().astype(np.float64).view(U64), lanes)
     a = reader(m, i.operands[1], F32)
     if i.modifiers[-2:] == ("F16", "F32"):
-        return simple(
-            m, i.operands[0], lambda: a().astype(np.float16).view(np.uint16).astype(U32)
-        )
+        return simple(m, i.operands[0], lambda: a().astype(np.float16).view(np.uint16).astype(U32))
     if i.modifiers[-2:] == ("BF16", "F32"):
         return simple(m, i.operands[0], lambda: to_bfloat16(a()))
     raise MachineError("a conversion")
@@ -873,8 +891,8 @@ def arithmetic_of_doubles(m, i):
             return lambda: value
         wide = wide_reader(m, Operand(**{**vars(o), "negated": False, "absolute": False}))
         sign = -1.0 if o.negated else 1.0
-        return lambda: sign * (
-            np.abs(wide().view(np.float64)) if o.absolute else wide().view(np.float64)
+        return lambda: (
+            sign * (np.abs(wide().view(np.float64)) if o.absolute else wide().view(np.float64))
         )
 
     x, y, *z = (read(s) for s in i.operands[1:])

@@ -15,8 +15,8 @@ import torch
 from cuda_listing import Kernel, kernel_of
 from host_gpu import Gpu
 
-from benchmarks.occupancy import resident_blocks
 from benchmarks.instructions import OPERATIONS, STAGES, fingerprint
+from benchmarks.occupancy import resident_blocks
 from sass import launches
 from sass.cubin import Function, functions
 from sass.loops import contents, dividing_subroutines, find_loops
@@ -32,9 +32,7 @@ def objects(dtype: torch.dtype = torch.bfloat16) -> list[Path]:
     """What ``make cuda`` has compiled for x of ``dtype``: in the library itself several files have
     one name."""
     name = {torch.float32: "float"}.get(dtype, str(dtype)[6:])
-    folders = Path(host_gpu.ROOT / "build").glob(
-        f"cmake-cuda-*/CMakeFiles/se_kernels_{name}.dir"
-    )
+    folders = Path(host_gpu.ROOT / "build").glob(f"cmake-cuda-*/CMakeFiles/se_kernels_{name}.dir")
     newest = max(folders, key=lambda folder: folder.stat().st_mtime, default=None)
     return sorted(newest.glob("*.o")) if newest else []
 
@@ -113,7 +111,9 @@ def hottest_loops(code, executed, divides, pieces) -> list[dict]:
         numbers = sorted(loop.body)
         spent, iterations = int(executed[numbers].sum()), int(executed[loop.header])
         held = contents(code, [n for n in numbers if executed[n]], divides)
-        wide = sum(int(executed[n]) for n in numbers if code[n].name in ("LDG", "STG") and code[n].is_wide)
+        wide = sum(
+            int(executed[n]) for n in numbers if code[n].name in ("LDG", "STG") and code[n].is_wide
+        )
         rows.append(
             dict(
                 at=hex(code[loop.header].address),
@@ -127,7 +127,9 @@ def hottest_loops(code, executed, divides, pieces) -> list[dict]:
     return rows[:HOTTEST]
 
 
-def record_one(code: Code, host, operation, stage, layout, way, dtype=torch.bfloat16) -> dict | None:
+def record_one(
+    code: Code, host, operation, stage, layout, way, dtype=torch.bfloat16
+) -> dict | None:
     """A line, None where the operation cannot go that way."""
     channels, side = STAGES[stage]
     shape = (BATCH, channels, side, side)
