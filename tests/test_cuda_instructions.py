@@ -114,7 +114,7 @@ def test_no_kernel_executes_more_than_recorded(case):
     """Today's counts are the ceilings; benchmarks/instructions.py has the budgets."""
     with np.errstate(all="ignore"):
         line = record.record_one(code(), host(), *case)
-    before = recorded()[case[:3] + (line["way"],)]
+    before = recorded()[(*case[:3], line["way"])]
     print(line["kernel"], line["instructions"], "budget", instructions.OPERATIONS[case[0]].budget)
     for name in ("instructions", "divisions", "shuffles", "barriers", "local"):
         assert line[name] <= before[name] * (1 + ROUNDING) + 0.01, name

@@ -101,8 +101,7 @@ def kinds_of(launch: Launch) -> list[Kind]:
 
         return _splits("tile", block_of, tiles, cut.splits)
     # from the start on: first tiles of `lag` groups, then `ahead` excitations, then pairs
-    lead = cut.lag * cut.tiles
-    excite = lead if cut.ahead > 0 or cut.groups > cut.lag else lead
+    excite = cut.lag * cut.tiles
     second = cut.items - cut.tiles  # of the last group
     groups = cut.groups
     return [

@@ -464,7 +464,7 @@ def logic(m, i):
 
 @builds("PLOP3", "UPLOP3")
 def predicate_logic(m, i):
-    first, second, a, b, c, table, _ = (*i.operands, None)[:7]
+    first, second, a, b, c = i.operands[:5]
     first, second = predicate_writer(m, first), predicate_writer(m, second)
     a, b, c = (reader(m, o) for o in (a, b, c))
     tables = [o.value for o in i.operands if o.kind == "number"]
