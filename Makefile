@@ -71,6 +71,7 @@ cuda: requirements
 	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
 	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/test_cuda_build.py \
 	  tests/test_cuda_instructions.py
+	PYTHONPATH=tests:. $(PY) -m sass.table $(CUDA)/se_kernels/_cuda*.so $(CUDA)/kernels.jsonl
 
 # After `make cuda`: what the kernels execute, for `python -m benchmarks predict`. Minutes.
 instructions: requirements
