@@ -15,8 +15,10 @@ from pathlib import Path
 import cuda_listing
 import torch
 import triton
-from sass.cubin import functions
+from sass.cubin import Function, functions
 from sass.loops import contents, dividing_subroutines, find_loops
+from sass.measure import UNIT
+from sass.triton_launches import measure
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -251,12 +253,17 @@ def resources(ptx: str, capability: int) -> dict:
     return dict(registers=int(re.search(r"Used (\d+) registers", told)[1]), spilled_bytes=spilled)
 
 
-def inner_loops(cubin: bytes) -> list[dict]:
-    """What an iteration of each innermost loop holds, in the code that Triton runs."""
+def function_of(cubin: bytes) -> Function:
+    """The kernel of a cubin, the code that Triton runs."""
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "kernel.cubin"
         file.write_bytes(cubin)
         (function,) = functions(cuda_listing.cuobjdump(), file).values()
+    return function
+
+
+def inner_loops(function: Function) -> list[dict]:
+    """What an iteration of each innermost loop holds."""
     divides = dividing_subroutines(function.code)
     return [
         vars(contents(function.code, loop.body, divides))
@@ -319,7 +326,17 @@ def main(capability: int) -> None:
                 **meetings(ptx),
             )
             if config.main and capability == LOOPS_AT:
-                told["inner_loops"] = inner_loops(result.asm["cubin"])
+                function = function_of(result.asm["cubin"])
+                told["inner_loops"] = inner_loops(function)
+                if "counters" in kernel.arg_names and config.batch > 1:
+                    pieces = config.batch * config.channels * config.side**2 * 2 / UNIT
+                    shared = result.metadata.shared
+                    measured = measure(function, kernel, arguments, constants, shared)
+                    told["instructions"] = round(measured.total / pieces, 1)
+                    told["parts"] = {
+                        kind.name: round(kind.count * counts.total / pieces, 1)
+                        for kind, counts in measured.kinds
+                    }
             print(json.dumps(told), flush=True)
 
 

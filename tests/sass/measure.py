@@ -100,7 +100,12 @@ def kinds_of(launch: Launch) -> list[Kind]:
             return last - at if cut.reversed else at
 
         return _splits("tile", block_of, tiles, cut.splits)
-    # from the start on: first tiles of `lag` groups, then `ahead` excitations, then pairs
+    return sweep_kinds(cut)
+
+
+def sweep_kinds(cut: Cut) -> list[Kind]:
+    """Of two sweeps: from the start on first tiles of ``lag`` groups, then an excitation; at the
+    end second tiles."""
     excite = cut.lag * cut.tiles
     second = cut.items - cut.tiles  # of the last group
     groups = cut.groups

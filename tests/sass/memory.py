@@ -64,3 +64,24 @@ class ProcessMemory:
                 before[lane] = self.words[at]
                 self.words[at] += by[lane]
         return before
+
+
+class NoMemory:
+    """Global memory that reads as zero and keeps nothing; counters answer as ``counters`` says."""
+
+    def __init__(self, counters):
+        self.counters = counters
+
+    def load(self, i, address, size, on):
+        strong = "STRONG" in i.modifiers
+        return [np.full(len(on), strong << 30, np.uint32) for _ in range(max(1, size // 4))]
+
+    def store(self, i, address, size, on, rows):
+        if (address[on] % size).any():
+            raise MachineError(f"{i.text}: a misaligned address")
+
+    def add(self, address, by, on):
+        before = np.zeros(len(on), np.uint32)
+        for lane in np.flatnonzero(on):
+            before[lane] = self.counters(int(address[lane]))
+        return before

@@ -240,6 +240,8 @@ def special(m, i):
         "SR_TID.X": m.thread,
         "SR_CTAID.X": U32(m.block),
         "SR_LANEID": m.thread % WARP,
+        "SR_EQMASK": m.bit,
+        "SR_LTMASK": m.bit - U32(1),
         "SR_CgaCtaId": U32(0),
         "SR_SWINHI": U32(0),  # of generic addresses of shared memory
         "SR_CTAID.Y": U32(0),
