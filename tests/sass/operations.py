@@ -1148,6 +1148,30 @@ def store(m, i):
     return run
 
 
+@builds("LDSM", "STSM")
+def matrix_access(m, i):
+    """8 x 8 numbers of 16 bits: the lanes 8 k to 8 k + 7 say where the k-th matrix's rows lie, a
+    lane has two numbers of row lane / 4."""
+    if i.modifiers[:2] != ("16", "M88"):
+        raise MachineError("a transposed matrix")
+    count = next((int(x) for x in i.modifiers[2:] if x in ("2", "4")), 1)
+    stores = i.name == "STSM"
+    at, data = i.operands if stores else i.operands[::-1]
+    read, memory, lane = address_reader(m, at), SharedMemory(m), m.thread % WARP
+    first = (m.thread - lane).astype(I64)
+
+    def run(on, lanes, mask):
+        rows = read() & WINDOW
+        for k in range(count):
+            address = rows[first + 8 * k + lane // 4] + 4 * (lane % 4)
+            if stores:
+                memory.store(i, address, 4, on, [m.R[data.value + k]])
+            else:
+                m.put(data.value + k, memory.load(i, address, 4, on)[0], lanes)
+
+    return run
+
+
 @builds("ATOMG", "ATOM", "RED", "REDG")
 def atomic(m, i):
     register = next((o for o in i.operands if o.kind == "R"), None)
