@@ -58,17 +58,20 @@ class Prediction:
     eager: float | None
     instructions: float | None  # per 512 bytes of x
     budget: float | None
-    extra: float = 0.0  # of launches beside the sweeps
+    # Of several launches: the sweeps' own times, and that of all others
+    sweeps: float | None = None
+    launches: float = 0.0
 
     @property
     def time(self) -> float:
-        return max(self.issue, self.memory, self.latency) + self.extra
+        largest = max(self.issue, self.memory, self.latency)
+        return (largest if self.sweeps is None else self.sweeps) + self.launches
 
     @property
     def limit(self) -> str:
-        parts = {"issue": self.issue, "memory": self.memory, "latency": self.latency}
-        largest = max(parts, key=parts.get)
-        return "launches" if self.extra > parts[largest] else largest
+        """What takes most of it."""
+        parts = ("issue", "memory", "latency", "launches")
+        return max(parts, key=lambda part: getattr(self, part))
 
     def as_row(self) -> dict:
         """For a JSON line; predicted: the time in all."""
@@ -92,8 +95,7 @@ def latency_of(line: dict, gpu: Gpu, batch: int) -> float:
         one = (
             kind["wide_waits"] * MEMORY_WAIT
             + kind["other_waits"] * CACHE_WAIT
-            + kind["fences"] * FENCE
-            + kind["exchanges"] * EXCHANGE
+            + (kind["exchanges"] * EXCHANGE or kind["fences"] * FENCE)
         )
         total += kind["count"] * one
         longest = max(longest, one)
@@ -145,20 +147,17 @@ def with_norm(sweeps: Iterable[Prediction], gpu: Gpu, batch: int) -> Iterable[Pr
                 if None in parts:
                     continue
                 x_bytes = bytes_of(dict(stage=stage), batch)
-                extra = launches * gpu.launch_us
                 yield Prediction(
-                    name,
-                    stage,
-                    layout,
-                    "sweeps",
+                    *(name, stage, layout, "sweeps"),
                     floor=units * x_bytes / gpu.bytes_per_us,
-                    issue=sum(p.time for p in parts if p.limit == "issue"),
-                    memory=sum(p.time for p in parts),
-                    latency=0.0,
+                    issue=sum(p.issue for p in parts),
+                    memory=sum(p.memory for p in parts),
+                    latency=sum(p.latency for p in parts),
                     eager=eager_time(EAGER[name], x_bytes, gpu),
                     instructions=None,
                     budget=None,
-                    extra=extra,
+                    sweeps=sum(p.time for p in parts),
+                    launches=launches * gpu.launch_us,
                 )
 
 

@@ -778,6 +778,14 @@ def integer_to_float(m, i):
     return simple(m, i.operands[0], value)
 
 
+@builds("FRND")
+def round_float(m, i):
+    a = reader(m, i.operands[1], F32)
+    kinds = {"FLOOR": np.floor, "CEIL": np.ceil, "TRUNC": np.trunc}
+    rounds = next((kinds[x] for x in i.modifiers if x in kinds), np.rint)
+    return simple(m, i.operands[0], lambda: rounds(a()).astype(F32).view(U32))
+
+
 @builds("F2I", "F2IP")
 def float_to_integer(m, i):
     a, unsigned = reader(m, i.operands[1], F32), "U32" in i.modifiers
@@ -1144,6 +1152,23 @@ def store(m, i):
         none = source.value == RZ and source.kind == "R"
         rows = [m.R[RZ] if none else m.R[source.value + n] for n in range(count)]
         memory.store(i, read() & window, size, on, rows)
+
+    return run
+
+
+@builds("LDGSTS")
+def copy_to_shared(m, i):
+    """From global memory, or zeros where its predicate is false."""
+    to, source, *more = i.operands
+    put, get, size = address_reader(m, to), address_reader(m, source), size_of(i)
+    wanted = reader(m, more[0]) if more else None
+    memory = SharedMemory(m)
+
+    def run(on, lanes, mask):
+        loads = on if wanted is None else on & wanted()
+        words = m.memory.load(i, np.where(loads, get(), 0), size, loads)
+        words = [np.where(loads, word, U32(0)) for word in words]
+        memory.store(i, put() & WINDOW, size, on, words)
 
     return run
 

@@ -1,7 +1,7 @@
 """A table of the kernels that ``make cuda`` has built, and their inner loops as JSON lines.
 
 ``python -m sass.table LIBRARY OUT``: registers and resident blocks of 256 threads (shared memory
-aside, which a launch chooses) for each compute capability; the loops of the bfloat16 kernels at 9.0.
+aside, which a launch chooses) for each compute capability; at 9.0 the loops for bfloat16.
 """
 
 import argparse
