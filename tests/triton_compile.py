@@ -333,10 +333,6 @@ def main(capability: int) -> None:
                     shared = result.metadata.shared
                     measured = measure(function, kernel, arguments, constants, shared)
                     told["instructions"] = round(measured.total / pieces, 1)
-                    told["parts"] = {
-                        kind.name: round(kind.count * counts.total / pieces, 1)
-                        for kind, counts in measured.kinds
-                    }
             print(json.dumps(told), flush=True)
 
 
