@@ -1,4 +1,4 @@
-# make test | races | mutants | bench | cuda | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
+# make test | races | mutants | bench | cuda | instructions | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
 # into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
@@ -31,7 +31,7 @@ export PATH := $(dir $(PY)):$(PATH)
 
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help requirements env cuda-on-host cuda-on-host-races test races mutants bench cuda gpu lint format sanitize clean
+.PHONY: help requirements env cuda-on-host cuda-on-host-races test races mutants bench cuda instructions gpu lint format sanitize clean
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -83,7 +83,15 @@ CUDA := $(CURDIR)/build/cuda
 cuda: requirements
 	SE_KERNELS_CPU=OFF SE_KERNELS_CUDA=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_WERROR=ON" \
 	  $(PY) setup.py --quiet build_ext --build-lib $(CUDA)
-	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/test_cuda_build.py
+	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
+	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/test_cuda_build.py \
+	  tests/test_cuda_instructions.py
+	PYTHONPATH=tests:. $(PY) -m sass.table $(CUDA)/se_kernels/_cuda*.so $(CUDA)/kernels.jsonl
+
+# After `make cuda`: what the kernels execute, for `python -m benchmarks predict`. Minutes.
+instructions: requirements
+	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
+	PYTHONPATH=tests:. $(PY) -m sass.record benchmarks/instructions.jsonl
 
 # Takes the environment as it is, so that it runs where nothing can be installed. Options in
 # GPU_OPTIONS: --results DIR, --seconds N, --commit HASH, --host; tools/gpu/__main__.py has them.

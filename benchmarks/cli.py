@@ -18,16 +18,19 @@ from . import (
     block,
     contenders,
     environment,
+    instructions,
     models,
     network,
     pair,
     paper,
     photos,
+    predict,
     records,
     report,
     traffic,
 )
 from .drop_in import DropIn
+from .gpus import GPUS
 from .inputs import DTYPES, MEMORY_FORMATS
 from .layer import Layer
 from .own import Own
@@ -406,6 +409,50 @@ def quick_command(ctx, backend, plots, **options):
             [1], [size], ["float32"], ["channels_last"], ["inference"], QUICK_MODEL
         )
         run_models(ctx, DropIn(fuse=True), points, settings, options)
+
+
+@main.command("predict")
+@click.option("--gpu", type=click.Choice(list(GPUS)), required=True)
+@click.option("--batch", type=POSITIVE, default=256, help="Images.")
+@click.option(
+    "--way",
+    type=click.Choice(["automatic", "two_sweeps", "cluster", "all"]),
+    default="automatic",
+    help="Of the SE kernels; automatic: what the plan takes.",
+)
+@click.option(
+    "--operation", "operations", multiple=True, help="Only these.  [default: all]", metavar="NAME"
+)
+@click.option("--json", "json_path", type=FILE, help="Append one JSON line per row.")
+def predict_command(gpu, batch, way, operations, json_path):
+    """Predicted times of the CUDA kernels and of eager at SE-ResNet-50's stages, bfloat16.
+
+    Of a launch the largest of three: issue (the instructions counted in the machine code, at 0.6 a
+    cycle and scheduler), memory (bytes at copy bandwidth), latency (what each block waits).
+    Nothing is run. Where benchmarks/results has times of this GPU, measured over predicted too.
+    """
+    ways = ("two_sweeps", "cluster") if way == "all" else (way,)
+    if "cluster" in ways and way != "all" and GPUS[gpu].capability < 90:
+        raise click.BadParameter(f"clusters need compute capability 9.0, not had by {gpu}")
+    try:
+        old = instructions.recorded()[0] != instructions.fingerprint() != ""
+        found = predict.predict(GPUS[gpu], batch, ways)
+    except (OSError, ValueError, KeyError) as error:
+        raise click.ClickException(f"recorded instructions: {error}") from error
+    known = sorted({p.operation for p in found})
+    if unknown := [name for name in operations if name not in known]:
+        raise click.BadParameter(f"--operation: expected of {known}, got {unknown}")
+    if old:
+        click.echo("csrc/cuda has changed since `make instructions`: these are older", err=True)
+    comparisons = predict.compared(found, predict.measured_times(GPUS[gpu], batch))
+    found = [p for p in found if not operations or p.operation in operations]
+    if json_path:
+        rows = [dict(kind="predicted", gpu=gpu, batch=batch, **p.as_row()) for p in found]
+        records.append(json_path, rows)
+    console = report.console()
+    console.print(report.prediction_table(found, f"{GPUS[gpu].name}, N={batch}, bfloat16"))
+    if comparisons:
+        console.print(report.comparison_table(comparisons))
 
 
 @main.command("paper")

@@ -404,3 +404,39 @@ def _groups(records: Iterable[dict], *fields: str) -> list[tuple[tuple, list[dic
     for record in records:
         groups.setdefault(tuple(record[f] for f in fields), []).append(record)
     return list(groups.items())
+
+
+def prediction_table(found: Sequence, what: str) -> Table:
+    """Predicted times of kernels and of eager, in µs."""
+    table = _table(f"Predicted, {what}; not measured", "operation", "stage", "layout", "way")
+    for heading in ("instr.", "budget", "floor", "issue", "memory", "latency", "predicted", "by"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("eager", justify="right", no_wrap=True)
+    for p in found:
+        slower = p.eager is not None and p.eager < p.time
+        table.add_row(
+            *(p.operation.replace("_", " "), p.stage, p.layout, p.way.replace("_", " ")),
+            *(_number(n, ",.0f") for n in (p.instructions, p.budget)),
+            *(f"{t:,.0f}" for t in (p.floor, p.issue, p.memory, p.latency, p.time)),
+            p.limit,
+            _number(p.eager, ",.0f") + (" (faster)" if slower else ""),
+        )
+    table.caption = (
+        "Times in µs; instr., budget: warp instructions per 512 bytes of x; by: what takes the"
+        " predicted time. Eager: predicted likewise."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def comparison_table(found: Sequence) -> Table:
+    """Measured over predicted."""
+    table = _table("Measured over predicted", "stage", "layout", "mode")
+    for heading in ("measured µs", "predicted µs", "ratio"):
+        table.add_column(heading, justify="right")
+    for c in found:
+        table.add_row(
+            *(c.stage, c.layout, c.mode),
+            *(f"{c.measured:,.0f}", f"{c.predicted:,.0f}", f"{c.measured / c.predicted:.2f}"),
+        )
+    return table

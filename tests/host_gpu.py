@@ -103,6 +103,25 @@ class HostGpu:
         finally:
             self.library.se_host_traffic_stop()
 
+    @contextlib.contextmanager
+    def recording(self):
+        """Meanwhile launches are only recorded: (kernel, blocks, threads, cluster, bytes of shared
+        memory, bytes of the parameters) of each."""
+        recorded = []
+
+        @ctypes.CFUNCTYPE(
+            None, ctypes.c_char_p, *[ctypes.c_int] * 4, ctypes.c_void_p, ctypes.c_size_t
+        )
+        def record(kernel, blocks, threads, cluster, shared, parameters, size):
+            raw = ctypes.string_at(parameters, size)
+            recorded.append((kernel.decode(), blocks, threads, cluster, shared, raw))
+
+        self.library.se_host_set_recorder(record)
+        try:
+            yield recorded
+        finally:
+            self.library.se_host_set_recorder(None)
+
     def launches(self) -> int:
         """The number of launches so far."""
         return self.library.se_host_launches()

@@ -1,7 +1,6 @@
-"""Compiles the Triton kernels for a GPU that is not here; a JSON line for each.
+"""Compiles the Triton kernels for a compute capability; a JSON line for each. Needs no GPU.
 
-python tests/triton_compile.py 90        NVIDIA's, by compute capability
-python tests/triton_compile.py gfx942    AMD's
+python tests/triton_compile.py 90
 """
 
 import functools
@@ -13,13 +12,18 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cuda_listing
 import torch
 import triton
-import triton.language as tl
+from sass.cubin import Function, functions
+from sass.loops import contents, dividing_subroutines, find_loops
+from sass.measure import UNIT
+from sass.triton_launches import measure
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from se_kernels.backends.triton import launch, target
+from se_kernels.backends.triton import launch
 from se_kernels.backends.triton.kernels import (
     backward,
     forward,
@@ -29,9 +33,10 @@ from se_kernels.backends.triton.kernels import (
     squeeze,
 )
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.backends.triton.phases import schedule
 from se_kernels.backends.triton.plan import WARPS, Device
 
+LOOPS_AT = 90  # the compute capability whose loops are looked at, and whose code is executed
+TWO_SWEEPS = ("forward_kernel", "backward_kernel")
 STAGES = ((256, 56, 16), (512, 28, 32), (1024, 14, 64), (2048, 7, 128))  # C, H = W, R
 ALL = dict(biases=True, residual=True, post="relu", squeeze="avgmax", act="gelu_tanh", gate="tanh")
 
@@ -237,10 +242,8 @@ def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
 
 
 def resources(ptx: str, capability: int) -> dict:
-    """Registers and spilled bytes, as the assembler reports them."""
-    folder = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    newest = folder / "ptxas-blackwell"
-    assembler = newest if newest.exists() else folder / "ptxas"
+    """Registers and spilled bytes, as the assembler that Triton takes for this GPU reports them."""
+    assembler = get_ptxas(capability).path
     target = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "kernel.ptx"
@@ -249,6 +252,25 @@ def resources(ptx: str, capability: int) -> dict:
         told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", told)))
     return dict(registers=int(re.search(r"Used (\d+) registers", told)[1]), spilled_bytes=spilled)
+
+
+def function_of(cubin: bytes) -> Function:
+    """The kernel of a cubin, the code that Triton runs."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "kernel.cubin"
+        file.write_bytes(cubin)
+        (function,) = functions(cuda_listing.cuobjdump(), file).values()
+    return function
+
+
+def inner_loops(function: Function) -> list[dict]:
+    """What an iteration of each innermost loop holds."""
+    divides = dividing_subroutines(function.code)
+    return [
+        vars(contents(function.code, loop.body, divides))
+        for loop in find_loops(function.code)
+        if loop.is_inner and len(loop.body) > 1
+    ]
 
 
 # x, dy, y, dx, dr and the residual are read with an eviction policy and written past the cache
@@ -286,67 +308,16 @@ def meetings(ptx: str) -> dict:
     )
 
 
-# AMD's: (lanes of a wave, what each wave does before the barrier of a publish)
-AMD = {
-    "gfx942": (64, r"s_waitcnt vmcnt\(0\)\s+buffer_wbl2 sc1\s+s_waitcnt vmcnt\(0\)"),
-    "gfx1100": (32, r"s_waitcnt_vscnt null, 0x0"),
-}
-STORE = r"\b(?:buffer|global|flat)_store"
-
-
-def publishes(assembly: str, release: str) -> dict:
-    """The counters of a publish in AMD's assembly, and how many of them are reached by each wave
-    only with its stores released, and with no store since.
-
-    One is an atomic addition behind a barrier; the ticket, which orders nothing, has none before.
-    A wait adds zero, by the register that also holds the zero offset of the address.
-    """
-    code = re.sub(r"\s*;.*", "", assembly)
-    found = released = 0
-    for match in re.finditer(r"\bglobal_atomic_add\w* (?:v\d+, )?(v\d+), (v\d+), s\[", code):
-        barrier = code.rfind("s_barrier", 0, match.start())
-        if barrier < 0 or match[1] == match[2]:
-            continue
-        found += 1
-        before = [*re.finditer(release, code[:barrier])]
-        released += bool(before) and not re.search(STORE, code[before[-1].end() : match.start()])
-    return dict(publishes=found, released=released)
-
-
-def compile_for_amd(name: str):
-    """(kernel, config, what the assembly tells) of one configuration for each kernel and layout."""
-    wave, release = AMD[name]
-    launch.HIP = True
-    schedule.RELEASE = tl.constexpr(target.release_of(name))
-    seen = set()
-    for config in configs():
-        for kernel, arguments, constants in launches(config):
-            if (kernel, config.nhwc) in seen:
-                continue
-            seen.add((kernel, config.nhwc))
-            built, options = source(kernel, arguments, constants)
-            result = triton.compile(built, target=GPUTarget("hip", name, wave), options=options)
-            assembly = result.asm["amdgcn"]
-            spilled = sum(map(int, re.findall(r"[sv]gpr_spill_count: +(\d+)", assembly)))
-            yield dict(
-                name=f"{kernel.__name__} {config.name}",
-                shared=result.metadata.shared,
-                spilled=spilled,
-                options=sorted(options),
-                **publishes(assembly, release),
-            )
-
-
-def compile_for_nvidia(capability: int):
+def main(capability: int) -> None:
+    launch.device_of = lambda x: Device()
+    target = GPUTarget("cuda", capability, 32)
     for config in configs():
         for kernel, arguments, constants in launches(config):
             built, options = source(kernel, arguments, constants)
             assert options["num_warps"] == WARPS
-            result = triton.compile(
-                built, target=GPUTarget("cuda", capability, 32), options=options
-            )
+            result = triton.compile(built, target=target, options=options)
             ptx = result.asm["ptx"]
-            yield dict(
+            told = dict(
                 name=f"{kernel.__name__} {config.name}",
                 main=config.main,
                 aligned=config.aligned,
@@ -355,13 +326,16 @@ def compile_for_nvidia(capability: int):
                 **accesses(ptx),
                 **meetings(ptx),
             )
-
-
-def main(name: str) -> None:
-    launch.device_of = lambda x: Device()
-    for told in compile_for_amd(name) if name in AMD else compile_for_nvidia(int(name)):
-        print(json.dumps(told), flush=True)
+            if config.main and capability == LOOPS_AT:
+                function = function_of(result.asm["cubin"])
+                told["inner_loops"] = inner_loops(function)
+                if kernel.__name__ in TWO_SWEEPS and config.batch > 1:
+                    pieces = config.batch * config.channels * config.side**2 * 2 / UNIT
+                    shared = result.metadata.shared
+                    measured = measure(function, kernel, arguments, constants, shared)
+                    told["instructions"] = round(measured.total / pieces, 1)
+            print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(int(sys.argv[1]))

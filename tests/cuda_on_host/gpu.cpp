@@ -15,6 +15,10 @@ unsigned seed = 1;
 int resident = 0;
 int launches = 0;
 std::string last_launch;
+// Called with each launch that is recorded in place of being run: kernel, blocks, threads, cluster,
+// bytes of shared memory, parameters and their bytes.
+using Recorder = void (*)(const char*, int, int, int, int, const void*, std::size_t);
+Recorder recorder = nullptr;
 
 void check(const Shape& shape) {
   const auto expect = [&](bool right, const std::string& what) {
@@ -39,6 +43,16 @@ void run(const Shape& shape, void (*thread)(const void*), const void* arguments)
   ++launches;
   last_launch = describe(shape);
   Launch(shape, thread, arguments, seed, resident).run();
+}
+
+bool records(const Shape& shape, const void* parameters, std::size_t bytes) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (recorder && parameters) {
+    check(shape);
+    recorder(shape.kernel.c_str(), shape.blocks, shape.threads, shape.cluster, shape.shared_bytes,
+             parameters, bytes);
+  }
+  return recorder != nullptr;
 }
 
 }  // namespace host
@@ -79,6 +93,12 @@ SE_EXPORT void se_host_set_order(unsigned new_seed, int new_resident) {
   const std::lock_guard<std::mutex> lock(mutex);
   seed = new_seed;
   resident = new_resident;
+}
+
+// From here on launches are recorded, not run; with null they run again.
+SE_EXPORT void se_host_set_recorder(void* new_recorder) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  recorder = reinterpret_cast<Recorder>(new_recorder);
 }
 
 SE_EXPORT int se_host_launches() {
