@@ -112,12 +112,6 @@ struct NormScale {
   std::uint8_t* mask;  // may be null
 };
 
-// That of y itself, where it was not kept.
-struct NormMask {
-  Input y;
-  std::uint8_t* mask;
-};
-
 // g = dy where its bit is set, else 0; dy without a mask.
 struct NormScaleBackward {
   Input dy, x;
@@ -159,7 +153,6 @@ Status squeeze_backward(const Problem&, const SqueezeBackward&);
 Status norm_moments(const Problem&, const NormMoments&);
 Status norm_squeeze(const Problem&, const NormSqueeze&);
 Status norm_scale(const Problem&, const NormScale&);
-Status norm_mask(const Problem&, const NormMask&);
 Status norm_scale_backward(const Problem&, const NormScaleBackward&);
 Status norm_squeeze_backward(const Problem&, const NormSqueezeBackward&);
 Status norm_forward(const Problem&, const NormForward&);

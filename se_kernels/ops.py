@@ -132,14 +132,6 @@ def _norm_scale_fake(x, norm, s, residual, pre, post, keep, backend):
     return empty_output(x), empty_mask(x) if keep else x.new_empty(0, dtype=torch.uint8)
 
 
-def _norm_mask(y, x, backend):
-    return empty_mask(x) if x.numel() == 0 else dispatch.get(backend).norm_mask(y, x)
-
-
-def _norm_mask_fake(y, x, backend):
-    return empty_mask(x)
-
-
 def _norm_scale_backward(dy, x, mask, norm, pre, write, backend):
     if x.numel() == 0:
         dr, sums = _norm_scale_backward_fake(dy, x, mask, norm, pre, write, backend)
@@ -257,10 +249,6 @@ norm_scale = _register(
     "str backend) -> (Tensor, Tensor)",
     _norm_scale,
     _norm_scale_fake,
-)
-# the mask of y (N,C,H,W), laid as that of x
-norm_mask = _register(
-    "norm_mask(Tensor y, Tensor x, str backend) -> Tensor", _norm_mask, _norm_mask_fake
 )
 # dr (N,C,H,W) where it is to be written; sums (K,N,C): K = 2, Σ g and Σ g (x - mean), for
 # pre = identity, else 5: Σ g v, Σ g v', Σ g v' (x - mean), Σ v', Σ v' (x - mean)

@@ -196,10 +196,6 @@ Status norm_scale(const Problem& p, const NormScale& f) {
   return sweep(p, f, build().norm_kernels.scale, 0, f.y);
 }
 
-Status norm_mask(const Problem& p, const NormMask& f) {
-  return sweep(p, f, build().norm_kernels.mask, 0);
-}
-
 Status norm_scale_backward(const Problem& p, const NormScaleBackward& b) {
   return sweep(p, b, build().norm_kernels.scale_backward, sums_of(b.norm), b.dr);
 }

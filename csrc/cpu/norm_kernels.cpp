@@ -86,15 +86,13 @@ void run_forward(const Problem& p, const NormForward& f, const Plan& plan, const
 SE_NORM_ENTRY(moments, NormMoments)
 SE_NORM_ENTRY(squeeze, NormSqueeze)
 SE_NORM_ENTRY(scale, NormScale)
-SE_NORM_ENTRY(mask, NormMask)
 SE_NORM_ENTRY(scale_backward, NormScaleBackward)
 SE_NORM_ENTRY(squeeze_backward, NormSqueezeBackward)
 #undef SE_NORM_ENTRY
 
 }  // namespace
 
-extern const NormKernels norm_kernels{run_moments, run_squeeze,        run_scale,
-                                      run_mask,    run_scale_backward, run_squeeze_backward,
-                                      run_forward};
+extern const NormKernels norm_kernels{run_moments,        run_squeeze,          run_scale,
+                                      run_scale_backward, run_squeeze_backward, run_forward};
 
 }  // namespace se_kernels::SE_ISA

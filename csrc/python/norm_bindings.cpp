@@ -49,16 +49,6 @@ void run_scale(Size images, Size channels, Size pixels, int x_type, int compute_
   raise(norm_scale(p, f));
 }
 
-void run_mask(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
-              Name squeeze, Name post, int threads, Pointer y, Size y_i, Size y_c, Size y_p,
-              Pointer mask) {
-  const Problem p =
-      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze, post, threads);
-  const NormMask f{input(y, y_i, y_c, y_p), bits(mask)};
-  const py::gil_scoped_release release;
-  raise(norm_mask(p, f));
-}
-
 void run_scale_backward(Size images, Size channels, Size pixels, int x_type, int compute_type,
                         bool nhwc, Name squeeze, Name post, int threads, Pointer dy, Size dy_i,
                         Size dy_c, Size dy_p, Pointer x, Size x_i, Size x_c, Size x_p, Pointer dr,
@@ -124,7 +114,6 @@ void define_norm(py::module_& m) {
   m.def("norm_moments", run_moments);
   m.def("norm_squeeze", run_squeeze);
   m.def("norm_scale", run_scale);
-  m.def("norm_mask", run_mask);
   m.def("norm_scale_backward", run_scale_backward);
   m.def("norm_squeeze_backward", run_squeeze_backward);
   m.def("norm_forward", run_forward);

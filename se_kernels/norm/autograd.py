@@ -20,7 +20,6 @@ class Settings(NamedTuple):
     act_slope: float
     gate: str
     post: str
-    y_is_kept: bool  # by something after the block: y itself is the mask then
     group: object  # of processes that share the statistics, or None
     backend: str
 
@@ -61,7 +60,7 @@ def run_forward(
         else:
             z = squeezed = ops.norm_squeeze(u, norm, pre, backend)
         a, s = ops.norm_excite(z, w1, w2, b1, b2, *settings.excitation)
-        keep = keep and post == "relu" and not settings.y_is_kept
+        keep = keep and post == "relu"
         y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
     return Results(y, mask, norm, rstd, squeezed, a, s)
 
@@ -72,7 +71,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
     ``apply(u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, count, means, settings)``
     returns y. mean and var (C) are the norm's; in training mode they are functions of u, and count
     is how many numbers of a channel they are of. Saved for backward, beside the inputs: where
-    post="relu" one bit an element, or y if it is kept anyway; z or what it follows from, s (N, C),
+    post="relu" one bit per element; z or what it follows from, s (N, C),
     a (N, R), and a few numbers a channel. Under ``create_graph`` the gradients come from the
     differentiable definition.
     """
@@ -86,8 +85,6 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
         )
         if settings.post != "relu":
             mask = None
-        elif settings.y_is_kept:
-            mask = y
         of = (None, None) if settings.training else (mean, var)
         small = (norm, rstd, squeezed, a, s)
         ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, *small)
@@ -117,9 +114,7 @@ def _backward(ctx, dy):
     # a hook on saved tensors may have laid u otherwise than the mask's bits; none is traced, and
     # the tracer of backward loses hold of autocast where it is asked for strides
     compiling = torch.compiler.is_compiling()
-    if mask is not None and ctx.settings.y_is_kept:
-        mask = ops.norm_mask(mask, u, backend)
-    elif mask is not None and not compiling and (layout_of(u) or "nchw") != ctx.layout:
+    if mask is not None and not compiling and (layout_of(u) or "nchw") != ctx.layout:
         dy, mask, write = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None, False
     dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
     if not solves:
@@ -167,9 +162,7 @@ def _differentiable_backward(ctx, dy):
     u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *_ = ctx.saved_tensors
     settings = ctx.settings
     g = dy
-    if mask is not None and settings.y_is_kept:
-        g = torch.ops.aten.threshold_backward(dy, mask.detach(), 0)
-    elif mask is not None:
+    if mask is not None:
         g = torch.where(unpacked(mask, u, ctx.layout), dy, 0)
     need = ctx.needs_input_grad[:7]
     # aliases: a gradient must not run on through what w1 and the others were made from

@@ -1,5 +1,7 @@
 """A batch norm and the block as a function, batch_norm_squeeze_excite."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +34,7 @@ def batch_norm_squeeze_excite(
     gate: str = "sigmoid",
     residual: Tensor | None = None,
     post: str = "none",
-    y_is_kept: bool = False,
+    y_is_kept: bool | None = None,
     process_group=None,
     backend: str | None = None,
 ) -> Tensor:
@@ -56,9 +58,7 @@ def batch_norm_squeeze_excite(
         eps: added to the variance; above 0 in training mode.
         pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
         squeeze: "avg"; with "max" or "avgmax" the norm runs apart from the block, in eager.
-        y_is_kept: for post="relu": whether something after this keeps y for its own backward, as a
-            convolution does. True has this backward read y; False keeps one bit an element of its
-            own and reads that, which is less.
+        y_is_kept: deprecated and without effect; backward always reads one bit per element.
         process_group: of ``torch.distributed``: in training mode the statistics, and their
             gradients, are those of all its processes' batches, as in ``torch.nn.SyncBatchNorm``.
 
@@ -68,7 +68,7 @@ def batch_norm_squeeze_excite(
     Sums are carried in float32, or in float64 where u or a weight is float64; the variance is that
     of the numbers less their mean, never a difference of squares. Results are bitwise the same from
     run to run at a fixed number of threads. Differentiable, twice too. Backward keeps u and, for
-    post="relu", one bit an element, or y.
+    post="relu", one bit per element.
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -77,6 +77,12 @@ def batch_norm_squeeze_excite(
             backend that does not serve u's device.
         RuntimeError: a named backend that was not built.
     """
+    if y_is_kept is not None:
+        warnings.warn(
+            "y_is_kept is deprecated and has no effect: backward reads one bit per element",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     if training is False and direct.is_open(backend):
         y = direct.run_norm(
             u, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
@@ -86,14 +92,12 @@ def batch_norm_squeeze_excite(
             return y
     check_batch_norm(
         u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
-        y_is_kept, processes.size(process_group) > 1,
+        processes.size(process_group) > 1,
     )  # fmt: skip
     check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
     name = dispatch.choose(u, backend)
     group = process_group if training else None
-    settings = Settings(
-        training, eps, pre, act, act_slope, gate, post, y_is_kept, group, name
-    )  # fmt: skip
+    settings = Settings(training, eps, pre, act, act_slope, gate, post, group, name)
     tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
     running = running_mean, running_var
     # without an element the sweeps only serve the processes that have some

@@ -15,7 +15,6 @@ from se_kernels.backends.cpu.block import (
 from se_kernels.backends.cpu.extension import native_direct
 from se_kernels.backends.cpu.norm import (
     norm_inference,
-    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -31,7 +30,6 @@ __all__ = [
     "instruction_set",
     "native_direct",
     "norm_inference",
-    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

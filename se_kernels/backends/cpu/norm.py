@@ -8,7 +8,6 @@ from se_kernels.layout import (
     empty_mask,
     empty_output,
     flat,
-    layout_of,
     like_layout,
     readable,
     row_major,
@@ -50,15 +49,6 @@ def norm_scale(x, norm, s, residual, pre, post, keep):
         mask.data_ptr() if keep else 0,
     )
     return y, mask
-
-
-def norm_mask(y, x):
-    """The mask of y (N, C, H, W), laid as that of x."""
-    mask = empty_mask(x)
-    layout = layout_of(x) or "nchw"
-    y, sums = like_layout(y, layout), torch.empty(0, dtype=compute_dtype(y, y))
-    _C.norm_mask(*phase(y, sums, layout), *place(y), mask.data_ptr())
-    return mask
 
 
 def norm_scale_backward(dy, x, mask, norm, pre, write):

@@ -16,7 +16,6 @@ from se_kernels.backends.cuda.block import (
 from se_kernels.backends.cuda.library import DEVICE, why_not, why_not_for
 from se_kernels.backends.cuda.norm import (
     norm_inference,
-    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -31,7 +30,6 @@ __all__ = [
     "forward",
     "inference",
     "norm_inference",
-    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

@@ -16,7 +16,7 @@ from se_kernels.backends.cuda.launch import (
     pointer,
     sizes_of,
 )
-from se_kernels.layout import empty_mask, empty_output, layout_of, like_layout, readable
+from se_kernels.layout import empty_mask, empty_output, like_layout, readable
 from se_kernels.reference import compute_dtype
 
 
@@ -68,17 +68,6 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
         pointer(mask if keep else None),
     )
     return y, mask
-
-
-def norm_mask(y, u):
-    """The mask of y (N, C, H, W), laid as that of u."""
-    mask = empty_mask(u)
-    layout = layout_of(u) or "nchw"
-    (y,) = on_elements(y)
-    y = like_layout(y, layout)
-    sizes = alone(sizes_of(y, 0, compute_dtype(y, y), layout))
-    library.native.norm_mask(*launch(y), *sizes, *place(y), mask.data_ptr())
-    return mask
 
 
 def norm_scale_backward(dy, u, mask, norm, pre, write):

@@ -18,7 +18,6 @@ from se_kernels.backends.triton.block import (
 )
 from se_kernels.backends.triton.norm import (
     norm_inference,
-    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -32,7 +31,6 @@ __all__ = [
     "forward",
     "inference",
     "norm_inference",
-    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

@@ -6,7 +6,7 @@ import torch
 
 from se_kernels.backends import composed_norm
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.layout import empty_mask, empty_output, flat, layout_of, like_layout, readable
+from se_kernels.layout import empty_mask, empty_output, flat, like_layout, readable
 from se_kernels.reference import compute_dtype
 
 
@@ -42,16 +42,6 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
     small = mask if keep else None, norm.contiguous(), s.contiguous()
     run_norm_scale(layout, *places, *small, pre, post)
     return y, mask
-
-
-def norm_mask(y, u):
-    """The mask of y (N, C, H, W), laid as that of u."""
-    from se_kernels.backends.triton.kernels.norm_scale import run_norm_mask
-
-    mask = empty_mask(u)
-    layout = layout_of(u) or "nchw"
-    run_norm_mask(layout, place_of(like_layout(y, layout), layout), mask, compute_dtype(y, y))
-    return mask
 
 
 def norm_scale_backward(dy, u, mask, norm, pre, write):
