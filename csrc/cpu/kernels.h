@@ -21,7 +21,7 @@ struct NormKernels {
   void (*scale)(const Problem&, const NormScale&, const NormScratch&);
   void (*scale_backward)(const Problem&, const NormScaleBackward&, const NormScratch&);
   void (*squeeze_backward)(const Problem&, const NormSqueezeBackward&, const NormScratch&);
-  void (*forward)(const Problem&, const NormForward&, const Plan&, const Scratch&);
+  void (*inference)(const Problem&, const NormInference&, const Plan&, const Scratch&);
 };
 
 namespace baseline {

@@ -14,6 +14,8 @@ from se_kernels.backends.cpu.block import (
 )
 from se_kernels.backends.cpu.extension import native_direct
 from se_kernels.backends.cpu.norm import (
+    norm_backward,
+    norm_forward,
     norm_inference,
     norm_moments,
     norm_scale,
@@ -29,6 +31,8 @@ __all__ = [
     "inference",
     "instruction_set",
     "native_direct",
+    "norm_backward",
+    "norm_forward",
     "norm_inference",
     "norm_moments",
     "norm_scale",

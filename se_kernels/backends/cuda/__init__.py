@@ -15,6 +15,8 @@ from se_kernels.backends.cuda.block import (
 )
 from se_kernels.backends.cuda.library import DEVICE, why_not, why_not_for
 from se_kernels.backends.cuda.norm import (
+    norm_backward,
+    norm_forward,
     norm_inference,
     norm_moments,
     norm_scale,
@@ -29,6 +31,8 @@ __all__ = [
     "explain",
     "forward",
     "inference",
+    "norm_backward",
+    "norm_forward",
     "norm_inference",
     "norm_moments",
     "norm_scale",

@@ -1,6 +1,7 @@
 """A batch norm before the block: one launch a sweep."""
 
 import sys
+from functools import partial
 
 import torch
 
@@ -113,9 +114,14 @@ def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     return du
 
 
-def norm_inference(*arguments):
-    """y (N, C, H, W), nothing kept."""
-    return composed_norm.norm_inference(sys.modules[__name__], *arguments)
+norm_inference, norm_forward, norm_backward = (
+    partial(composed, sys.modules[__name__])
+    for composed in (
+        composed_norm.norm_inference,
+        composed_norm.norm_forward,
+        composed_norm.norm_backward,
+    )
+)
 
 
 def _constants(norm):

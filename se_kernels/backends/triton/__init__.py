@@ -17,6 +17,8 @@ from se_kernels.backends.triton.block import (
     squeeze_backward,
 )
 from se_kernels.backends.triton.norm import (
+    norm_backward,
+    norm_forward,
     norm_inference,
     norm_moments,
     norm_scale,
@@ -30,6 +32,8 @@ __all__ = [
     "backward",
     "forward",
     "inference",
+    "norm_backward",
+    "norm_forward",
     "norm_inference",
     "norm_moments",
     "norm_scale",

@@ -1,6 +1,7 @@
 """The sweeps with a batch norm: torch tensors in, a launch each."""
 
 import sys
+from functools import partial
 
 import torch
 
@@ -69,6 +70,11 @@ def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     return du
 
 
-def norm_inference(u, *arguments):
-    """y (N, C, H, W), the norm in evaluation mode; arguments as in ``composed_norm``."""
-    return composed_norm.norm_inference(sys.modules[__name__], u, *arguments)
+norm_inference, norm_forward, norm_backward = (
+    partial(composed, sys.modules[__name__])
+    for composed in (
+        composed_norm.norm_inference,
+        composed_norm.norm_forward,
+        composed_norm.norm_backward,
+    )
+)
