@@ -84,8 +84,7 @@ struct SqueezeBackward {
 };
 
 // With a batch norm before the block: v = pre(t), t = (x - mean) scale + bias, each of the three
-// (C) in the compute type. One sweep over x at a time, for a caller that solves for the numbers per
-// image and channel between them; Problem as for the phases.
+// (C) in the compute type. One sweep over x at a time; Problem as for the phases.
 struct Norm {
   const void *mean, *scale, *bias;
   Pre pre;
@@ -112,12 +111,6 @@ struct NormScale {
   std::uint8_t* mask;  // may be null
 };
 
-// That of y itself, where it was not kept.
-struct NormMask {
-  Input y;
-  std::uint8_t* mask;
-};
-
 // g = dy where its bit is set, else 0; dy without a mask.
 struct NormScaleBackward {
   Input dy, x;
@@ -139,13 +132,50 @@ struct NormSqueezeBackward {
 
 // The whole block after a norm in evaluation mode, nothing kept. mean, var, weight, bias: (C) in
 // the compute type; weight and bias may be null.
-struct NormForward {
+struct NormInference {
   Input x, residual;
   const void *mean, *var, *weight, *bias;
   double eps;
   Pre pre;
   const void *w1, *w2, *b1, *b2;
   Output y;
+};
+
+// (C) of any type; data is null where it is absent.
+struct Vector {
+  const void* data;
+  DType type;
+};
+
+// The whole block, with what backward needs kept: sweeps over the batch and the solve between them.
+struct NormForward {
+  Input x, residual;
+  bool training;              // the norm's statistics are those of the batch
+  Vector mean, var;           // else these; in training mode the running ones, which may be absent
+  const double* means;        // (N,C), of each image's channel, where known already; else null
+  double momentum, eps;       // momentum: the share of the batch in the running statistics
+  const void *weight, *bias;  // (C) in the compute type; may be null
+  Pre pre;
+  const void *w1, *w2, *b1, *b2;
+  Output y;
+  std::uint8_t* mask;      // may be null
+  double* moved;           // (2,C), the running mean and variance after this batch; may be null
+  void* norm;              // (4,C): mean, scale, bias, 1 / √(var + eps)
+  void *squeezed, *a, *s;  // squeezed (N,C): z; for identity means less the norm's mean
+};
+
+struct NormBackward {
+  Input dy, x;
+  const std::uint8_t* mask;  // may be null
+  bool training;
+  const void* norm;  // (4,C), as forward left it
+  Pre pre;
+  const void *w1, *w2;
+  const void *squeezed, *a, *s;
+  Output dr, dx;                // each of these may be null
+  void *dweight, *dbias;        // (C) in the compute type
+  void* d;                      // (N,C): dz / P; may be null
+  void *dw1, *dw2, *db1, *db2;  // each of these may be null
 };
 
 enum class Status { ok, out_of_memory };
@@ -159,10 +189,11 @@ Status squeeze_backward(const Problem&, const SqueezeBackward&);
 Status norm_moments(const Problem&, const NormMoments&);
 Status norm_squeeze(const Problem&, const NormSqueeze&);
 Status norm_scale(const Problem&, const NormScale&);
-Status norm_mask(const Problem&, const NormMask&);
 Status norm_scale_backward(const Problem&, const NormScaleBackward&);
 Status norm_squeeze_backward(const Problem&, const NormSqueezeBackward&);
+Status norm_inference(const Problem&, const NormInference&);
 Status norm_forward(const Problem&, const NormForward&);
+Status norm_backward(const Problem&, const NormBackward&);
 
 // "avx512", "avx2" or "baseline": chosen once, from the processor and the build. The environment
 // variable SE_KERNELS_CPU_ISA names a lower one.

@@ -45,16 +45,14 @@ def check_batch_norm(
     momentum,
     eps,
     pre,
-    y_is_kept,
     shared,
 ) -> None:
     """The same for the batch norm before the block; ``shared``: with other processes."""
     _check_images(u, "u")
     if pre not in PRES:
         _raise_unknown("pre", pre, PRES)
-    for argument, value in (("training", training), ("y_is_kept", y_is_kept)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{argument}: expected a bool, got {value!r}")
+    if not isinstance(training, bool):
+        raise TypeError(f"training: expected a bool, got {training!r}")
     for argument, value in (("momentum", momentum), ("eps", eps)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{argument}: expected a number, got {value!r}")

@@ -67,7 +67,7 @@ def row_major(w: Tensor) -> Tensor:
 
 
 def flat(b: Tensor | None) -> Tensor | None:
-    """b with its elements side by side."""
+    """b, if there is one, with its elements side by side."""
     return None if b is None else b.contiguous()
 
 
@@ -77,7 +77,7 @@ def empty_output(x: Tensor) -> Tensor:
     channels_last where x lies so, else contiguous; a dense x keeps its very strides, as in eager.
     """
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(x)
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
     return torch.empty_like(x, memory_format=memory_format_of(layout_of(x)))
 
 
@@ -88,7 +88,7 @@ def empty_mask(x: Tensor) -> Tensor:
     images, channels, height, width = x.shape
     pixels = height * width
     rows, length = (pixels, channels) if layout_of(x) == "nhwc" else (channels, pixels)
-    return x.new_empty((images, rows, (length + 7) // 8), dtype=torch.uint8)
+    return torch.empty(images, rows, (length + 7) // 8, dtype=torch.uint8, device=x.device)
 
 
 def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
@@ -121,6 +121,33 @@ def empty_weight_gradients(w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[T
         _empty_row_major(w2) if need_dw2 else w1.new_empty(0),
         w1.new_empty(w1.shape[0]) if need_db1 else w1.new_empty(0),
         w1.new_empty(w2.shape[0]) if need_db2 else w1.new_empty(0),
+    )
+
+
+def empty_norm_gradients(
+    u: Tensor, numbers: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]
+) -> tuple[Tensor, ...]:
+    """Uninitialised: the gradients of a norm's weight and bias (C), du, dr (N, C, H, W), d (N, C),
+    dw1, dw2, db1 (R,), db2 (C,).
+
+    One of the last seven that ``needs`` does not want has no elements.
+    """
+    (images, channels), reduced = u.shape[:2], w1.shape[0]
+
+    def empty(like, *shape, need=True):
+        return torch.empty(shape if need else 0, dtype=like.dtype, device=like.device)
+
+    need_du, need_dr, need_d, need_dw1, need_dw2, need_db1, need_db2 = needs
+    return (
+        empty(numbers, channels),
+        empty(numbers, channels),
+        empty_output(u) if need_du else empty(u, need=False),
+        empty_output(u) if need_dr else empty(u, need=False),
+        empty(numbers, images, channels, need=need_d),
+        empty(w1, *w1.shape, need=need_dw1),
+        empty(w1, *w2.shape, need=need_dw2),
+        empty(w1, reduced, need=need_db1),
+        empty(w1, channels, need=need_db2),
     )
 
 

@@ -5,15 +5,16 @@ They have no autograd of their own; ``se_kernels.autograd`` is their only caller
 
 import torch
 
-from se_kernels import dispatch, solve
+from se_kernels import dispatch
+from se_kernels.backends import no_elements
 from se_kernels.layout import (
     empty_gradients,
     empty_mask,
+    empty_norm_gradients,
     empty_output,
     empty_scale_gradients,
-    empty_weight_gradients,
 )
-from se_kernels.reference import compute_dtype
+from se_kernels.reference import compute_dtype, norm_compute_dtype
 
 _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
 _INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual"
@@ -94,85 +95,62 @@ def _squeeze_backward_fake(g, x, s, dz, squeeze, backend):
     return empty_output(x)
 
 
+def sweeps(u, backend):
+    """The backend, or what stands for it where u has no element: no backend sees an empty u."""
+    return dispatch.get(backend) if u.numel() else no_elements
+
+
 def _norm_moments(x, wide, backend):
-    if x.numel() == 0:  # the backends see no empty images with a norm
-        return tuple(t.zero_() for t in _norm_moments_fake(x, wide, backend))
-    return tuple(t.double() for t in dispatch.get(backend).norm_moments(x, wide))
+    return sweeps(x, backend).norm_moments(x, wide)
 
 
 def _norm_moments_fake(x, wide, backend):
     return tuple(x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
 
 
-def _norm_squeeze(x, norm, pre, backend):
-    if x.numel() == 0:
-        return _norm_squeeze_fake(x, norm).zero_()
-    return dispatch.get(backend).norm_squeeze(x, norm, pre)
+def _norm_forward(u, *arguments):
+    *arguments, backend = arguments
+    return sweeps(u, backend).norm_forward(u, *arguments)
 
 
-def _norm_squeeze_fake(x, norm, *_):
-    return norm.new_empty(x.shape[:2])
+def _norm_forward_fake(
+    u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual, training, momentum, eps, pre,
+    act, act_slope, gate, post, keep, backend,
+):  # fmt: skip
+    (images, channels), dtype = u.shape[:2], norm_compute_dtype(u, bn_weight, w1)
+    moves = training and mean is not None
+    return (
+        empty_output(u),
+        empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8),
+        u.new_empty((4 + 2 * images, channels), dtype=dtype),
+        u.new_empty((images, w1.shape[0]), dtype=dtype),
+        u.new_empty((2, channels) if moves else 0, dtype=torch.float64),
+    )
 
 
-def _norm_excite_fake(z, w1, *_):
-    return z.new_empty((z.shape[0], w1.shape[0])), torch.empty_like(z)
+def _norm_backward(dy, u, *arguments):
+    *arguments, backend = arguments
+    return sweeps(u, backend).norm_backward(dy, u, *arguments)
 
 
-def _norm_excite_backward_fake(ds, z, a, s, w1, w2, act, act_slope, gate, needs):
-    return torch.empty_like(z), *empty_weight_gradients(w1, w2, needs)
-
-
-def _norm_scale(x, norm, s, residual, pre, post, keep, backend):
-    if x.numel() == 0:
-        return _norm_scale_fake(x, norm, s, residual, pre, post, keep, backend)
-    return dispatch.get(backend).norm_scale(x, norm, s, residual, pre, post, keep)
-
-
-def _norm_scale_fake(x, norm, s, residual, pre, post, keep, backend):
-    return empty_output(x), empty_mask(x) if keep else x.new_empty(0, dtype=torch.uint8)
-
-
-def _norm_mask(y, x, backend):
-    return empty_mask(x) if x.numel() == 0 else dispatch.get(backend).norm_mask(y, x)
-
-
-def _norm_mask_fake(y, x, backend):
-    return empty_mask(x)
-
-
-def _norm_scale_backward(dy, x, mask, norm, pre, write, backend):
-    if x.numel() == 0:
-        dr, sums = _norm_scale_backward_fake(dy, x, mask, norm, pre, write, backend)
-        return dr, sums.zero_()
-    return dispatch.get(backend).norm_scale_backward(dy, x, mask, norm, pre, write)
-
-
-def _norm_scale_backward_fake(dy, x, mask, norm, pre, write, backend):
-    sums = 2 if pre == "identity" else 5
-    dr = empty_output(x) if write else x.new_empty(0)
-    return dr, norm.new_empty((sums, x.shape[0], x.shape[1]))
+def _norm_backward_fake(
+    dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs, backend
+):
+    return empty_norm_gradients(u, numbers, w1, w2, needs)
 
 
 def _norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset, backend):
-    if x.numel() == 0:
-        return empty_output(x)
-    return dispatch.get(backend).norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset)
+    of = sweeps(x, backend)
+    return of.norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset)
 
 
 def _norm_squeeze_backward_fake(g, x, *_):
     return empty_output(x)
 
 
-def _norm_inference(
-    x, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual,
-    pre, act, act_slope, gate, post, backend,
-):  # fmt: skip
-    if x.numel() == 0:
-        return empty_output(x)
-    return dispatch.get(backend).norm_inference(
-        x, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual,
-        pre, act, act_slope, gate, post,
-    )  # fmt: skip
+def _norm_inference(x, *arguments):
+    *arguments, backend = arguments
+    return sweeps(x, backend).norm_inference(x, *arguments)
 
 
 def _norm_inference_fake(x, *_):
@@ -223,7 +201,32 @@ squeeze_backward = _register(
     _squeeze_backward_fake,
 )
 
-# With a batch norm before the block. norm (3,C): mean, scale, bias; sums are in its dtype.
+# With a batch norm before the block.
+# y (N,C,H,W); mask where it is to be kept; numbers (4 + 2 N,C): mean, scale, bias and
+# 1 / √(var + eps) of the norm; of each image z or, for pre = identity, where z follows from it, its
+# mean less the norm's; of each image s; a (N,R); moved (2,C) in float64: the running mean and
+# variance after the batch.
+# mean, var: in training mode the running ones. means (N,C): of each image, where known already.
+norm_forward = _register(
+    "norm_forward(Tensor u, Tensor? bn_weight, Tensor? bn_bias, Tensor? mean, Tensor? var, "
+    "Tensor? means, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual, bool training, "
+    "float momentum, float eps, str pre, str act, float act_slope, str gate, str post, bool keep, "
+    "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _norm_forward,
+    _norm_forward_fake,
+)
+# the gradients of the norm's weight and bias (C), in the dtype of the numbers; du, dr (N,C,H,W),
+# d (N,C) = dz / P, dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which of these seven, the
+# others are empty
+norm_backward = _register(
+    "norm_backward(Tensor dy, Tensor u, Tensor? mask, Tensor numbers, Tensor a, Tensor w1, "
+    "Tensor w2, bool training, str pre, str act, float act_slope, str gate, bool[] needs, "
+    "str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _norm_backward,
+    _norm_backward_fake,
+)
+# Of several processes the statistics, and their gradients, are exchanged in between.
 # means, m2 (N,C) in float64, whose sums are so only where asked: a mean far from zero has digits in
 # float32 for itself, but not for how it differs from another
 norm_moments = _register(
@@ -231,46 +234,7 @@ norm_moments = _register(
     _norm_moments,
     _norm_moments_fake,
 )
-# z (N,C); pre is no identity
-norm_squeeze = _register(
-    "norm_squeeze(Tensor x, Tensor norm, str pre, str backend) -> Tensor",
-    _norm_squeeze,
-    _norm_squeeze_fake,
-)
-# a (N,R), s (N,C): of every backend, and opaque, as a precision that the user allows is set aside
-norm_excite = _register(
-    "norm_excite(Tensor z, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, str act, float act_slope, "
-    "str gate) -> (Tensor, Tensor)",
-    solve.excite,
-    _norm_excite_fake,
-)
-# dz (N,C), dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which of the four, others are empty
-norm_excite_backward = _register(
-    "norm_excite_backward(Tensor ds, Tensor z, Tensor a, Tensor s, Tensor w1, Tensor w2, str act, "
-    "float act_slope, str gate, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    solve.excite_backward,
-    _norm_excite_backward_fake,
-)
-# y (N,C,H,W), mask where it is to be kept
-norm_scale = _register(
-    "norm_scale(Tensor x, Tensor norm, Tensor s, Tensor? residual, str pre, str post, bool keep, "
-    "str backend) -> (Tensor, Tensor)",
-    _norm_scale,
-    _norm_scale_fake,
-)
-# the mask of y (N,C,H,W), laid as that of x
-norm_mask = _register(
-    "norm_mask(Tensor y, Tensor x, str backend) -> Tensor", _norm_mask, _norm_mask_fake
-)
-# dr (N,C,H,W) where it is to be written; sums (K,N,C): K = 2, Σ g and Σ g (x - mean), for
-# pre = identity, else 5: Σ g v, Σ g v', Σ g v' (x - mean), Σ v', Σ v' (x - mean)
-norm_scale_backward = _register(
-    "norm_scale_backward(Tensor dy, Tensor x, Tensor? mask, Tensor norm, str pre, bool write, "
-    "str backend) -> (Tensor, Tensor)",
-    _norm_scale_backward,
-    _norm_scale_backward_fake,
-)
-# dx (N,C,H,W) = scale v' (g s + d) + slope (x - mean) + offset
+# dx (N,C,H,W) = scale v' (g s + d) + slope (x - mean) + offset; norm (3,C)
 norm_squeeze_backward = _register(
     "norm_squeeze_backward(Tensor g, Tensor x, Tensor? mask, Tensor norm, Tensor s, Tensor d, "
     "str pre, Tensor? slope, Tensor? offset, str backend) -> Tensor",

@@ -29,12 +29,21 @@ def statistics_of(u: Tensor) -> tuple[Tensor, Tensor]:
     return mean.double(), var.double() * (u.numel() // u.shape[1])
 
 
-def norm_of(mean, var, weight, bias, eps: float) -> tuple[Tensor, Tensor]:
-    """norm (3, C): mean, scale, bias: t = (u - mean) * scale + bias; and 1 / √(var + eps)."""
+def moved(running_mean, running_var, mean, m2, count, momentum) -> tuple[Tensor, Tensor]:
+    """The running statistics after a batch with this mean and m2 (C) of ``count`` numbers per
+    channel, in the dtype of mean."""
+    return tuple(
+        momentum * new + (1 - momentum) * running.to(new.dtype)
+        for running, new in ((running_mean, mean), (running_var, m2 / (count - 1)))
+    )
+
+
+def norm_of(mean, var, weight, bias, eps: float) -> Tensor:
+    """norm (4, C): mean, scale, bias: t = (u - mean) * scale + bias; and 1 / √(var + eps)."""
     rstd = torch.rsqrt(var + eps)
     scale = rstd if weight is None else rstd * weight.to(rstd.dtype)
     shift = torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype)
-    return torch.stack((mean, scale, shift)), rstd
+    return torch.stack((mean, scale, shift, rstd))
 
 
 def centred(means: Tensor, norm: Tensor) -> Tensor:
@@ -68,6 +77,18 @@ def excite_backward(
         dz = da @ w1.flatten(1).to(de.dtype)
     weight_gradients(gradients, needs, de, da, reference.activate(a, act, act_slope), z)
     return dz, *gradients
+
+
+def through_statistics(norm, d_weight, d_bias, count) -> tuple[Tensor, Tensor]:
+    """slope and offset (C) of du: what the gradients of the batch's mean and variance add.
+
+    d_weight and d_bias (C): Σ dt (u - mean) / √(var + eps) and Σ dt over the ``count`` numbers per
+    channel.
+    """
+    _, scale, _, rstd = norm.unbind()
+    share = -scale / count
+    slope = share * rstd * d_weight  # in this order: rstd³ may be no float
+    return slope.to(norm.dtype), (share * d_bias).to(norm.dtype)
 
 
 def close_gate(ds: Tensor, s: Tensor, gate: str) -> Tensor:

@@ -34,7 +34,7 @@ class Kernel:
 
 VECTOR_NUMBERS = ("float32", "bfloat16", "float16")
 DIRECTIONS, LAYOUTS = ("forward", "backward"), ("nchw", "nhwc")
-NORM_PHASES = ("moments", "squeeze", "scale", "mask", "scale_backward", "squeeze_backward")
+NORM_PHASES = ("moments", "squeeze", "scale", "scale_backward", "squeeze_backward")
 KERNELS = {
     *(
         Kernel(direction, way, number, layout, tail)
@@ -57,7 +57,7 @@ KERNELS = {
 }
 
 MANGLED = re.compile(
-    r"(forward|backward|norm)_(two_sweeps|cluster|moments|mask|(?:squeeze|scale)(?:_backward)?)I"
+    r"(forward|backward|norm)_(two_sweeps|cluster|moments|(?:squeeze|scale)(?:_backward)?)I"
     r"(?:NS\d*_\d+)?(bfloat16|float16|Any|f)E?LNS_6LayoutE([01])E(?:.*?(Tail|Plain|Lb0E|Lb1E))?"
 )
 
@@ -183,7 +183,6 @@ def least_of_norm(kernel: Kernel, paths: int, capability: int) -> dict[str, int]
         "moments": (4, 0, 4, 0),
         "squeeze": (4, 0, 4, 3),  # mean, scale, bias
         "scale": (2 * 2, 2, 0, 4),  # x, residual; y; s too
-        "mask": (4, 0, 0, 0),  # y
         "scale_backward": (inputs * 2, 2, 2 * 2, 1)  # dy, x; dr
         if kernel.tail
         else (inputs * word, word, 2 * word, 3),

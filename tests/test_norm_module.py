@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from se_kernels import BatchNormSqueezeExcite, SqueezeExcite, record_gates
+from se_kernels.backends import cpu
 from se_kernels.models.se import EagerSqueezeExcite
 
 CHANNELS, REDUCED = 12, 5
@@ -306,3 +307,22 @@ def test_refuses(options, message):
         BatchNormSqueezeExcite(CHANNELS, **options)
     with pytest.raises(ValueError, match=r"^channels, rd_channels: expected at least 1"):
         BatchNormSqueezeExcite(0)
+
+
+@pytest.mark.skipif(cpu.why_not() is not None, reason=f"no native core: {cpu.why_not()}")
+@pytest.mark.parametrize("pre", ["identity", "silu"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_training_step_on_the_cpu_makes_few_operations(layout, pre):
+    """Two native calls, what they allocate, and the running statistics: each operation of torch
+    that a block makes is some microseconds, and a network has dozens of blocks."""
+    block = BatchNormSqueezeExcite(16, rd_channels=4, pre=pre, post="relu")
+    u, residual, dy = (torch.randn(2, 16, 6, 5).contiguous(memory_format=layout) for _ in range(3))
+    block(u.requires_grad_(), residual.requires_grad_()).backward(dy)
+    block.zero_grad()
+    u.grad = residual.grad = None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        block(u, residual).backward(dy)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    of_torch = {k: n for k, n in counts.items() if k.startswith(("aten::", "se_kernels::"))}
+    assert of_torch["se_kernels::norm_forward"] == of_torch["se_kernels::norm_backward"] == 1
+    assert sum(of_torch.values()) < 30, of_torch

@@ -1,5 +1,5 @@
 """The registered ops of the norm: opcheck, fakes that tell the shapes, dtypes and strides of the
-real, and each op by itself against plain formulas in float64."""
+real, and each sweep by itself against plain formulas in float64."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from norm_cases import pre_module
 from operator_cases import DTYPES
 from test_ops import LAYOUTS, R, channels_last, described, described_fake
 
-from se_kernels import ops
+from se_kernels import dispatch, ops
 from se_kernels.layout import layout_of, unpacked
 from se_kernels.variants import POSTS, PRES
 from se_kernels.verification.rounded import derivative
 
 pytestmark = pytest.mark.sampled(every=0, on_host=5)
 
-SIX = ("moments", "squeeze", "scale", "scale_backward", "squeeze_backward", "inference")
+OPS = ("forward", "backward", "moments", "squeeze_backward", "inference")
 NO_ELEMENTS = ("no image", "no pixel")
 
 
@@ -27,7 +27,8 @@ def column(t):
 
 @pytest.fixture
 def arguments(backend, device):
-    """Makes the arguments of each of the six by name; ``wide``: sums in float64."""
+    """Makes the arguments of each op, and of each sweep that is none, by name; ``wide``: sums in
+    float64."""
 
     def make(layout="contiguous", pre="silu", post="relu", dtype=torch.float32, wide=False):
         torch.manual_seed(0)
@@ -47,20 +48,26 @@ def arguments(backend, device):
         )
         residual, dy = torch.randn_like(u), torch.randn_like(u)
         keep = post == "relu"
-        _, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
+        _, mask = ops.sweeps(u, backend).norm_scale(u, norm, s, residual, pre, post, keep)
         mask = mask if keep else None
         weights = of(R, channels), of(channels, R), of(R), of(channels)
         before, running = (u, of(channels), of(channels)), (of(channels), of(channels).abs())
         variant = pre, "relu", 0.01, "sigmoid"
+        # an empty batch has no statistics of its own
+        given = *running, None, *weights, residual, u.numel() > 0, 0.1, 1e-5, *variant, post, keep
+        left = torch.cat((norm, of(1 + images, channels), s)), of(images, R)
+        needs = [True, keep, False, True, True, True, False]
         made = {
+            "forward": (*before, *given, backend),
+            "backward": (dy, u, mask, *left, *weights[:2], True, *variant, needs, backend),
             "moments": (u, wide, backend),
-            "scale": (u, norm, s, residual, pre, post, keep, backend),
-            "scale_backward": (dy, u, mask, norm, pre, keep, backend),
+            "scale": (u, norm, s, residual, pre, post, keep),
+            "scale_backward": (dy, u, mask, norm, pre, keep),
             "squeeze_backward": (dy, u, mask, norm, s, d, pre, slope, offset, backend),
             "inference": (*before, *running, 1e-5, *weights, residual, *variant, post, backend),
         }
         if pre != "identity":
-            made["squeeze"] = u, norm, pre, backend
+            made["squeeze"] = u, norm, pre
         return made
 
     return make
@@ -71,8 +78,13 @@ def op(name):
 
 
 def opcheck_all(made, **options):
-    for name, given in made.items():
-        torch.library.opcheck(op(name), given, **options)
+    for name in OPS:
+        torch.library.opcheck(op(name), made[name], **options)
+
+
+@pytest.fixture
+def sweeps(backend):
+    return dispatch.get(backend)
 
 
 @pytest.mark.sampled(every=0, on_host=3)
@@ -98,27 +110,18 @@ def test_opcheck_variants(arguments, pre, post):
     opcheck_all(arguments("channels_last", pre, post, torch.bfloat16))
 
 
-@pytest.mark.parametrize("biases", [True, False])
-@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck_of_the_excitation(weight_dtype, biases):
-    """It is every backend's."""
-    torch.manual_seed(0)
-    z, ds, s = (torch.randn(3, 5) for _ in range(3))
-    w1, w2, b1, b2 = (torch.randn(n).to(weight_dtype) for n in ((R, 5, 1, 1), (5, R), (R,), (5,)))
-    given = z, w1, w2, b1 if biases else None, b2 if biases else None, "silu", 0.01, "sigmoid"
-    torch.library.opcheck(ops.norm_excite, given)
-    a = torch.randn(3, R)
-    for needs in ([True] * 4, [False, True, False, biases]):
-        variant = "silu", 0.01, "sigmoid", needs
-        torch.library.opcheck(ops.norm_excite_backward, (ds, z, a, s, w1, w2, *variant))
-
-
 def test_opcheck_optional_arguments(arguments):
     made = arguments(pre="identity")
-    *scale, pre, post, keep, backend = made["scale"]
-    torch.library.opcheck(ops.norm_scale, (*scale[:3], None, pre, post, keep, backend))
-    dy, u, _, *rest = made["scale_backward"]
-    torch.library.opcheck(ops.norm_scale_backward, (dy, u, None, *rest))
+    u, weight, bias, mean, var, _, w1, w2, b1, b2, _, _, *rest = made["forward"]
+    bare = u, None, None, None, None, None, w1, w2, None, None, None, True, *rest
+    torch.library.opcheck(ops.norm_forward, bare)
+    means = torch.zeros(u.shape[:2], dtype=torch.float64, device=u.device)
+    of_a_group = u, weight, bias, mean, var, means, w1, w2, b1, b2, None, False, *rest
+    torch.library.opcheck(ops.norm_forward, of_a_group)
+    dy, u, _, *given, needs, backend = made["backward"]
+    for wanted in ((), (0,), (2,), (4, 6)):
+        needs = [i in wanted for i in range(7)]
+        torch.library.opcheck(ops.norm_backward, (dy, u, None, *given, needs, backend))
     *given, _, _, backend = made["squeeze_backward"]
     torch.library.opcheck(ops.norm_squeeze_backward, (*given, None, None, backend))
     u, _, _, mean, var, eps, w1, w2, _, _, _, *rest = made["inference"]
@@ -131,7 +134,9 @@ def test_opcheck_optional_arguments(arguments):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fakes_describe_the_real(arguments, layout, dtype, wide):
     for post, pre in (("relu", "silu"), ("none", "identity")):
-        for name, given in arguments(layout, pre, post, dtype, wide).items():
+        made = arguments(layout, pre, post, dtype, wide)
+        for name in OPS:
+            given = made[name]
             assert described_fake(op(name), given) == described(op(name)(*given)), name
 
 
@@ -140,7 +145,7 @@ def test_outputs_lie_as_u_does(arguments, layout):
     """A dense u gives its own strides, as in eager; another one the nearer dense format."""
     made = arguments(layout)
     u = made["moments"][0]
-    outputs = [op("scale")(*made["scale"])[0], op("scale_backward")(*made["scale_backward"])[0]]
+    outputs = [op("forward")(*made["forward"])[0], *op("backward")(*made["backward"])[2:4]]
     outputs += [op(name)(*made[name]) for name in ("squeeze_backward", "inference")]
     adjacent_channels = "channels of channels_last", "rows of channels_last", "expanded over pixels"
     if u.is_contiguous() or u.is_contiguous(memory_format=torch.channels_last):
@@ -152,8 +157,8 @@ def test_outputs_lie_as_u_does(arguments, layout):
     assert all(t.stride() == expected for t in outputs)
 
 
-def test_the_six_mutate_nothing():
-    for name in SIX:
+def test_they_mutate_nothing():
+    for name in OPS:
         assert not op(name)._schema.is_mutable
         assert all(returned.alias_info is None for returned in op(name)._schema.returns)
 
@@ -206,19 +211,19 @@ def test_moments(arguments, layout, dtype):
 
 @pytest.mark.parametrize("pre", PRES[1:])
 @pytest.mark.parametrize("layout", shapes(3))
-def test_squeeze(arguments, layout, pre):
+def test_squeeze(arguments, sweeps, layout, pre):
     given = arguments(layout, pre)["squeeze"]
     u, norm, *_ = doubled(given)
-    assert_near(ops.norm_squeeze(*given), pre_module(pre)(affine(u, norm)[1]).mean((2, 3)))
+    assert_near(sweeps.norm_squeeze(*given), pre_module(pre)(affine(u, norm)[1]).mean((2, 3)))
 
 
 @pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", shapes(2))
-def test_scale_and_its_mask(arguments, layout, pre, dtype):
+def test_scale_and_its_mask(arguments, sweeps, layout, pre, dtype):
     given = arguments(layout, pre, dtype=dtype)["scale"]
-    y, mask = ops.norm_scale(*given)
+    y, mask = sweeps.norm_scale(*given)
     u, norm, s, residual, *_ = doubled(given)
     exact = pre_module(pre)(affine(u, norm)[1]) * column(s) + residual
     assert_near(y, F.relu(exact))
@@ -227,7 +232,7 @@ def test_scale_and_its_mask(arguments, layout, pre, dtype):
     row = u.shape[1] if layout_of(given[0]) == "nhwc" else u.shape[2] * u.shape[3]
     past_the_end = mask[..., -1].cpu() >> torch.tensor((row - 1) % 8 + 1)
     assert past_the_end.count_nonzero() == 0
-    without = ops.norm_scale(*given[:6], False, given[-1])
+    without = sweeps.norm_scale(*given[:6], False)
     assert_near(without[0], F.relu(exact))  # in other vectors: not of the same bits
     assert without[1].numel() == 0
 
@@ -236,11 +241,11 @@ def test_scale_and_its_mask(arguments, layout, pre, dtype):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", shapes(2))
-def test_scale_backward(arguments, layout, pre, masked):
-    dy, u, mask, norm, pre, _, backend = arguments(layout, pre)["scale_backward"]
+def test_scale_backward(arguments, sweeps, layout, pre, masked):
+    dy, u, mask, norm, pre, _ = arguments(layout, pre)["scale_backward"]
     mask = mask if masked else None
     for write in (False, masked):
-        dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
+        dr, sums = sweeps.norm_scale_backward(dy, u, mask, norm, pre, write)
         g = dy if mask is None else torch.where(unpacked(mask, u), dy, 0)
         assert torch.equal(dr, g) if write else dr.numel() == 0
         x, t = affine(*doubled((u, norm)))
@@ -284,17 +289,17 @@ def test_u_is_not_needed_behind_a_frozen_norm_without_pre(arguments):
 @pytest.mark.sampled(every=3, on_host=1)
 @pytest.mark.parametrize("pre", ["relu", "hardswish"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_a_closed_unit_stops_an_infinite_gradient(arguments, layout, pre):
+def test_a_closed_unit_stops_an_infinite_gradient(arguments, backend, sweeps, layout, pre):
     """As torch's select does, no product with 0: in du and in the sums behind pre."""
-    dy, u, _, norm, *_, backend = arguments(layout, pre)["scale_backward"]
+    dy, u, _, norm, *_ = arguments(layout, pre)["scale_backward"]
     *_, s, d, _, slope, offset, _ = arguments(layout, pre)["squeeze_backward"]
     at = 1, 2, 3, 1
     norm[:, 2] = norm.new_tensor([0.0, 1.0, 0.0])
     u[at] = -100.0
-    clean = [ops.norm_scale_backward(dy, u, None, norm, pre, False, backend)[1]]
+    clean = [sweeps.norm_scale_backward(dy, u, None, norm, pre, False)[1]]
     clean += [ops.norm_squeeze_backward(dy, u, None, norm, s, d, pre, slope, offset, backend)]
     dy[at] = torch.inf
-    sums = ops.norm_scale_backward(dy, u, None, norm, pre, False, backend)[1]
+    sums = sweeps.norm_scale_backward(dy, u, None, norm, pre, False)[1]
     du = ops.norm_squeeze_backward(dy, u, None, norm, s, d, pre, slope, offset, backend)
     assert torch.equal(sums[1:], clean[0][1:])
     assert torch.equal(du, clean[1])
@@ -302,8 +307,8 @@ def test_a_closed_unit_stops_an_infinite_gradient(arguments, layout, pre):
 
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_a_mask_stops_an_infinite_gradient(arguments, layout, pre):
-    dy, u, mask, norm, _, _, backend = arguments(layout, pre)["scale_backward"]
+def test_a_mask_stops_an_infinite_gradient(arguments, backend, sweeps, layout, pre):
+    dy, u, mask, norm, _, _ = arguments(layout, pre)["scale_backward"]
     *_, s, d, _, slope, offset, _ = arguments(layout, pre)["squeeze_backward"]
     shut = ~unpacked(mask, u)
     assert shut.any()
@@ -312,7 +317,7 @@ def test_a_mask_stops_an_infinite_gradient(arguments, layout, pre):
         dy[shut] = value
         runs.append(
             [
-                *ops.norm_scale_backward(dy, u, mask, norm, pre, True, backend),
+                *sweeps.norm_scale_backward(dy, u, mask, norm, pre, True),
                 ops.norm_squeeze_backward(dy, u, mask, norm, s, d, pre, slope, offset, backend),
             ]
         )
@@ -321,11 +326,11 @@ def test_a_mask_stops_an_infinite_gradient(arguments, layout, pre):
 
 
 @pytest.mark.sampled(every=1, on_host=1)
-def test_nan_keeps_its_bit(arguments):
+def test_nan_keeps_its_bit(arguments, sweeps):
     """What is not a number is not below 0: its gradient goes on, as behind torch's ReLU."""
     for layout in ("contiguous", "channels_last"):
         u, *rest = arguments(layout)["scale"]
         u[2, 3, 1, 4] = torch.nan
-        y, mask = ops.norm_scale(u, *rest)
+        y, mask = sweeps.norm_scale(u, *rest)
         assert y[2, 3, 1, 4].isnan()
         assert unpacked(mask, u)[2, 3, 1, 4]

@@ -266,6 +266,16 @@ REALISTIC = [
 ]
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_y_is_kept_is_deprecated_and_changes_nothing(norm_kernel, device, value):
+    case = Case(post="relu", residual=True)
+    inputs, dy = make(case, device)
+    with pytest.warns(DeprecationWarning, match="y_is_kept is deprecated"):
+        results = run(norm_kernel, inputs, dy, **case.variant, y_is_kept=value)
+    expected = run(norm_kernel, inputs, dy, **case.variant)
+    assert all(torch.equal(results[name], t) for name, t in expected.items())
+
+
 @pytest.mark.sampled(every=0, on_host=11)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -143,7 +143,7 @@ def test_opcheck_one_gradient_needed(forward_arguments, alone):
 
 
 def described(outputs):
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
     return [(tuple(t.shape), t.dtype, t.device.type, t.stride()) for t in outputs]
 
 

@@ -208,9 +208,6 @@ def norm_calls(config: NormConfig):
         (norm_scale, "norm_scale_kernel"): lambda: norm_scale.run_norm_scale(
             layout, place, place, place, mask, norm, small, config.pre, post
         ),
-        (norm_scale, "norm_mask_kernel"): lambda: norm_scale.run_norm_mask(
-            layout, place, mask, small.dtype
-        ),
         (norm_scale, "norm_scale_backward_kernel"): lambda: norm_scale.run_norm_scale_backward(
             layout, place, place, dr, mask, norm, sums, config.pre
         ),

@@ -1,77 +1,14 @@
 // The CPU entry points: a plan, scratch memory, and the build for this processor.
 #include <sys/mman.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-
-#include "kernels.h"
+#include "build.h"
+#include "memory.h"
 
 namespace se_kernels {
 namespace {
 
-constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kHugePage = std::int64_t{2} << 20;
 constexpr std::int64_t kAlwaysMapped = std::int64_t{32} << 20;
-
-struct Build {
-  const char* name;
-  bool (*runs_here)();
-  const Kernels& kernels;
-  const NormKernels& norm_kernels;
-};
-
-// widest first
-constexpr Build kBuilds[] = {
-#ifdef SE_HAVE_AVX512
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-     },
-     avx512::kernels, avx512::norm_kernels},
-#endif
-#ifdef SE_HAVE_AVX2
-    {"avx2",
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("f16c");
-     },
-     avx2::kernels, avx2::norm_kernels},
-#endif
-    {"baseline", [] { return true; }, baseline::kernels, baseline::norm_kernels},
-};
-
-const Build& build() {
-  static const Build& chosen = []() -> const Build& {
-    const char* named = std::getenv("SE_KERNELS_CPU_ISA");
-    bool reached = named == nullptr;
-    for (const Build& candidate : kBuilds) {
-      reached = reached || std::strcmp(named, candidate.name) == 0;
-      if (reached && candidate.runs_here()) return candidate;
-    }
-    return kBuilds[sizeof(kBuilds) / sizeof(kBuilds[0]) - 1];
-  }();
-  return chosen;
-}
-
-std::int64_t size_of(DType type) {
-  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
-}
-
-std::int64_t compute_size(const Problem& p) {
-  return p.x_type == DType::float64 || p.w_type == DType::float64 ? 8 : 4;
-}
-
-std::int64_t rounded_up(std::int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-Memory allocate(std::int64_t bytes) { return Memory(std::aligned_alloc(kLine, bytes + kLine)); }
 
 // One allocation for all of a call's scratch.
 class Arena {
@@ -158,8 +95,6 @@ int sums_of(const Norm& norm) { return norm.pre == Pre::identity ? 2 : 5; }
 
 }  // namespace
 
-const char* instruction_set() { return build().name; }
-
 Status forward(const Problem& p, const Forward& f) {
   return run(p, f, build().kernels.forward, f.residual.data ? 2 : 1, f.y);
 }
@@ -196,10 +131,6 @@ Status norm_scale(const Problem& p, const NormScale& f) {
   return sweep(p, f, build().norm_kernels.scale, 0, f.y);
 }
 
-Status norm_mask(const Problem& p, const NormMask& f) {
-  return sweep(p, f, build().norm_kernels.mask, 0);
-}
-
 Status norm_scale_backward(const Problem& p, const NormScaleBackward& b) {
   return sweep(p, b, build().norm_kernels.scale_backward, sums_of(b.norm), b.dr);
 }
@@ -208,8 +139,8 @@ Status norm_squeeze_backward(const Problem& p, const NormSqueezeBackward& b) {
   return sweep(p, b, build().norm_kernels.squeeze_backward, 0, b.dx);
 }
 
-Status norm_forward(const Problem& p, const NormForward& f) {
-  return run(p, f, build().norm_kernels.forward, f.residual.data ? 2 : 1, f.y);
+Status norm_inference(const Problem& p, const NormInference& f) {
+  return run(p, f, build().norm_kernels.inference, f.residual.data ? 2 : 1, f.y);
 }
 
 }  // namespace se_kernels

@@ -68,6 +68,64 @@ void excite(const Problem& p, const Weights& f, const Share& share, const A* z, 
   });
 }
 
+// What the excitation's backward works on, whole batch.
+template <class A>
+struct Excited {
+  const A *z, *a, *s;
+  A *de, *da, *h;  // (N,C), (N,R), (N,R)
+  A* dz;           // (N,C); null where it is not wanted
+};
+
+// da (N,R), h (N,R) and dz (N,C) of a group from ds, which becomes de (N,C).
+template <class A>
+void excite_backward(const Problem& p, const Weights& f, const Share& share, const Excited<A>& d) {
+  const std::int64_t C = p.channels, R = p.reduced, first = share.images.begin,
+                     count = share.images.size();
+  for (std::int64_t n = first; n < share.images.end; ++n) {
+    const std::int64_t at = n * C + share.channels.begin;
+    close_gate(p.gate, d.s + at, d.de + at, share.channels.size());
+  }
+  share.wait();
+  with_weights<A>(p.w_type, [&](auto type) {
+    using W = typename decltype(type)::type;
+    product(static_cast<const W*>(f.w2), R, C, Strided<A>{d.de + first * C, C, 1}, {0, count},
+            share.reduced, d.da + first * R, R);
+    for (std::int64_t n = first; n < share.images.end; ++n)
+      for (std::int64_t at = n * R + share.reduced.begin; at < n * R + share.reduced.end; ++at) {
+        // a closed unit stops even an infinite gradient
+        d.da[at] = is_closed(p.act, d.a[at])
+                       ? A(0)
+                       : d.da[at] * activate_backward(p.act, A(p.act_slope), d.a[at]);
+        d.h[at] = activate(p.act, A(p.act_slope), d.a[at]);
+      }
+    if (!d.dz) return;
+    share.wait();
+    product(static_cast<const W*>(f.w1), C, R, Strided<A>{d.da + first * R, R, 1}, {0, count},
+            share.channels, d.dz + first * C, C);
+  });
+}
+
+// Each of these may be null.
+struct WeightGradients {
+  void *dw1, *dw2, *db1, *db2;
+};
+
+// dW2 = Σ_n de hᵀ, db2 = Σ_n de, dW1 = Σ_n da zᵀ, db1 = Σ_n da: a thread's share of the rows.
+template <class A>
+void weight_gradients(const Problem& p, const WeightGradients& to, Range channels, Range reduced,
+                      const Excited<A>& d) {
+  const std::int64_t C = p.channels, R = p.reduced, N = p.images;
+  with_weights<A>(p.w_type, [&](auto type) {
+    using W = typename decltype(type)::type;
+    if (to.dw2)
+      product(d.h, R, N, Strided<A>{d.de, 1, C}, channels, {0, R}, static_cast<W*>(to.dw2), R);
+    if (to.dw1)
+      product(d.z, C, N, Strided<A>{d.da, 1, R}, reduced, {0, C}, static_cast<W*>(to.dw1), C);
+    if (to.db2) sum_over_images(d.de, N, C, channels, static_cast<W*>(to.db2));
+    if (to.db1) sum_over_images(d.da, N, R, reduced, static_cast<W*>(to.db1));
+  });
+}
+
 // y of the group from s (N,C).
 template <class A, class X>
 void scale_group(const Problem& p, const Plan& plan, const Share& share, const Input& x,

@@ -19,10 +19,9 @@ struct NormKernels {
   void (*moments)(const Problem&, const NormMoments&, const NormScratch&);
   void (*squeeze)(const Problem&, const NormSqueeze&, const NormScratch&);
   void (*scale)(const Problem&, const NormScale&, const NormScratch&);
-  void (*mask)(const Problem&, const NormMask&, const NormScratch&);
   void (*scale_backward)(const Problem&, const NormScaleBackward&, const NormScratch&);
   void (*squeeze_backward)(const Problem&, const NormSqueezeBackward&, const NormScratch&);
-  void (*forward)(const Problem&, const NormForward&, const Plan&, const Scratch&);
+  void (*inference)(const Problem&, const NormInference&, const Plan&, const Scratch&);
 };
 
 namespace baseline {

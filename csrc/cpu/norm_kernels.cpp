@@ -12,8 +12,8 @@ namespace {
 
 // The whole block of a group of images.
 template <class A, class X>
-void forward_group(const Problem& p, const NormForward& f, const NormOf<A>& norm, const Plan& plan,
-                   const Scratch& scratch, const Share& share) {
+void forward_group(const Problem& p, const NormInference& f, const NormOf<A>& norm,
+                   const Plan& plan, const Scratch& scratch, const Share& share) {
   A *z = static_cast<A*>(scratch.by_channel[0]), *s = static_cast<A*>(scratch.by_channel[1]),
     *a = static_cast<A*>(scratch.by_reduced[0]), *h = static_cast<A*>(scratch.by_reduced[1]);
   const std::int64_t first = share.images.begin, C = p.channels, R = p.reduced;
@@ -58,7 +58,8 @@ void forward_group(const Problem& p, const NormForward& f, const NormOf<A>& norm
                      s + n * C, image<X>(f.y, n), nullptr, plan.streaming);
 }
 
-void run_forward(const Problem& p, const NormForward& f, const Plan& plan, const Scratch& scratch) {
+void run_inference(const Problem& p, const NormInference& f, const Plan& plan,
+                   const Scratch& scratch) {
   with_types(p, [&](auto x, auto compute) {
     using X = typename decltype(x)::type;
     using A = typename decltype(compute)::type;
@@ -86,15 +87,13 @@ void run_forward(const Problem& p, const NormForward& f, const Plan& plan, const
 SE_NORM_ENTRY(moments, NormMoments)
 SE_NORM_ENTRY(squeeze, NormSqueeze)
 SE_NORM_ENTRY(scale, NormScale)
-SE_NORM_ENTRY(mask, NormMask)
 SE_NORM_ENTRY(scale_backward, NormScaleBackward)
 SE_NORM_ENTRY(squeeze_backward, NormSqueezeBackward)
 #undef SE_NORM_ENTRY
 
 }  // namespace
 
-extern const NormKernels norm_kernels{run_moments, run_squeeze,        run_scale,
-                                      run_mask,    run_scale_backward, run_squeeze_backward,
-                                      run_forward};
+extern const NormKernels norm_kernels{run_moments,        run_squeeze,          run_scale,
+                                      run_scale_backward, run_squeeze_backward, run_inference};
 
 }  // namespace se_kernels::SE_ISA

@@ -69,22 +69,6 @@ void scale(const Problem& p, const NormScale& f, const NormScratch& scratch) {
   });
 }
 
-template <class A, class X>
-void mask(const Problem& p, const NormMask& f, const NormScratch& scratch) {
-  const std::int64_t length = p.layout == Layout::nchw ? p.pixels : p.channels,
-                     bytes = (length + 7) / 8;
-  sweep(p, scratch.threads, false, [&](const Piece& piece, int) {
-    const Image<const X> y = image<X>(f.y, piece.image);
-    for (std::int64_t row = piece.rows.begin; row < piece.rows.end; ++row) {
-      const X* y_row = p.layout == Layout::nchw ? y.channel(row) : y.pixel(row);
-      mask_row<A>(
-          f.mask + (piece.image * rows_of(p) + row) * bytes, length,
-          [=](auto tag, std::int64_t i) { return load(tag, y_row + i); },
-          [](auto, std::int64_t, auto) {});
-    }
-  });
-}
-
 // The sums that backward needs of an element; see NormScaleBackward.
 template <bool Active, class Tag, class V, class Of>
 SE_INLINE auto backward_terms(Tag tag, V g, V x, const Of& of) {

@@ -57,7 +57,6 @@ std::int64_t norm_workspace_bytes(const Problem&, const Gpu&);
 void norm_moments(const Problem&, const NormMoments&, const Call&);
 void norm_squeeze(const Problem&, const NormSqueeze&, const Call&);
 void norm_scale(const Problem&, const NormScale&, const Call&);
-void norm_mask(const Problem&, const NormMask&, const Call&);
 void norm_scale_backward(const Problem&, const NormScaleBackward&, const Call&);
 void norm_squeeze_backward(const Problem&, const NormSqueezeBackward&, const Call&);
 

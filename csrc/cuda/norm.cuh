@@ -36,7 +36,7 @@ struct NormParameters {
   std::uint32_t* counters;
 };
 
-enum class NormKernel { moments, squeeze, scale, mask, scale_backward, squeeze_backward };
+enum class NormKernel { moments, squeeze, scale, scale_backward, squeeze_backward };
 
 // The kernels of one type of x, of each direction.
 template <class X>

@@ -1,5 +1,4 @@
-// The forward kernels with a batch norm before the block: moments, squeeze, scale, and the mask of
-// y, a sweep each.
+// The forward kernels with a batch norm before the block: moments, squeeze, scale, a sweep each.
 // Compiled once for each SE_NUMBER.
 #include "norm.cuh"
 #include "norm_sums.cuh"
@@ -188,36 +187,6 @@ norm_scale(SE_PARAMETER NormParameters p) {
   });
 }
 
-// The mask of x, which is y.
-template <class X, Layout layout>
-SE_KERNEL(kThreads, kNormBlocks<X>)
-norm_mask(SE_PARAMETER NormParameters p) {
-  using A = Sum<X>;
-  const NormBlock<X> here(p);
-  with_octets<X, layout>(p.access, [&](auto wide_, auto flat_) {
-    constexpr bool wide = decltype(wide_)::value, flat = decltype(flat_)::value;
-    walk_octets<X, layout, flat, kEights<X, wide, 64>>(
-        here.tile, p.sizes, [](const Octet&) { return Nothing{}; },
-        [&](const Octet& at) { return load_eight<X, layout, wide, Reuse::drop>(p.x, at); },
-        [&](Nothing, const Octet& at, const Eight<X, wide>& raw) {
-          A v[kOctet];
-          unpack_eight<X, wide>(raw, v);
-          unsigned bits = 0;
-          SE_UNROLL
-          for (int j = 0; j < kOctet; ++j)
-            if (!(v[j] <= A(0)) && (wide || j < at.here)) bits |= 1u << j;
-          if constexpr (flat)
-            here.work[staged_at(here.tile, at) / kOctet] = std::uint8_t(bits);
-          else
-            p.mask[mask_place<layout>(at, p.sizes)] = std::uint8_t(bits);
-        });
-    if constexpr (flat) {
-      block_barrier();
-      store_flat_mask(p, here.tile, here.work);
-    }
-  });
-}
-
 }  // namespace
 
 template <>
@@ -230,7 +199,6 @@ void launch_norm_forward<SE_NUMBER>(NormKernel kind, const NormParameters& p, La
     constexpr Layout of = decltype(constant)::value;
     if (kind == NormKernel::moments) return run("norm_moments", norm_moments<SE_NUMBER, of>);
     if (kind == NormKernel::squeeze) return run("norm_squeeze", norm_squeeze<SE_NUMBER, of>);
-    if (kind == NormKernel::mask) return run("norm_mask", norm_mask<SE_NUMBER, of>);
     run("norm_scale", norm_scale<SE_NUMBER, of>);
   });
 }

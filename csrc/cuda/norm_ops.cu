@@ -21,8 +21,6 @@ NormPlan plan_of(NormKernel kernel, Pre pre) {
       return {kernel, {1, 1, false}, true};
     case NormKernel::scale:
       return {kernel, {0, 0, true}, pre == Pre::identity};
-    case NormKernel::mask:
-      return {kernel, {0, 0, true}, false};
     case NormKernel::scale_backward:
       return {kernel, {pre == Pre::identity ? 2 : kMostSums, 2, false}, false};
     case NormKernel::squeeze_backward:
@@ -110,12 +108,6 @@ void norm_scale(const Problem& p, const NormScale& f, const Call& call) {
   parameters.x = images_of(p, f.x), parameters.residual = images_of(p, f.residual);
   parameters.y = images_of(p, f.y), parameters.s = f.s, parameters.mask = f.mask;
   launch(p, parameters, NormKernel::scale, {f.x, f.residual, as_input(f.y)}, call);
-}
-
-void norm_mask(const Problem& p, const NormMask& f, const Call& call) {
-  NormParameters parameters = parameters_of(p, Norm{});
-  parameters.x = images_of(p, f.y), parameters.mask = f.mask;
-  launch(p, parameters, NormKernel::mask, {f.y}, call);
 }
 
 void norm_scale_backward(const Problem& p, const NormScaleBackward& b, const Call& call) {

@@ -61,16 +61,6 @@ void run_scale(int device, Pointer stream, Pointer workspace, Size images, Size 
   cuda::norm_scale(p, f, c);
 }
 
-void run_mask(int device, Pointer stream, Pointer workspace, Size images, Size channels,
-              Size pixels, int x_type, int compute_type, bool nhwc, Pointer y, Size y_i, Size y_c,
-              Size y_p, Pointer mask) {
-  const Problem p = block(images, channels, pixels, x_type, compute_type, nhwc, "none");
-  const NormMask f{input(y, y_i, y_c, y_p), static_cast<std::uint8_t*>(out(mask))};
-  const cuda::Call c = norm_call(device, stream, workspace);
-  const py::gil_scoped_release release;
-  cuda::norm_mask(p, f, c);
-}
-
 void run_scale_backward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
                         Size pixels, int x_type, int compute_type, bool nhwc, Pointer mean,
                         Pointer factor, Pointer bias, Name pre, Pointer dy, Size dy_i, Size dy_c,
@@ -112,7 +102,6 @@ void add_norm(py::module_& m) {
   m.def("norm_moments", run_moments);
   m.def("norm_squeeze", run_squeeze);
   m.def("norm_scale", run_scale);
-  m.def("norm_mask", run_mask);
   m.def("norm_scale_backward", run_scale_backward);
   m.def("norm_squeeze_backward", run_squeeze_backward);
 }

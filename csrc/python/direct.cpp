@@ -159,7 +159,7 @@ PyObject* run(PyObject* const* v) {
 PyObject* run_norm(PyObject* const* v) {
   Block block;
   Argument weight, bias, mean, var;
-  NormForward f{};
+  NormInference f{};
   if (!block.read(v) || block.p.squeeze != Squeeze::avg || !weight.read(v[11]) ||
       !bias.read(v[12]) || !mean.read(v[13]) || !var.read(v[14]) || !PyFloat_Check(v[15]) ||
       !find(kPres, text(v[16]), f.pre))
@@ -174,7 +174,7 @@ PyObject* run_norm(PyObject* const* v) {
   f.w1 = block.w1.data(), f.w2 = block.w2.data(), f.b1 = block.b1.data(), f.b2 = block.b2.data();
   return block.call(v[0], [&](const Input& x, const Input& residual, const Output& y) {
     f.x = x, f.residual = residual, f.y = y;
-    return norm_forward(block.p, f);
+    return norm_inference(block.p, f);
   });
 }
 

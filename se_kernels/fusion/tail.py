@@ -168,7 +168,6 @@ def _scaled(module, tail, u, residual, closes, backend):
     excitation = excitation_of(se)
     variant = excitation.variant | dict(pre=tail.pre, residual=residual)
     variant["post"] = "relu" if closes else "none"
-    variant["y_is_kept"] = closes  # by the next block's convolution
     if backend is not None:
         variant["backend"] = backend
     call = partial(live.run, norm, u, *excitation.fcs, **variant)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from se_kernels import ops, solve
+from se_kernels import ops
 from se_kernels.gates.layers import gates_of, se_layers
 from se_kernels.listening import Listener
-from se_kernels.reference import compute_dtype, norm_compute_dtype, outside_autocast
+from se_kernels.reference import compute_dtype
 
 
 class Gates(Mapping):
@@ -153,27 +153,25 @@ class _Ear(TorchDispatchMode):
             self.s = out[3]
         elif func is ops.scale:
             self.s = args[1]
-        elif func is ops.norm_scale:
-            self.s = args[2]
-        elif func is ops.norm_inference:
-            self.s = _norm_gates(*args)
+        elif func is ops.norm_forward:
+            self.s = _norm_gates(args[0], out)
+        elif func is ops.norm_inference:  # which does not return it
+            self.s = _norm_gates(args[0], _forward_of(*args))
         return out
 
 
-def _norm_gates(
-    u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, _,
-    pre, act, act_slope, gate, _post, backend,
-) -> Tensor:  # fmt: skip
-    """s (N, C) of ``ops.norm_inference``, which does not return it."""
-    dtype = norm_compute_dtype(u, bn_weight, w1)
-    with outside_autocast(u.device.type):
-        norm, _ = solve.norm_of(mean.to(dtype), var.to(dtype), bn_weight, bn_bias, eps)
-        if pre == "identity":
-            means, _ = ops.norm_moments(u, dtype == torch.float64, backend)
-            z = solve.affine(solve.centred(means, norm), norm)
-        else:
-            z = ops.norm_squeeze(u, norm, pre, backend)
-        return ops.norm_excite(z, w1, w2, b1, b2, act, act_slope, gate)[1]
+def _norm_gates(u, results) -> Tensor:
+    """s (N, C), among what ``ops.norm_forward`` returns."""
+    return results[2][4 + u.shape[0] :]
+
+
+def _forward_of(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
+    """``ops.norm_forward`` for the arguments of ``ops.norm_inference``."""
+    *variant, backend = variant
+    return ops.norm_forward(
+        u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual, False, 0.0, eps,
+        *variant, False, backend,
+    )  # fmt: skip
 
 
 def _again(name: str, module: nn.Module, x_of: Callable[[], Tensor]) -> Tensor:

@@ -153,8 +153,7 @@ def after_norm(
     """The SE block of the norm of u, or of its ReLU: in one call where ``fused``."""
     if fused:
         pre = "relu" if relu else "identity"
-        # the next convolution keeps its input
-        return run_norm(norm, se, u, residual, pre=pre, y_is_kept=True)
+        return run_norm(norm, se, u, residual, pre=pre)
     v = norm(u)
     return se(F.relu(v, inplace=True) if relu else v, residual)
 

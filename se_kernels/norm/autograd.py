@@ -14,13 +14,13 @@ class Settings(NamedTuple):
     """What a call is told beside its tensors."""
 
     training: bool
+    momentum: float
     eps: float
     pre: str
     act: str
     act_slope: float
     gate: str
     post: str
-    y_is_kept: bool  # by something after the block: y itself is the mask then
     group: object  # of processes that share the statistics, or None
     backend: str
 
@@ -35,141 +35,126 @@ class Settings(NamedTuple):
         return named | dict(eps=self.eps, process_group=self.group)
 
 
-class Results(NamedTuple):
-    """What forward leaves; the rest of its numbers follow from them."""
+class Statistics(NamedTuple):
+    """Of a norm: its mean and var (C), or in training mode the running ones, or None; a group's
+    are of ``count`` numbers per channel, exchanged already, with the images' means (N, C)."""
 
-    y: Tensor  # (N, C, H, W)
-    mask: Tensor  # one bit an element, where it is kept
-    norm: Tensor  # (3, C): mean, scale, bias
-    rstd: Tensor  # (C)
-    squeezed: Tensor  # (N, C): z; with pre="identity" the centred means, from which z follows
-    a: Tensor  # (N, R)
-    s: Tensor  # (N, C)
+    mean: Tensor | None
+    var: Tensor | None
+    means: Tensor | None = None
+    count: Tensor | None = None
 
 
 def run_forward(
-    u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, means, settings, keep
-) -> Results:
-    """The block from the norm's mean and var (C), and for pre="identity" the images' means (N, C);
-    its mask is kept where asked for."""
-    eps, pre, post, backend = settings.eps, settings.pre, settings.post, settings.backend
-    with reference.outside_autocast(u.device.type):
-        norm, rstd = solve.norm_of(mean, var, bn_weight, bn_bias, eps)
-        if pre == "identity":
-            squeezed = solve.centred(means, norm)
-            z = solve.affine(squeezed, norm)
-        else:
-            z = squeezed = ops.norm_squeeze(u, norm, pre, backend)
-        a, s = ops.norm_excite(z, w1, w2, b1, b2, *settings.excitation)
-        keep = keep and post == "relu" and not settings.y_is_kept
-        y, mask = ops.norm_scale(u, norm, s, residual, pre, post, keep, backend)
-    return Results(y, mask, norm, rstd, squeezed, a, s)
+    u, bn_weight, bn_bias, w1, w2, b1, b2, residual, of: Statistics, settings: Settings, keep: bool
+) -> tuple[Tensor, ...]:
+    """What ``ops.norm_forward`` returns; the mask is kept where asked for and there is a ReLU."""
+    training, momentum, eps, pre, *excitation, post, group, backend = settings
+    return ops.norm_forward(
+        u, bn_weight, bn_bias, of.mean, of.var, of.means, w1, w2, b1, b2, residual,
+        training and group is None, momentum, eps, pre, *excitation, post,
+        keep and post == "relu", backend,
+    )  # fmt: skip
+
+
+def move(running_mean, running_var, moved: Tensor) -> None:
+    """The running statistics (C) to what the call left in ``moved`` (2, C), if anything."""
+    if moved.numel():
+        with torch.no_grad():
+            running_mean.copy_(moved[0])
+            running_var.copy_(moved[1])
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
     """A batch norm, equations 2 to 4, and their gradients on a native backend.
 
-    ``apply(u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, count, means, settings)``
-    returns y. mean and var (C) are the norm's; in training mode they are functions of u, and count
-    is how many numbers of a channel they are of. Saved for backward, beside the inputs: where
-    post="relu" one bit an element, or y if it is kept anyway; z or what it follows from, s (N, C),
-    a (N, R), and a few numbers a channel. Under ``create_graph`` the gradients come from the
-    differentiable definition.
+    ``apply(u, bn_weight, bn_bias, w1, w2, b1, b2, residual, *statistics, settings)`` returns y and
+    the running statistics (2, C) after the call, if any; they are moved, unless traced. Saved for
+    backward, beside the inputs: where post="relu" one bit per element; z or what it follows from,
+    s (N, C), a (N, R), and a few numbers per channel. Under ``create_graph`` the gradients come
+    from the differentiable definition.
     """
 
     @staticmethod
     def forward(
-        ctx, u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, count, means, settings
-    ) -> Tensor:
-        y, mask, norm, rstd, squeezed, a, s = run_forward(
-            u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, means, settings, True
-        )
+        ctx, u, bn_weight, bn_bias, w1, w2, b1, b2, residual, mean, var, means, count, settings
+    ) -> tuple[Tensor, Tensor]:
+        y, mask, numbers, a, moved = run_forward(
+            u, bn_weight, bn_bias, w1, w2, b1, b2, residual, Statistics(mean, var, means),
+            settings, True,
+        )  # fmt: skip
+        if not torch.compiler.is_compiling():  # a tracer takes no writing to inputs here
+            move(mean, var, moved)
         if settings.post != "relu":
             mask = None
-        elif settings.y_is_kept:
-            mask = y
         of = (None, None) if settings.training else (mean, var)
-        small = (norm, rstd, squeezed, a, s)
-        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, *small)
+        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, numbers, a)
         ctx.settings, ctx.count, ctx.layout = settings, count, layout_of(u) or "nchw"
-        return y
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(moved)
+        return y, moved
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy, _):
+        if dy is None:
+            return (None,) * 13
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dy)
-        with reference.outside_autocast(dy.device.type):
-            return _backward(ctx, dy)
+        return _backward(ctx, dy)
 
 
 def _backward(ctx, dy):
     saved = ctx.saved_tensors
-    u, bn_weight, bn_bias, w1, w2, _, _, mask, _, _, norm, rstd, squeezed, a, s = saved
-    training, pre, group, backend = (
-        getattr(ctx.settings, name) for name in ("training", "pre", "group", "backend")
+    u, bn_weight, bn_bias, w1, w2, _, _, mask, _, _, numbers, a = saved
+    training, group, backend = (
+        getattr(ctx.settings, name) for name in ("training", "group", "backend")
     )
     need_u, need_weight, need_bias, *needs, need_residual = ctx.needs_input_grad[:8]
-    write = need_residual and mask is not None  # without a mask dr is dy
-    solves = need_u or need_weight or need_bias or any(needs)
-    if not (solves or write):
-        return (*(None,) * 7, dy if need_residual else None, *(None,) * 5)
-
     # a hook on saved tensors may have laid u otherwise than the mask's bits; none is traced, and
     # the tracer of backward loses hold of autocast where it is asked for strides
     compiling = torch.compiler.is_compiling()
-    if mask is not None and ctx.settings.y_is_kept:
-        mask = ops.norm_mask(mask, u, backend)
-    elif mask is not None and not compiling and (layout_of(u) or "nchw") != ctx.layout:
-        dy, mask, write = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None, False
-    dr, sums = ops.norm_scale_backward(dy, u, mask, norm, pre, write, backend)
+    elsewhere = not compiling and (layout_of(u) or "nchw") != ctx.layout
+    solves = need_u or need_weight or need_bias or any(needs)
+    if mask is not None and (elsewhere or not solves):
+        dy, mask = torch.where(unpacked(mask, u, ctx.layout), dy, 0), None
     if not solves:
-        return (*(None,) * 7, dr if write else dy, *(None,) * 5)
-    pixels = u.shape[2] * u.shape[3]
-    _, scale, bias = norm.unbind()
-    if pre == "identity":
-        total, moment = sums.unbind()
-        ds = torch.addcmul(scale * moment, bias, total)
-        opened, opened_moment = pixels, pixels * squeezed
-        z = solve.affine(squeezed, norm)
-    else:
-        ds, total, moment, opened, opened_moment = sums.unbind()
-        z = squeezed
-    dz, *weight_gradients = ops.norm_excite_backward(
-        ds, z, a, s, w1, w2, *ctx.settings.excitation, needs
-    )
-    d = dz / pixels if pixels else dz
-    d_bias = torch.addcmul(d * opened, s, total).sum(0)
-    d_scale = torch.addcmul(d * opened_moment, s, moment).sum(0)
-    du = None
-    if training and group is not None:  # every process takes part, whatever it needs
-        joint_bias, joint_scale = processes.total(torch.stack((d_bias, d_scale)), group)
-    else:
-        joint_bias, joint_scale = d_bias, d_scale
-    if need_u:
-        slope = offset = None
-        if training:
-            share = -scale / ctx.count
-            slope = (share * rstd * (rstd * joint_scale)).to(norm.dtype)  # rstd³ may be no float
-            offset = (share * joint_bias).to(norm.dtype)
-        g, g_mask = (dr, None) if write else (dy, mask)
-        du = ops.norm_squeeze_backward(g, u, g_mask, norm, s, d, pre, slope, offset, backend)
+        return (*(None,) * 7, dy if need_residual else None, *(None,) * 5)
+    write = need_residual and mask is not None  # without a mask dr is dy
+    joint = training and group is not None
+    wants = [need_u and not joint, write, need_u and joint, *needs]
+    d_weight, d_bias, du, dr, d, *weight_gradients = ops.norm_backward(
+        dy, u, mask, numbers, a, w1, w2, training, ctx.settings.pre, *ctx.settings.excitation,
+        wants, backend,
+    )  # fmt: skip
+    if joint:  # every process takes part, whatever it needs
+        of_all = processes.total(torch.stack((d_weight, d_bias)), group)
+        if need_u:
+            adds = solve.through_statistics(numbers[:4], *of_all, ctx.count)
+            g, g_mask = (dr, None) if write else (dy, mask)
+            s = numbers[4 + u.shape[0] :]
+            du = ops.norm_squeeze_backward(
+                g, u, g_mask, numbers[:3], s, d, ctx.settings.pre, *adds, backend
+            )
     return (
-        du,
-        (d_scale * rstd).to(bn_weight.dtype) if need_weight else None,
-        d_bias.to(bn_bias.dtype) if need_bias else None,
+        du if need_u else None,
+        _as(d_weight, bn_weight) if need_weight else None,
+        _as(d_bias, bn_bias) if need_bias else None,
         *(g if need else None for g, need in zip(weight_gradients, needs, strict=True)),
         (dr if write else dy) if need_residual else None,
         *(None,) * 5,
     )
 
 
+def _as(gradient, parameter):
+    """In the dtype of the parameter."""
+    return gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
+
+
 def _differentiable_backward(ctx, dy):
     u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, *_ = ctx.saved_tensors
     settings = ctx.settings
     g = dy
-    if mask is not None and settings.y_is_kept:
-        g = torch.ops.aten.threshold_backward(dy, mask.detach(), 0)
-    elif mask is not None:
+    if mask is not None:
         g = torch.where(unpacked(mask, u, ctx.layout), dy, 0)
     need = ctx.needs_input_grad[:7]
     # aliases: a gradient must not run on through what w1 and the others were made from

@@ -1,5 +1,7 @@
 """A batch norm and the block as a function, batch_norm_squeeze_excite."""
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +10,13 @@ from se_kernels import direct, dispatch, ops, reference, solve
 from se_kernels.checks import check_arguments, check_batch_norm
 from se_kernels.functional import squeeze_excite, under_transform
 from se_kernels.norm import processes
-from se_kernels.norm.autograd import BatchNormSqueezeExciteFunction, Settings, run_forward
+from se_kernels.norm.autograd import (
+    BatchNormSqueezeExciteFunction,
+    Settings,
+    Statistics,
+    move,
+    run_forward,
+)
 
 
 def batch_norm_squeeze_excite(
@@ -32,7 +40,7 @@ def batch_norm_squeeze_excite(
     gate: str = "sigmoid",
     residual: Tensor | None = None,
     post: str = "none",
-    y_is_kept: bool = False,
+    y_is_kept: bool | None = None,
     process_group=None,
     backend: str | None = None,
 ) -> Tensor:
@@ -56,9 +64,7 @@ def batch_norm_squeeze_excite(
         eps: added to the variance; above 0 in training mode.
         pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
         squeeze: "avg"; with "max" or "avgmax" the norm runs apart from the block, in eager.
-        y_is_kept: for post="relu": whether something after this keeps y for its own backward, as a
-            convolution does. True has this backward read y; False keeps one bit an element of its
-            own and reads that, which is less.
+        y_is_kept: deprecated and without effect; backward always reads one bit per element.
         process_group: of ``torch.distributed``: in training mode the statistics, and their
             gradients, are those of all its processes' batches, as in ``torch.nn.SyncBatchNorm``.
 
@@ -68,7 +74,7 @@ def batch_norm_squeeze_excite(
     Sums are carried in float32, or in float64 where u or a weight is float64; the variance is that
     of the numbers less their mean, never a difference of squares. Results are bitwise the same from
     run to run at a fixed number of threads. Differentiable, twice too. Backward keeps u and, for
-    post="relu", one bit an element, or y.
+    post="relu", one bit per element.
 
     Raises:
         TypeError: an argument of another type or dtype.
@@ -77,6 +83,12 @@ def batch_norm_squeeze_excite(
             backend that does not serve u's device.
         RuntimeError: a named backend that was not built.
     """
+    if y_is_kept is not None:
+        warnings.warn(
+            "y_is_kept is deprecated and has no effect: backward reads one bit per element",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     if training is False and direct.is_open(backend):
         y = direct.run_norm(
             u, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
@@ -86,20 +98,20 @@ def batch_norm_squeeze_excite(
             return y
     check_batch_norm(
         u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
-        y_is_kept, processes.size(process_group) > 1,
+        processes.size(process_group) > 1,
     )  # fmt: skip
     check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
     name = dispatch.choose(u, backend)
     group = process_group if training else None
     settings = Settings(
-        training, eps, pre, act, act_slope, gate, post, y_is_kept, group, name
+        training, momentum, eps, pre, act, act_slope, gate, post, group, name
     )  # fmt: skip
     tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
     running = running_mean, running_var
     # without an element the sweeps only serve the processes that have some
     sweeps = squeeze == "avg" and name != dispatch.REFERENCE and not under_transform()
     if not sweeps or (u.numel() == 0 and group is None):
-        return _apart(*tensors, *running, squeeze, momentum, settings)
+        return _apart(*tensors, *running, squeeze, settings)
     grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if not (training or grads):
         return ops.norm_inference(
@@ -107,33 +119,38 @@ def batch_norm_squeeze_excite(
             pre, act, act_slope, gate, post, name,
         )  # fmt: skip
 
-    means, count = None, u.shape[0] * u.shape[2] * u.shape[3]
-    dtype = reference.norm_compute_dtype(u, bn_weight, w1)
-    with torch.no_grad():
-        if training or pre == "identity":
-            means, m2 = ops.norm_moments(u, dtype == torch.float64, name)
-        mean, var = running
-        if training:
-            mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
-            if group is not None:
-                mean, m2, count = processes.statistics(mean, m2, count, group)
-            _move(*running, mean, m2, count, momentum)
-            var = _variance(m2, count)
-        mean, var = mean.to(dtype), var.to(dtype)
+    of = Statistics(*running)
+    if group is not None:
+        with torch.no_grad():
+            of = _of_all(u, *running, reference.norm_compute_dtype(u, bn_weight, w1), settings)
     if grads:
-        return BatchNormSqueezeExciteFunction.apply(*tensors, mean, var, count, means, settings)
-    return run_forward(*tensors, mean, var, means, settings, keep=False).y
+        y, moved = BatchNormSqueezeExciteFunction.apply(*tensors, *of, settings)
+    else:
+        y, *_, moved = run_forward(*tensors, of, settings, keep=False)
+    if not grads or torch.compiler.is_compiling():
+        move(*running, moved)
+    return y
+
+
+def _of_all(u, running_mean, running_var, dtype, settings) -> Statistics:
+    """Those of all the group's processes, towards which the running ones move."""
+    means, m2 = ops.norm_moments(u, dtype == torch.float64, settings.backend)
+    mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
+    count = u.shape[0] * u.shape[2] * u.shape[3]
+    mean, m2, count = processes.statistics(mean, m2, count, settings.group)
+    _move(running_mean, running_var, mean, m2, count, settings.momentum)
+    return Statistics(mean, m2 / count.clamp(min=1), means, count)
 
 
 def _apart(
     u, bn_weight, bn_bias, w1, w2, b1, b2, residual, running_mean, running_var,
-    squeeze, momentum, settings,
+    squeeze, settings,
 ):  # fmt: skip
     """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
     dtype = reference.norm_compute_dtype(u, bn_weight, w1)
     if settings.training:
         with torch.no_grad(), reference.outside_autocast(u.device.type):
-            _move_of(u.to(dtype), running_mean, running_var, momentum, settings)
+            _move_of(u.to(dtype), running_mean, running_var, settings)
         running_mean = running_var = None
     norm = u, bn_weight, bn_bias, running_mean, running_var
     if settings.backend == dispatch.REFERENCE or under_transform() or squeeze == "avg":
@@ -149,7 +166,7 @@ def _apart(
     )  # fmt: skip
 
 
-def _move_of(u, running_mean, running_var, momentum, settings) -> None:
+def _move_of(u, running_mean, running_var, settings) -> None:
     """The running statistics towards those of u (N, C, H, W)."""
     count, group = u.shape[0] * u.shape[2] * u.shape[3], settings.group
     if under_transform() and group is None:
@@ -157,13 +174,13 @@ def _move_of(u, running_mean, running_var, momentum, settings) -> None:
             # torch moves them through a transform, without a tangent, or says why it cannot
             F.batch_norm(
                 u.to(running_mean.dtype), running_mean, running_var, None, None, True,
-                momentum, settings.eps,
+                settings.momentum, settings.eps,
             )  # fmt: skip
         return
     mean, m2 = solve.statistics_of(u)
     if group is not None:
         mean, m2, count = processes.statistics(mean, m2, count, group)
-    _move(running_mean, running_var, mean, m2, count, momentum)
+    _move(running_mean, running_var, mean, m2, count, settings.momentum)
 
 
 def _move(running_mean, running_var, mean, m2, count: int | Tensor, momentum) -> None:
@@ -171,14 +188,9 @@ def _move(running_mean, running_var, mean, m2, count: int | Tensor, momentum) ->
     channel (a tensor: of all processes), unless these are none."""
     if running_mean is None or (not _is_of_all(count) and count == 0):
         return
-    for running, new in ((running_mean, mean), (running_var, m2 / (count - 1))):
-        moved = momentum * new + (1 - momentum) * running.to(new.dtype)
-        running.copy_(torch.where(count > 0, moved, running) if _is_of_all(count) else moved)
-
-
-def _variance(m2: Tensor, count: int | Tensor) -> Tensor:
-    """The biased one, 0 of no numbers."""
-    return m2 / (count.clamp(min=1) if _is_of_all(count) else max(count, 1))
+    running = running_mean, running_var
+    for old, new in zip(running, solve.moved(*running, mean, m2, count, momentum), strict=True):
+        old.copy_(torch.where(count > 0, new, old) if _is_of_all(count) else new)
 
 
 def _is_of_all(count: int | Tensor) -> bool:

@@ -71,10 +71,9 @@ def run_norm(
     residual: Tensor | None = None,
     *,
     pre: str = "identity",
-    y_is_kept: bool = False,
 ) -> Tensor:
     """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
-    plain ``SqueezeExcite``. ``y_is_kept``: as in ``batch_norm_squeeze_excite``."""
+    plain ``SqueezeExcite``."""
     if direct.is_open(se.__dict__.get("backend")):
         y = witness.run(norm, se, u, residual, pre)
         if y is not None:
@@ -96,7 +95,6 @@ def run_norm(
         gate=se.gate,
         residual=residual,
         post=se.post,
-        y_is_kept=y_is_kept,
         backend=se.backend,
     )
     return told(listeners, call, partial(live.normed, norm, u, pre)) if listeners else call()

@@ -14,8 +14,9 @@ from se_kernels.backends.cpu.block import (
 )
 from se_kernels.backends.cpu.extension import native_direct
 from se_kernels.backends.cpu.norm import (
+    norm_backward,
+    norm_forward,
     norm_inference,
-    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -30,8 +31,9 @@ __all__ = [
     "inference",
     "instruction_set",
     "native_direct",
+    "norm_backward",
+    "norm_forward",
     "norm_inference",
-    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

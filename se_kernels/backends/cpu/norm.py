@@ -2,16 +2,15 @@
 
 import torch
 
-from se_kernels.backends.cpu.extension import _C
+from se_kernels.backends.cpu.extension import _C, DTYPES
 from se_kernels.backends.cpu.places import phase, place, pointer, problem
 from se_kernels.layout import (
     empty_mask,
+    empty_norm_gradients,
     empty_output,
     flat,
-    layout_of,
     like_layout,
     readable,
-    row_major,
 )
 from se_kernels.reference import compute_dtype, norm_compute_dtype
 
@@ -50,15 +49,6 @@ def norm_scale(x, norm, s, residual, pre, post, keep):
         mask.data_ptr() if keep else 0,
     )
     return y, mask
-
-
-def norm_mask(y, x):
-    """The mask of y (N, C, H, W), laid as that of x."""
-    mask = empty_mask(x)
-    layout = layout_of(x) or "nchw"
-    y, sums = like_layout(y, layout), torch.empty(0, dtype=compute_dtype(y, y))
-    _C.norm_mask(*phase(y, sums, layout), *place(y), mask.data_ptr())
-    return mask
 
 
 def norm_scale_backward(dy, x, mask, norm, pre, write):
@@ -108,13 +98,9 @@ def norm_inference(
     dtype = norm_compute_dtype(x, bn_weight, w1)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
-    w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
-    if dtype == torch.float64 and w1.dtype != dtype:  # the sums go by the weights' type
-        w1, w2, b1, b2 = (None if t is None else t.to(dtype) for t in (w1, w2, b1, b2))
-    channels = [
-        None if t is None else t.to(dtype).contiguous() for t in (mean, var, bn_weight, bn_bias)
-    ]
-    _C.norm_forward(
+    w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
+    channels = [_of_channels(t, dtype) for t in (mean, var, bn_weight, bn_bias)]
+    _C.norm_inference(
         *problem(x, w1, layout, "avg", act, act_slope, gate, post),
         *place(x),
         *place(residual),
@@ -128,6 +114,104 @@ def norm_inference(
         pointer(b2),
     )
     return y
+
+
+def norm_forward(
+    x, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
+    training, momentum, eps, pre, act, act_slope, gate, post, keep,
+):  # fmt: skip
+    """What ``ops.norm_forward`` returns."""
+    dtype, (images, channels) = norm_compute_dtype(x, bn_weight, w1), x.shape[:2]
+    y = empty_output(x)
+    mask = empty_mask(x) if keep else torch.empty(0, dtype=torch.uint8)
+    numbers = torch.empty(4 + 2 * images, channels, dtype=dtype)
+    a = torch.empty(images, w1.shape[0], dtype=dtype)
+    moves = training and mean is not None
+    moved = torch.empty((2, channels) if moves else 0, dtype=torch.float64)
+    layout, x = readable(x)
+    residual = like_layout(residual, layout)
+    w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
+    weight, bias = _of_channels(bn_weight, dtype), _of_channels(bn_bias, dtype)
+    mean, var, means = flat(mean), flat(var), flat(means)
+    _C.norm_forward(
+        *problem(x, w1, layout, "avg", act, act_slope, gate, post),
+        *place(x),
+        *place(residual),
+        *place(y),
+        training,
+        *_vector(mean),
+        *_vector(var),
+        pointer(means),
+        momentum,
+        eps,
+        pointer(weight),
+        pointer(bias),
+        pre,
+        w1.data_ptr(),
+        w2.data_ptr(),
+        pointer(b1),
+        pointer(b2),
+        mask.data_ptr() if keep else 0,
+        moved.data_ptr() if moves else 0,
+        *_numbers(numbers, images),
+        a.data_ptr(),
+    )
+    return y, mask, numbers, a, moved
+
+
+def norm_backward(dy, x, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs):
+    """What ``ops.norm_backward`` returns."""
+    w_type = w1.dtype
+    w1, w2 = _weights(numbers.dtype, w1, w2)
+    gradients = empty_norm_gradients(x, numbers, w1, w2, needs)
+    dweight, dbias, *others = gradients
+    dx, dr, d, *weights = (g if need else None for g, need in zip(others, needs, strict=True))
+    layout, x = readable(x)
+    dy = like_layout(dy, layout)
+    _C.norm_backward(
+        *problem(x, w1, layout, "avg", act, act_slope, gate, "none"),
+        *place(dy),
+        *place(x),
+        *place(dr),
+        *place(dx),
+        pointer(mask),
+        training,
+        *_numbers(numbers, x.shape[0]),
+        a.data_ptr(),
+        pre,
+        w1.data_ptr(),
+        w2.data_ptr(),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
+        pointer(d),
+        *map(pointer, weights),
+    )
+    if w1.dtype != w_type:
+        gradients = *gradients[:5], *(g.to(w_type) for g in gradients[5:])
+    return gradients
+
+
+def _numbers(numbers, images):
+    """Where norm (4, C), squeezed and s (N, C) lie, the rows of numbers."""
+    first, row = numbers.data_ptr(), numbers.shape[1] * numbers.element_size()
+    return first, first + 4 * row, first + (4 + images) * row
+
+
+def _weights(dtype, *weights):
+    """w1, w2, b1, b2 as they are read: the sums go by their type, so float64 sums need them so."""
+    if dtype == torch.float64:
+        weights = (None if t is None else t.to(dtype) for t in weights)
+    return map(flat, weights)
+
+
+def _of_channels(t, dtype):
+    """t (C), or None, in ``dtype`` and its elements side by side."""
+    return flat(t if t is None or t.dtype == dtype else t.to(dtype))
+
+
+def _vector(t):
+    """Address and type of t (C), or none."""
+    return (0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype])
 
 
 def _norm(norm, pre):

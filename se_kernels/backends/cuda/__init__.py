@@ -15,8 +15,9 @@ from se_kernels.backends.cuda.block import (
 )
 from se_kernels.backends.cuda.library import DEVICE, why_not, why_not_for
 from se_kernels.backends.cuda.norm import (
+    norm_backward,
+    norm_forward,
     norm_inference,
-    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -30,8 +31,9 @@ __all__ = [
     "explain",
     "forward",
     "inference",
+    "norm_backward",
+    "norm_forward",
     "norm_inference",
-    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

@@ -1,6 +1,7 @@
 """A batch norm before the block: one launch a sweep."""
 
 import sys
+from functools import partial
 
 import torch
 
@@ -16,7 +17,7 @@ from se_kernels.backends.cuda.launch import (
     pointer,
     sizes_of,
 )
-from se_kernels.layout import empty_mask, empty_output, layout_of, like_layout, readable
+from se_kernels.layout import empty_mask, empty_output, like_layout, readable
 from se_kernels.reference import compute_dtype
 
 
@@ -70,17 +71,6 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
     return y, mask
 
 
-def norm_mask(y, u):
-    """The mask of y (N, C, H, W), laid as that of u."""
-    mask = empty_mask(u)
-    layout = layout_of(u) or "nchw"
-    (y,) = on_elements(y)
-    y = like_layout(y, layout)
-    sizes = alone(sizes_of(y, 0, compute_dtype(y, y), layout))
-    library.native.norm_mask(*launch(y), *sizes, *place(y), mask.data_ptr())
-    return mask
-
-
 def norm_scale_backward(dy, u, mask, norm, pre, write):
     """g = dy where the mask is open, (N, C, H, W), empty unless ``write``; its sums (K, N, C)."""
     dr = empty_output(u) if write else u.new_empty(0)
@@ -124,9 +114,14 @@ def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     return du
 
 
-def norm_inference(*arguments):
-    """y (N, C, H, W), nothing kept."""
-    return composed_norm.norm_inference(sys.modules[__name__], *arguments)
+norm_inference, norm_forward, norm_backward = (
+    partial(composed, sys.modules[__name__])
+    for composed in (
+        composed_norm.norm_inference,
+        composed_norm.norm_forward,
+        composed_norm.norm_backward,
+    )
+)
 
 
 def _constants(norm):

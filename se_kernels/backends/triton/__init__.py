@@ -14,8 +14,9 @@ from se_kernels.backends.triton.block import (
     squeeze_backward,
 )
 from se_kernels.backends.triton.norm import (
+    norm_backward,
+    norm_forward,
     norm_inference,
-    norm_mask,
     norm_moments,
     norm_scale,
     norm_scale_backward,
@@ -28,8 +29,9 @@ __all__ = [
     "backward",
     "forward",
     "inference",
+    "norm_backward",
+    "norm_forward",
     "norm_inference",
-    "norm_mask",
     "norm_moments",
     "norm_scale",
     "norm_scale_backward",

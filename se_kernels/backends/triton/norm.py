@@ -1,12 +1,13 @@
 """The sweeps with a batch norm: torch tensors in, a launch each."""
 
 import sys
+from functools import partial
 
 import torch
 
 from se_kernels.backends import composed_norm
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.layout import empty_mask, empty_output, flat, layout_of, like_layout, readable
+from se_kernels.layout import empty_mask, empty_output, flat, like_layout, readable
 from se_kernels.reference import compute_dtype
 
 
@@ -44,16 +45,6 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
     return y, mask
 
 
-def norm_mask(y, u):
-    """The mask of y (N, C, H, W), laid as that of u."""
-    from se_kernels.backends.triton.kernels.norm_scale import run_norm_mask
-
-    mask = empty_mask(u)
-    layout = layout_of(u) or "nchw"
-    run_norm_mask(layout, place_of(like_layout(y, layout), layout), mask, compute_dtype(y, y))
-    return mask
-
-
 def norm_scale_backward(dy, u, mask, norm, pre, write):
     """dr = g (N, C, H, W) if it is to be written, and the sums (2 or 5, N, C)."""
     from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale_backward
@@ -79,6 +70,11 @@ def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     return du
 
 
-def norm_inference(u, *arguments):
-    """y (N, C, H, W), the norm in evaluation mode; arguments as in ``composed_norm``."""
-    return composed_norm.norm_inference(sys.modules[__name__], u, *arguments)
+norm_inference, norm_forward, norm_backward = (
+    partial(composed, sys.modules[__name__])
+    for composed in (
+        composed_norm.norm_inference,
+        composed_norm.norm_forward,
+        composed_norm.norm_backward,
+    )
+)

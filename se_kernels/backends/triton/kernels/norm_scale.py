@@ -1,4 +1,4 @@
-"""norm_scale, norm_mask and norm_scale_backward, a launch each."""
+"""norm_scale and norm_scale_backward, a launch each."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,6 @@ from se_kernels.backends.triton.launch import (
     unit_of,
 )
 from se_kernels.backends.triton.phases.norm_scale import (
-    norm_mask_tile,
     norm_scale_backward_tile,
     norm_scale_tile,
 )
@@ -54,26 +53,6 @@ def norm_scale_kernel(
     norm_scale_tile(
         u, u_image, u_row, residual, r_image, r_row, y, y_image, y_row, mask, norm, s,
         n0, c0, p0, p1, N, C, P, PRE, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["y_image", "y_row", "N", "C", "P", "blocks", "splits", "span"])
-def norm_mask_kernel(
-    y, y_image, y_row, mask, N, C, P, blocks, splits, span,
-    NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
-):  # fmt: skip
-    y_image, y_row = aligned(y_image, UNIT), aligned(y_row, UNIT)
-    if NHWC:
-        C = aligned(C, UNIT)
-    else:
-        P = aligned(P, UNIT)
-    group, tile = program_tile(blocks, splits, False)
-    _block, _split, n0, c0, p0, p1 = tile_of(
-        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
-    )  # fmt: skip
-    norm_mask_tile(
-        y, y_image, y_row, mask, n0, c0, p0, p1, N, C, P, NHWC, G, BLOCK_C, ROWS, BLOCK_P
     )  # fmt: skip
 
 
@@ -126,19 +105,6 @@ def run_norm_scale(layout, u, residual, y, mask, norm, s, pre, post) -> None:
             POST=post,
             **options(NORM_REGISTERS[norm.dtype.itemsize]),
             **constants(plan, layout, unit_of(layout, [u, residual, y])),
-        )
-
-
-def run_norm_mask(layout, y, mask, dtype) -> None:
-    """Fills the mask of y, (tensor, image, row); dtype: of a tile's numbers."""
-    plan = plan_after_norm(y[0], layout, NORM_PAIR_BLOCKS, dtype)
-    with on_device(y[0]):
-        norm_mask_kernel[(plan.groups * plan.tiles,)](
-            *y,
-            mask,
-            *alone(plan, y[0]),
-            **options(NORM_REGISTERS[dtype.itemsize]),
-            **constants(plan, layout, unit_of(layout, [y])),
         )
 
 

@@ -1,5 +1,5 @@
-"""norm_scale, y = post(s v + residual) and the bits of post; norm_mask, those bits from y; and
-norm_scale_backward, dr = g and the sums over the pixels from which the other gradients follow."""
+"""norm_scale, y = post(s v + residual) and the bits of post; and norm_scale_backward, dr = g
+and the sums over the pixels from which the other gradients follow."""
 
 import triton
 import triton.language as tl
@@ -49,26 +49,6 @@ def norm_scale_tile(
                 out = tl.where(out <= 0, 0, out)  # NaN stays
             at_y = y + place(n, c, p, y_image, y_row, NHWC)
             tl.store(at_y, rounded(out, y.dtype.element_ty), inside, cache_modifier=".cs")
-
-
-@triton.jit
-def norm_mask_tile(
-    y, y_image, y_row, mask, n0, c0, p0, p1, N, C, P, NHWC: tl.constexpr, G: tl.constexpr,
-    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
-    """The bits of a tile of y."""
-    ACC: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
-    for unit in range(units_of(n0, N, NHWC, G, BLOCK_C, ROWS)):
-        n, c = channels_of(unit, n0, c0, NHWC, ROWS, BLOCK_C)
-        for start in range(p0, p1, BLOCK_P):
-            p = pixels_of(start, NHWC, BLOCK_P)
-            inside = (n < N) & (c < C) & (p < p1)
-            at_y = y + place(n, c, p, y_image, y_row, NHWC)
-            out = widened(tl.load(at_y, inside, other=0, eviction_policy="evict_first"), ACC)
-            store_mask(
-                mask, inside & ~(out <= 0), unit, n0, c0, start, p1, N, C, P,
-                NHWC, ROWS, BLOCK_C, BLOCK_P,
-            )  # fmt: skip
 
 
 @triton.jit

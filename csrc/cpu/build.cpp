@@ -1,0 +1,50 @@
+// Which build of the kernels runs on this processor.
+#include "build.h"
+
+#include <cstdlib>
+#include <cstring>
+
+namespace se_kernels {
+namespace {
+
+// widest first
+constexpr Build kBuilds[] = {
+#ifdef SE_HAVE_AVX512
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+     },
+     avx512::kernels, avx512::norm_kernels, avx512::solve_kernels},
+#endif
+#ifdef SE_HAVE_AVX2
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     },
+     avx2::kernels, avx2::norm_kernels, avx2::solve_kernels},
+#endif
+    {"baseline", [] { return true; }, baseline::kernels, baseline::norm_kernels,
+     baseline::solve_kernels},
+};
+
+}  // namespace
+
+const Build& build() {
+  static const Build& chosen = []() -> const Build& {
+    const char* named = std::getenv("SE_KERNELS_CPU_ISA");
+    bool reached = named == nullptr;
+    for (const Build& candidate : kBuilds) {
+      reached = reached || std::strcmp(named, candidate.name) == 0;
+      if (reached && candidate.runs_here()) return candidate;
+    }
+    return kBuilds[sizeof(kBuilds) / sizeof(kBuilds[0]) - 1];
+  }();
+  return chosen;
+}
+
+const char* instruction_set() { return build().name; }
+
+}  // namespace se_kernels
