@@ -69,7 +69,6 @@ def _of_dtype(backend: str, dtype: torch.dtype) -> Iterator[Trial]:
         yield Trial("norm", _Norm(odd, 8, pre="silu", **given, **TAIL))
         yield Trial("norm", _Norm(numbers, 4, pre="hardswish", **given))
         yield Trial("norm", _Norm(aligned, 8, training=False, pre="relu", **given))
-        yield Trial("norm, y kept", _Norm(aligned, 8, **given, **TAIL))
 
 
 def smaller(trial: Trial) -> Trial:

@@ -21,7 +21,6 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "block": squeeze_excite,
     "excitation": block_case.with_excitation,
     "norm": batch_norm_squeeze_excite,
-    "norm, y kept": partial(batch_norm_squeeze_excite, y_is_kept=True),
 }
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 

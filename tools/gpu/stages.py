@@ -8,7 +8,6 @@ MODELS = ("seresnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnety_032
 TESTS = (
     *("gpu", "cuda", "squeeze_excite", "odd_tensors", "phases", "conversions", "properties"),
     *("gradients", "norm_gpu", "norm_phases", "norm_squeeze_excite", "norm_gradients"),
-    "norm_y_is_kept",
 )
 LAYOUTS = ("channels_last", "nchw")
 DTYPE = "bfloat16"
