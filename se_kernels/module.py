@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from se_kernels import reference
+from se_kernels import guards, reference
 from se_kernels.functional import squeeze_excite
-from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, gate_of, is_intercepted, weights
+from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, gate_of, weights
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
 
 _TIMM_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
@@ -80,7 +80,6 @@ class SqueezeExcite(nn.Module):
         self.gate, _ = _variant_of("gate_layer", gate_layer, GATE_MODULES, GATES)
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
         self.bn = norm_layer(rd_channels) if norm_layer else nn.Identity()
-        self._normed = not isinstance(self.bn, nn.Identity)
         self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -117,11 +116,11 @@ class SqueezeExcite(nn.Module):
 
     def fcs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
         """w1, w2, b1, b2; None where the excitation is more than what they say."""
-        fc1, fc2 = self._modules["fc1"], self._modules["fc2"]  # faster than nn.Module.__getattr__
-        if self._normed or not (_is_plain(fc1) and _is_plain(fc2)):
+        if not guards.is_valid(self, _WATCH):
             return None
-        w1, b1 = weights(fc1)
-        w2, b2 = weights(fc2)
+        children = self.__dict__["_modules"]  # faster than nn.Module.__getattr__
+        w1, b1 = weights(children["fc1"])
+        w2, b2 = weights(children["fc2"])
         return w1, w2, b1, b2
 
     def _excite(self, z):
@@ -142,9 +141,9 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
     return max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
 
 
-def _is_plain(fc: nn.Module) -> bool:
-    # one that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
-    return type(fc).forward is nn.Conv2d.forward and not is_intercepted(fc.__dict__)
+# an FC that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
+_FC = guards.watch(nn.Conv2d(1, 1, 1, device="meta"))
+_WATCH = guards.watch_children(fc1=_FC, bn=guards.watch_class(nn.Identity), fc2=_FC)
 
 
 def _variant_of(argument, layer, modules, names) -> tuple[str, float]:

@@ -6,7 +6,9 @@ Recognised by their very class: a subclass may compute anything.
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.nn.modules import module as hooks_on_all
+
+from se_kernels import guards
+from se_kernels.checks import DTYPES
 
 # What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
 # itself what an operation on it means.
@@ -61,31 +63,19 @@ def class_path(cls: type) -> str:
 
 def weights(fc: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a Conv2d or Linear."""
-    parameters = fc.__dict__["_parameters"]  # faster than nn.Module.__getattr__
-    if "weight" in parameters and "bias" in parameters:
+    state = fc.__dict__
+    parameters = state["_parameters"]  # faster than nn.Module.__getattr__
+    if not ("weight" in state or "bias" in state) and "weight" in parameters and "bias" in parameters:
         return parameters["weight"], parameters["bias"]
-    return fc.weight, fc.bias  # computed (parametrised), or lent to a replica of DataParallel
+    return fc.weight, fc.bias  # a plain tensor in its place, or lent to a replica of DataParallel
 
 
-def is_intercepted(state: dict):
-    """Whether a call does more than the class's forward (hooks, a forward put in its place).
-
-    ``state`` is the module's ``__dict__``: reading attributes of a module is slow.
-    """
-    return (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or "forward" in state
-    )
+def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether a call of it is the forward of one of these very classes, and no more."""
+    cls = type(module)
+    return cls in classes and guards.is_valid(module, guards.watch_class(cls))
 
 
-def is_every_module_hooked():
-    """Whether hooks on all modules wait for calls of the pieces."""
-    return (
-        hooks_on_all._global_forward_hooks
-        or hooks_on_all._global_forward_pre_hooks
-        or hooks_on_all._global_backward_hooks
-        or hooks_on_all._global_backward_pre_hooks
-    )
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether all are tensors that the kernels read, or None."""
+    return all(t is None or (type(t) in TENSORS and t.dtype in DTYPES) for t in tensors)

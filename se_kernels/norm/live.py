@@ -5,15 +5,16 @@ from torch import Tensor, nn
 
 from se_kernels import reference
 from se_kernels.norm.functional import batch_norm_squeeze_excite
-from se_kernels.pieces import TENSORS, is_intercepted
+from se_kernels.pieces import are_plain, is_plain
 
 
-def is_plain(norm: nn.Module, classes=(nn.BatchNorm2d, nn.SyncBatchNorm)) -> bool:
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def is_batch_norm(norm: nn.Module, classes=NORMS) -> bool:
     """Whether a call of ``norm`` is a batch norm of its parameters and buffers, and no more."""
-    return (
-        type(norm) in classes
-        and not is_intercepted(norm.__dict__)
-        and (norm.weight is None or type(norm.weight) in TENSORS)
+    return is_plain(norm, *classes) and are_plain(
+        norm.weight, norm.bias, norm.running_mean, norm.running_var
     )
 
 

@@ -5,11 +5,11 @@ from functools import partial
 from torch import Tensor, nn
 from torch._C import _get_tracing_state
 
-from se_kernels import direct, reference
+from se_kernels import direct, guards, reference
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
-from se_kernels.norm import live, witness
-from se_kernels.pieces import TENSORS, is_every_module_hooked
+from se_kernels.norm import live
+from se_kernels.pieces import TENSORS, are_plain
 from se_kernels.variants import PRES
 
 
@@ -76,15 +76,13 @@ def run_norm(
     """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
     plain ``SqueezeExcite``. ``y_is_kept``: as in ``batch_norm_squeeze_excite``."""
     if direct.is_open(se.__dict__.get("backend")):
-        y = witness.run(norm, se, u, residual, pre)
+        y = _infer(norm, se, u, residual, pre)
         if y is not None:
             return y
     listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
     fcs = se.fcs() if listeners is not None else None
-    if fcs is None:
+    if fcs is None or not are_plain(*fcs):
         return se(reference.activate(norm(u), pre), residual)
-    if not (norm.training or listeners) and direct.is_open(se.backend):
-        witness.note(norm, se, fcs, pre)
     call = partial(
         live.run,
         norm,
@@ -106,9 +104,44 @@ def _is_one_call(norm, se, u) -> bool:
     """Whether the fused op computes what calls of the two do, as far as they are not hooked."""
     return (
         type(u) in TENSORS
-        and live.is_plain(norm)
-        and type(se) is SqueezeExcite
+        and live.is_batch_norm(norm)
+        and guards.is_valid(se, _OBSERVED)
         and se.squeeze == "avg"
-        and not is_every_module_hooked()
         and _get_tracing_state() is None
     )
+
+
+def _infer(norm, se, u, residual, pre):
+    """y of an inference, past autograd and ops; None where the long way is to be taken."""
+    guard = _INFERENCE.get(type(norm))
+    if guard is None or not (guards.is_valid(norm, guard) and guards.is_valid(se, _SKIPPED)):
+        return None
+    of_norm, of_se, fcs = norm.__dict__, se.__dict__, se.fcs()
+    parameters, buffers = of_norm["_parameters"], of_norm["_buffers"]
+    if fcs is None or not ("weight" in parameters and "running_mean" in buffers):
+        return None
+    return direct.run_norm(
+        u,
+        *fcs,
+        residual,
+        of_se["squeeze"],
+        of_se["act"],
+        of_se["act_slope"],
+        of_se["gate"],
+        of_se["post"],
+        parameters["weight"],
+        parameters["bias"],
+        buffers["running_mean"],
+        buffers["running_var"],
+        of_norm["eps"],
+        pre,
+    )
+
+
+_SKIPPED = guards.watch_class(SqueezeExcite)
+_OBSERVED = guards.watch_class(SqueezeExcite, guards.OBSERVED)
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_INFERENCE = {  # a norm in evaluation mode that keeps its tensors where its class does
+    cls: watch._replace(unset=(*watch.unset, *_TENSORS), settings=(("training", False),))
+    for cls, watch in ((cls, guards.watch_class(cls)) for cls in live.NORMS)
+}
