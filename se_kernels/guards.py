@@ -14,7 +14,9 @@ up again where it is loaded.
 import copy
 import numbers
 import sys
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -84,6 +86,19 @@ def is_every_module_hooked() -> bool:
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
     )
+
+
+@contextmanager
+def without_global_hooks():
+    """Hooks on all modules wait."""
+    names = [f"_global{name}" for name in _HOOKS]
+    kept = {name: getattr(torch_module, name) for name in names}
+    try:
+        for name in names:
+            setattr(torch_module, name, OrderedDict())
+        yield
+    finally:
+        vars(torch_module).update(kept)
 
 
 def is_intercepted(module: nn.Module) -> bool:

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from se_kernels import guards, reference
 from se_kernels.functional import squeeze_excite
-from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, gate_of, weights
+from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, alike, gate_of, is_traced, weights
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
 
 _TIMM_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
@@ -35,6 +36,7 @@ class SqueezeExcite(nn.Module):
         squeeze: "avg", "max" or "avgmax"; None follows add_maxpool.
         post: "none", or "relu" after the addition of the residual.
         backend: as in ``squeeze_excite``.
+        device, dtype: of the parameters, as of ``nn.Conv2d``; a norm_layer takes them too.
 
     With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), they are called: the
     excitation runs in eager between the fused squeeze and the fused scale.
@@ -58,6 +60,8 @@ class SqueezeExcite(nn.Module):
         squeeze: str | None = None,
         post: str = "none",
         backend: str | None = None,
+        device=None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if squeeze is None:
@@ -78,12 +82,16 @@ class SqueezeExcite(nn.Module):
         self.squeeze, self.post, self.backend = squeeze, post, backend
         self.act, self.act_slope = _variant_of("act_layer", act_layer, ACT_MODULES, ACTS)
         self.gate, _ = _variant_of("gate_layer", gate_layer, GATE_MODULES, GATES)
-        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
-        self.bn = norm_layer(rd_channels) if norm_layer else nn.Identity()
-        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
+        made = {"device": device, "dtype": dtype}
+        made = {name: value for name, value in made.items() if value is not None}
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, **made)
+        self.bn = norm_layer(rd_channels, **made) if norm_layer else nn.Identity()
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **made)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (N, C, H, W) and residual, of x's shape and dtype or None, to y (N, C, H, W)."""
+        if is_traced(x):
+            return self._define(x, residual)
         fcs = self.fcs()
         if fcs is None:
             return squeeze_excite(
@@ -121,7 +129,14 @@ class SqueezeExcite(nn.Module):
         children = self.__dict__["_modules"]  # faster than nn.Module.__getattr__
         w1, b1 = weights(children["fc1"])
         w2, b2 = weights(children["fc2"])
-        return w1, w2, b1, b2
+        return alike(w1, w2, b1, b2)
+
+    def _define(self, x, residual):
+        # operations of torch alone; z as (N, C, 1, 1), which is not asked for its size
+        z = reference.squeeze(x, self.squeeze, keepdim=True)
+        y = x * self._excite(z)
+        y = y if residual is None else y + residual
+        return reference.activate(y) if self.post == "relu" else y
 
     def _excite(self, z):
         h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)

@@ -3,9 +3,14 @@
 Recognised by their very class: a subclass may compute anything.
 """
 
+import functools
+
+import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.compiler import is_exporting
 
 from se_kernels import guards
 from se_kernels.checks import DTYPES
@@ -61,11 +66,25 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def is_traced(x) -> bool:
+    """Whether a call with x is for others to see: a tracer (TorchScript, ONNX, torch.fx), or a
+    tensor that says for itself what an operation on it means."""
+    return (
+        (type(x) not in TENSORS and isinstance(x, (Tensor, torch.fx.Proxy)))
+        or _get_tracing_state() is not None
+        or (is_exporting() and torch.onnx.is_in_onnx_export())
+    )
+
+
 def weights(fc: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a Conv2d or Linear."""
     state = fc.__dict__
     parameters = state["_parameters"]  # faster than nn.Module.__getattr__
-    if not ("weight" in state or "bias" in state) and "weight" in parameters and "bias" in parameters:
+    if (
+        not ("weight" in state or "bias" in state)
+        and "weight" in parameters
+        and "bias" in parameters
+    ):
         return parameters["weight"], parameters["bias"]
     return fc.weight, fc.bias  # a plain tensor in its place, or lent to a replica of DataParallel
 
@@ -79,3 +98,29 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
 def are_plain(*tensors: Tensor | None) -> bool:
     """Whether all are tensors that the kernels read, or None."""
     return all(t is None or (type(t) in TENSORS and t.dtype in DTYPES) for t in tensors)
+
+
+def alike(
+    w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None
+) -> tuple[Tensor | None, ...] | None:
+    """The same in one dtype, which autocast gives them too; None where they are not for the
+    kernels to read, or differ outside autocast."""
+    dtype = w1.dtype
+    if not (
+        type(w1) in TENSORS
+        and type(w2) in TENSORS
+        and (b1 is None or type(b1) in TENSORS)
+        and (b2 is None or type(b2) in TENSORS)
+    ):
+        return None
+    if (
+        w2.dtype == dtype
+        and (b1 is None or b1.dtype == dtype)
+        and (b2 is None or b2.dtype == dtype)
+    ):
+        return (w1, w2, b1, b2) if dtype in DTYPES else None
+    if not (are_plain(w1, w2, b1, b2) and torch.is_autocast_enabled(w1.device.type)):
+        return None
+    fcs = [t for t in (w1, w2, b1, b2) if t is not None]
+    widest = functools.reduce(torch.promote_types, (t.dtype for t in fcs))
+    return tuple(None if t is None else t.to(widest) for t in (w1, w2, b1, b2))

@@ -54,6 +54,11 @@ def fuse(model: nn.Module, level: str = "layer") -> FuseReport:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if level not in LEVELS:
         raise ValueError(f"level: expected one of {', '.join(LEVELS)}; got {level!r}")
+    with guards.without_global_hooks():
+        return _fuse(model, level)
+
+
+def _fuse(model: nn.Module, level: str) -> FuseReport:
     plans: dict[nn.Module, Plan] = {}
     refused: dict[nn.Module, str] = {}
     for name, module in model.named_modules():

@@ -16,6 +16,7 @@ from se_kernels.pieces import TENSORS, act_of, class_path, gate_of
 from se_kernels.variants import ACTS, GATES
 
 _NONE: Mapping = MappingProxyType({})
+_QUANTISED = ("torch.ao.", "torchao.")
 _POOLS = {nn.AdaptiveAvgPool2d: "avg", nn.AdaptiveMaxPool2d: "max"}
 
 
@@ -77,6 +78,11 @@ def check_untouched(name: str, piece: nn.Module) -> None:
     """Raises Refusal where a call of it does more than its class's forward."""
     if isinstance(piece, torch.jit.ScriptModule):
         raise Refusal(f"{name} is scripted")
+    cls = type(piece)
+    if cls.__module__.startswith(_QUANTISED):
+        raise Refusal(f"{name} is quantised: {class_path(cls)}")
+    if any(base.__module__.startswith("torch.distributed") for base in cls.__mro__):
+        raise Refusal(f"{name} is sharded: {cls.__name__}")
     if nn.utils.parametrize.is_parametrized(piece):
         raise Refusal(f"{name} is parametrised")
     if guards.is_intercepted(piece):
@@ -106,7 +112,7 @@ def _pool(module, block) -> tuple[Path, ...]:
         raise Misfit(f"pool: expected the name of a child, got {block.pool!r}")
     kind = _POOLS.get(type(pool))
     if kind is None or pool.output_size not in (1, (1, 1)):
-        raise Misfit(f"{block.pool}: expected a pooling to 1×1, got {pool}")
+        raise Misfit(f"{block.pool}: expected a pooling to 1x1, got {pool}")
     if kind != block.squeeze:
         raise Misfit(f"{block.pool}: expected squeeze={kind!r} with {pool}, got {block.squeeze!r}")
     return (path,)
@@ -170,8 +176,6 @@ def _two_fcs(steps) -> dict | None:
             f"{second}: expected weights from R={reduced} to C={channels}, as {first} has them, "
             f"got from {into} to {out}"
         )
-    if fc1.weight.dtype != fc2.weight.dtype:
-        raise Refusal(f"{second} has dtype {fc2.weight.dtype}, {first} {fc1.weight.dtype}")
     paths = dict(fc1=tuple(first.split(".")), fc2=tuple(second.split(".")))
     return dict(**paths, act=act[0], act_slope=act[1], gate=gate)
 

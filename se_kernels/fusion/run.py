@@ -3,16 +3,13 @@
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch._C import _get_tracing_state
-from torch.compiler import is_exporting
 
 from se_kernels import direct, guards, reference
 from se_kernels.checks import DTYPES
 from se_kernels.functional import squeeze_excite
 from se_kernels.guards import Watch
-from se_kernels.pieces import TENSORS, are_plain, weights
+from se_kernels.pieces import TENSORS, alike, is_traced, weights
 from se_kernels.variants import ACTS, GATES
 
 Path = tuple[str, ...]  # of a child: ("attention", "0")
@@ -33,7 +30,7 @@ class Plan(NamedTuple):
     flat: bool = False  # the steps take z as (N, C)
 
     def describe(self) -> str:
-        excite = " → ".join(self.steps) if self.steps else f"act={self.act}, gate={self.gate}"
+        excite = " -> ".join(self.steps) if self.steps else f"act={self.act}, gate={self.gate}"
         return f"squeeze={self.squeeze}, {excite}"
 
 
@@ -60,19 +57,13 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
     return (
         is_plain_call(x)
         and guards.is_valid(module, plan.watch)
-        and (plan.fc1 is None or are_plain(*fcs_of(module, plan)))
+        and (plan.fc1 is None or alike(*fcs_of(module, plan)) is not None)
     )
 
 
 def is_plain_call(x) -> bool:
     """Whether x is for the kernels to read, and nothing is to see the pieces called."""
-    return (
-        type(x) in TENSORS
-        and x.dim() == 4
-        and x.dtype in DTYPES
-        and _get_tracing_state() is None
-        and not (is_exporting() and torch.onnx.is_in_onnx_export())
-    )
+    return type(x) in TENSORS and x.dim() == 4 and x.dtype in DTYPES and not is_traced(x)
 
 
 def fcs_of(module: nn.Module, plan: Plan) -> tuple[Tensor | None, ...]:
@@ -92,7 +83,7 @@ def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) ->
     else:
         y = squeeze_excite(
             x,
-            *fcs_of(module, plan),
+            *alike(*fcs_of(module, plan)),
             squeeze=plan.squeeze,
             act=plan.act,
             act_slope=plan.act_slope,
@@ -138,7 +129,7 @@ def gates(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
     if plan.fc1 is None:
         return reference.gates(x, excitation=partial(excite, module, plan), squeeze=plan.squeeze)
     variant = dict(squeeze=plan.squeeze, act=plan.act, act_slope=plan.act_slope, gate=plan.gate)
-    return reference.gates(x, *fcs_of(module, plan), **variant)
+    return reference.gates(x, *alike(*fcs_of(module, plan)), **variant)
 
 
 def excite(module: nn.Module, plan: Plan, z: Tensor) -> Tensor:

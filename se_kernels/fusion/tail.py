@@ -13,10 +13,14 @@ from se_kernels.guards import Watch
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, are_plain, class_path, is_plain
+from se_kernels.pieces import TENSORS, alike, class_path, is_plain
 
 # timm's, with the activation in them
-_NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
+_NORM_ACTS = (
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.layers.norm_act.SyncBatchNormAct",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
+)
 # what drops whole branches in training, and its probability
 _DROPS = {
     "timm.layers.drop.DropPath": "drop_prob",
@@ -42,7 +46,7 @@ class Tail(NamedTuple):
 
     def describe(self) -> str:
         norm, se = ".".join(self.norm), ".".join(self.se)
-        return f"{norm} → {se}" if self.pre == "identity" else f"{norm} → {self.pre} → {se}"
+        return f"{norm} -> {se}" if self.pre == "identity" else f"{norm} -> {self.pre} -> {se}"
 
 
 def tail_of(module: nn.Module) -> Tail | None:
@@ -74,13 +78,15 @@ def excitation_of(se: nn.Module | None) -> Excitation | None:
     """None where the SE module is not one call of two FCs on averages of (N, C, H, W)."""
     if type(se) is SqueezeExcite:
         of, fcs, backend = se, se.fcs(), se.backend
-        if fcs is None or se.squeeze != "avg" or se.post != "none" or not are_plain(*fcs):
+        if fcs is None or se.squeeze != "avg" or se.post != "none":
             return None
     else:
         of, backend = None if se is None else plan_of(se), None
         if of is None or of.fc1 is None or of.squeeze != "avg" or of.nhwc:
             return None
-        fcs = fcs_of(se, of)
+        fcs = alike(*fcs_of(se, of))
+        if fcs is None:
+            return None
     variant = dict(act=of.act, act_slope=of.act_slope, gate=of.gate, backend=backend)
     return Excitation(fcs, variant)
 

@@ -15,6 +15,7 @@ def read_tail(module: nn.Module, around: Surroundings, cls: type[nn.Module]) -> 
     """The plan of ``module``'s fused call, ``cls`` being its class before it was fused. Raises
     Refusal."""
     norm_path, se_path = _path(around.norm), _path(around.se)
+    check_parameters(module)
     norm = _norm(module, around.norm)
     act_path, inside = _path(around.act), ()
     if has_act(norm):
@@ -28,7 +29,6 @@ def read_tail(module: nn.Module, around: Surroundings, cls: type[nn.Module]) -> 
             )
     pre = "identity" if act_path is None else _pre(module, act_path)
     _check_se(module, se_path)
-    check_parameters(module)
 
     replaced = [path for path in (act_path, *idle) if path is not None]
     named = (*around.before, *around.after, *around.idle, around.drop, around.shortcut, around.post)
@@ -82,6 +82,9 @@ def _norm(module, name) -> nn.Module:
     if norm is None:
         raise Refusal(f"{name}: expected a batch norm before the SE module, got none")
     check_untouched(name, norm)
+    patched = guards.patched(guards.watch_class(type(norm)))
+    if patched is not None:
+        raise Refusal(f"{patched} is patched")
     if not is_norm(norm, has_act(norm)):
         raise Refusal(f"{name}: expected a batch norm, got {class_path(type(norm))}")
     return norm

@@ -2,14 +2,14 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
-from torch._C import _get_tracing_state
 
 from se_kernels import direct, guards, reference
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, are_plain
+from se_kernels.pieces import TENSORS, is_traced
 from se_kernels.variants import PRES
 
 
@@ -27,7 +27,7 @@ class BatchNormSqueezeExcite(nn.Module):
     Args:
         channels: C.
         pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
-        eps, momentum, affine, track_running_stats: as of ``nn.BatchNorm2d``.
+        eps, momentum, affine, track_running_stats, device, dtype: as of ``nn.BatchNorm2d``.
         options: those of ``SqueezeExcite``.
 
     Once ``bn`` or ``se`` is hooked or replaced, or while all modules are, and for a squeeze other
@@ -46,15 +46,28 @@ class BatchNormSqueezeExcite(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device=None,
+        dtype: torch.dtype | None = None,
         **options,
     ):
         super().__init__()
         if pre not in PRES:
             raise ValueError(f"pre: expected one of {', '.join(PRES)}; got {pre!r}")
         self.pre = pre
-        se = SqueezeExcite(channels, **options)
-        self.bn = nn.BatchNorm2d(channels, eps, momentum, affine, track_running_stats)
+        se = SqueezeExcite(channels, device=device, dtype=dtype, **options)
+        self.bn = nn.BatchNorm2d(
+            channels, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
         self.se = se
+
+    # what initialises or freezes by the name of a class ("BatchNorm" in it) finds these
+    @property
+    def weight(self) -> Tensor | None:
+        return self.bn.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.bn.bias
 
     def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u (N, C, H, W) and residual, of u's shape and dtype or None, to y (N, C, H, W)."""
@@ -81,7 +94,7 @@ def run_norm(
             return y
     listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
     fcs = se.fcs() if listeners is not None else None
-    if fcs is None or not are_plain(*fcs):
+    if fcs is None:
         return se(reference.activate(norm(u), pre), residual)
     call = partial(
         live.run,
@@ -104,10 +117,10 @@ def _is_one_call(norm, se, u) -> bool:
     """Whether the fused op computes what calls of the two do, as far as they are not hooked."""
     return (
         type(u) in TENSORS
+        and not is_traced(u)
         and live.is_batch_norm(norm)
         and guards.is_valid(se, _OBSERVED)
         and se.squeeze == "avg"
-        and _get_tracing_state() is None
     )
 
 
