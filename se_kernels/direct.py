@@ -47,9 +47,3 @@ if _native is not None:  # once it is open, called with no step of Python betwee
     # the same with bn_weight, bn_bias, mean, var, eps and pre after them: as of
     # ``ops.norm_inference``
     run_norm = _native.direct_norm_inference
-    # (known, norm, block, pre, hooks, u, residual): that of modules which are as the witness has
-    # them (``norm.witness``), or None
-    run_norm_again = _native.direct_norm_again
-    # (((dict, key, value), ...), ((object, class, dict), ...)): whether every dict[key] is that
-    # value, and every object of that class, without "forward" in its dict
-    unchanged = _native.direct_unchanged

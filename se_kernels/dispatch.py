@@ -63,6 +63,11 @@ def native_direct():
     return cpu.native_direct
 
 
+def native_guard():
+    """The native module with the calls of ``se_kernels.guards``, or None where there is none."""
+    return cpu.extension._C
+
+
 def _why_not_by_itself(name: str, module, x: Tensor) -> str | None:
     if x.device.type != module.DEVICE:
         return f"chosen by itself for {module.DEVICE} tensors only, got {x.device}"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from se_kernels.pieces import is_intercepted
+from se_kernels import guards
 
 
 class Listener:
@@ -54,9 +54,9 @@ def inputs_of(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
 def listeners_of(module: nn.Module) -> tuple[Listener, ...] | None:
     """Those attached, in the order of their calls; None where a call is intercepted otherwise."""
     state = module.__dict__
-    if not is_intercepted(state):
+    if not guards.is_intercepted(module):
         return ()
-    if state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state:
+    if state["_backward_hooks"] or state["_backward_pre_hooks"] or guards.is_redirected(state):
         return None
     before = [getattr(hook, "__self__", None) for hook in state["_forward_pre_hooks"].values()]
     after = [getattr(hook, "__self__", None) for hook in state["_forward_hooks"].values()]

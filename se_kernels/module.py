@@ -2,11 +2,12 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from se_kernels import reference
+from se_kernels import guards, reference
 from se_kernels.functional import squeeze_excite
-from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, gate_of, is_intercepted, weights
+from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, alike, gate_of, is_traced, weights
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
 
 _TIMM_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
@@ -35,6 +36,7 @@ class SqueezeExcite(nn.Module):
         squeeze: "avg", "max" or "avgmax"; None follows add_maxpool.
         post: "none", or "relu" after the addition of the residual.
         backend: as in ``squeeze_excite``.
+        device, dtype: of the parameters, as of ``nn.Conv2d``; a norm_layer takes them too.
 
     With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), they are called: the
     excitation runs in eager between the fused squeeze and the fused scale.
@@ -58,6 +60,8 @@ class SqueezeExcite(nn.Module):
         squeeze: str | None = None,
         post: str = "none",
         backend: str | None = None,
+        device=None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         if squeeze is None:
@@ -78,13 +82,16 @@ class SqueezeExcite(nn.Module):
         self.squeeze, self.post, self.backend = squeeze, post, backend
         self.act, self.act_slope = _variant_of("act_layer", act_layer, ACT_MODULES, ACTS)
         self.gate, _ = _variant_of("gate_layer", gate_layer, GATE_MODULES, GATES)
-        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias)
-        self.bn = norm_layer(rd_channels) if norm_layer else nn.Identity()
-        self._normed = not isinstance(self.bn, nn.Identity)
-        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias)
+        made = {"device": device, "dtype": dtype}
+        made = {name: value for name, value in made.items() if value is not None}
+        self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, **made)
+        self.bn = norm_layer(rd_channels, **made) if norm_layer else nn.Identity()
+        self.fc2 = nn.Conv2d(rd_channels, channels, 1, bias=bias, **made)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (N, C, H, W) and residual, of x's shape and dtype or None, to y (N, C, H, W)."""
+        if is_traced(x):
+            return self._define(x, residual)
         fcs = self.fcs()
         if fcs is None:
             return squeeze_excite(
@@ -117,12 +124,19 @@ class SqueezeExcite(nn.Module):
 
     def fcs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
         """w1, w2, b1, b2; None where the excitation is more than what they say."""
-        fc1, fc2 = self._modules["fc1"], self._modules["fc2"]  # faster than nn.Module.__getattr__
-        if self._normed or not (_is_plain(fc1) and _is_plain(fc2)):
+        if not guards.is_valid(self, _WATCH):
             return None
-        w1, b1 = weights(fc1)
-        w2, b2 = weights(fc2)
-        return w1, w2, b1, b2
+        children = self.__dict__["_modules"]  # faster than nn.Module.__getattr__
+        w1, b1 = weights(children["fc1"])
+        w2, b2 = weights(children["fc2"])
+        return alike(w1, w2, b1, b2)
+
+    def _define(self, x, residual):
+        # operations of torch alone; z as (N, C, 1, 1), which is not asked for its size
+        z = reference.squeeze(x, self.squeeze, keepdim=True)
+        y = x * self._excite(z)
+        y = y if residual is None else y + residual
+        return reference.activate(y) if self.post == "relu" else y
 
     def _excite(self, z):
         h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)
@@ -142,9 +156,9 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
     return max(rd_divisor, int(channels * rd_ratio + rd_divisor / 2) // rd_divisor * rd_divisor)
 
 
-def _is_plain(fc: nn.Module) -> bool:
-    # one that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
-    return type(fc).forward is nn.Conv2d.forward and not is_intercepted(fc.__dict__)
+# an FC that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
+_FC = guards.watch(nn.Conv2d(1, 1, 1, device="meta"))
+_WATCH = guards.watch_children(fc1=_FC, bn=guards.watch_class(nn.Identity), fc2=_FC)
 
 
 def _variant_of(argument, layer, modules, names) -> tuple[str, float]:

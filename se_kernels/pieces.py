@@ -3,10 +3,17 @@
 Recognised by their very class: a subclass may compute anything.
 """
 
+import functools
+
+import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.nn.modules import module as hooks_on_all
+from torch.compiler import is_exporting
+
+from se_kernels import guards
+from se_kernels.checks import DTYPES
 
 # What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
 # itself what an operation on it means.
@@ -59,33 +66,61 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def is_traced(x) -> bool:
+    """Whether a call with x is for others to see: a tracer (TorchScript, ONNX, torch.fx), or a
+    tensor that says for itself what an operation on it means."""
+    return (
+        (type(x) not in TENSORS and isinstance(x, (Tensor, torch.fx.Proxy)))
+        or _get_tracing_state() is not None
+        or (is_exporting() and torch.onnx.is_in_onnx_export())
+    )
+
+
 def weights(fc: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a Conv2d or Linear."""
-    parameters = fc.__dict__["_parameters"]  # faster than nn.Module.__getattr__
-    if "weight" in parameters and "bias" in parameters:
+    state = fc.__dict__
+    parameters = state["_parameters"]  # faster than nn.Module.__getattr__
+    if (
+        not ("weight" in state or "bias" in state)
+        and "weight" in parameters
+        and "bias" in parameters
+    ):
         return parameters["weight"], parameters["bias"]
-    return fc.weight, fc.bias  # computed (parametrised), or lent to a replica of DataParallel
+    return fc.weight, fc.bias  # a plain tensor in its place, or lent to a replica of DataParallel
 
 
-def is_intercepted(state: dict):
-    """Whether a call does more than the class's forward (hooks, a forward put in its place).
-
-    ``state`` is the module's ``__dict__``: reading attributes of a module is slow.
-    """
-    return (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or "forward" in state
-    )
+def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
+    """Whether a call of it is the forward of one of these very classes, and no more."""
+    cls = type(module)
+    return cls in classes and guards.is_valid(module, guards.watch_class(cls))
 
 
-def is_every_module_hooked():
-    """Whether hooks on all modules wait for calls of the pieces."""
-    return (
-        hooks_on_all._global_forward_hooks
-        or hooks_on_all._global_forward_pre_hooks
-        or hooks_on_all._global_backward_hooks
-        or hooks_on_all._global_backward_pre_hooks
-    )
+def are_plain(*tensors: Tensor | None) -> bool:
+    """Whether all are tensors that the kernels read, or None."""
+    return all(t is None or (type(t) in TENSORS and t.dtype in DTYPES) for t in tensors)
+
+
+def alike(
+    w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None
+) -> tuple[Tensor | None, ...] | None:
+    """The same in one dtype, which autocast gives them too; None where they are not for the
+    kernels to read, or differ outside autocast."""
+    dtype = w1.dtype
+    if not (
+        type(w1) in TENSORS
+        and type(w2) in TENSORS
+        and (b1 is None or type(b1) in TENSORS)
+        and (b2 is None or type(b2) in TENSORS)
+    ):
+        return None
+    if (
+        w2.dtype == dtype
+        and (b1 is None or b1.dtype == dtype)
+        and (b2 is None or b2.dtype == dtype)
+    ):
+        return (w1, w2, b1, b2) if dtype in DTYPES else None
+    if not (are_plain(w1, w2, b1, b2) and torch.is_autocast_enabled(w1.device.type)):
+        return None
+    fcs = [t for t in (w1, w2, b1, b2) if t is not None]
+    widest = functools.reduce(torch.promote_types, (t.dtype for t in fcs))
+    return tuple(None if t is None else t.to(widest) for t in (w1, w2, b1, b2))

@@ -20,15 +20,15 @@ def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def squeeze(v: Tensor, kind: str = "avg") -> Tensor:
-    """Global pooling, equation 2: v (N, C, H, W) to z (N, C).
+def squeeze(v: Tensor, kind: str = "avg", *, keepdim: bool = False) -> Tensor:
+    """Global pooling, equation 2: v (N, C, H, W) to z (N, C), or (N, C, 1, 1) with ``keepdim``.
 
     ``kind`` is "avg" (the paper's), "max" (Table 11) or "avgmax", 0.5 * (mean + max).
     """
     if kind == "avg":
-        return v.mean((2, 3))
-    peak = v.amax((2, 3))
-    return peak if kind == "max" else 0.5 * (v.mean((2, 3)) + peak)
+        return v.mean((2, 3), keepdim)
+    peak = v.amax((2, 3), keepdim)
+    return peak if kind == "max" else 0.5 * (v.mean((2, 3), keepdim) + peak)
 
 
 def activate(a: Tensor, act: str = "relu", act_slope: float = 0.01) -> Tensor:

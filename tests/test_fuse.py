@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 import se_kernels
 from se_kernels import Block
-from se_kernels.fusion import families, swap
+from se_kernels.fusion import families
 
 CHANNELS = 12
 
@@ -86,8 +86,8 @@ def test_report(network):
     report = se_kernels.fuse(network)
     assert report.fused == {"se": SE, "blocks.1": SE}
     assert report.skipped == {}
-    assert str(report) == f"Network: 2 SE modules fused, 0 skipped\n  2 × {SE}"
-    assert str(se_kernels.fuse(network.se)) == f"SEModule: 1 SE module fused, 0 skipped\n  1 × {SE}"
+    assert str(report) == f"Network: 2 SE modules fused, 0 skipped\n  2 x {SE}"
+    assert str(se_kernels.fuse(network.se)) == f"SEModule: 1 SE module fused, 0 skipped\n  1 x {SE}"
 
 
 def test_report_says_a_reason_once():
@@ -483,27 +483,6 @@ def test_another_weight_after_an_inference(se):
         torch.testing.assert_close(fused(x), unfused(x))
 
 
-def test_an_inference_looks_closely_once(se, native, monkeypatch):
-    """And again after a hook was registered anywhere."""
-    fused, looks = twins(se)[1], []
-    can_run = swap.can_run
-    monkeypatch.setattr(swap, "can_run", lambda *args: looks.append(1) or can_run(*args))
-    x = torch.randn(2, CHANNELS, 4, 5)
-    with torch.no_grad():
-        results = [fused(x) for _ in range(3)]
-        assert len(looks) == 1
-        handle = nn.Identity().register_forward_hook(lambda *_: None)
-        results += [fused(x) for _ in range(3)]
-        handle.remove()
-        assert len(looks) == 2
-        twin = copy.deepcopy(fused)
-        results.append(twin(x))
-        assert len(looks) == 3
-    assert all(torch.equal(y, results[0]) for y in results)
-    se_kernels.unfuse(fused)
-    assert vars(fused).keys() == vars(SEModule()).keys()
-
-
 def test_hook_for_every_module(se, native):
     fused = twins(se)[1]
     with torch.no_grad():
@@ -541,6 +520,113 @@ def test_class_changed_once_more(se, native):
     assert se_kernels.unfuse(fused) == [""]
     assert ops_of(fused, x) == []
     assert torch.equal(fused(x), unfused(x))
+
+
+def test_a_plain_tensor_in_the_place_of_a_parameter(se, native):
+    """Fast weights, hypernetworks."""
+    unfused, fused = twins(se)
+    x = torch.randn(2, CHANNELS, 4, 5)
+    with torch.no_grad():
+        fused(x)
+        for module in (unfused, fused):
+            weight = module.fc1.weight.detach() * 0.9
+            del module.fc1.weight
+            module.fc1.weight = weight
+        torch.testing.assert_close(fused(x), unfused(x))
+    assert ops_of(fused, x) == ["inference"]
+
+
+def test_a_forward_patched_for_a_time(monkeypatch):
+    """Neither the patch nor what was there before it is remembered."""
+    x, a, b = torch.randn(2, CHANNELS, 4, 5), draw(SEModule()), draw(SEModule())
+    se_kernels.fuse(a)
+    y, own = a(x), SEModule.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(SEModule, "forward", lambda self, x: 2 * own(self, x))
+        torch.testing.assert_close(a(x), 2 * y)
+        assert "computes something else" in se_kernels.fuse(b).skipped[""]
+        copied = pickle.loads(pickle.dumps(a))
+        torch.testing.assert_close(copied(x), 2 * y)
+    se_kernels.fuse(b)
+    b.fc1.register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(b(x), y)
+
+
+def test_a_patched_function_of_torch_is_a_reason(se, monkeypatch):
+    own = nn.Conv2d.forward
+    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: own(self, x))
+    assert se_kernels.fuse(se).skipped == {"": "Conv2d.forward is patched"}
+
+
+@pytest.mark.parametrize("cast", ["both weights", "fc2"])
+def test_fcs_of_several_dtypes_as_autocast_takes_them(se, cast):
+    for fc in (se.fc1, se.fc2):
+        if cast == "fc2":
+            se.fc2.bfloat16()
+        else:
+            fc.weight.data = fc.weight.data.bfloat16()
+    unfused, fused = twins(se)
+    x = images(2, CHANNELS, 4, 5).float()
+    exact = outcome(copy.deepcopy(unfused).double(), x.double())
+    with torch.autocast("cpu"):
+        results, baseline = outcome(fused, x), outcome(unfused, x)
+    for name, value in exact.items():
+        assert results[name].dtype == baseline[name].dtype, name
+        # eager rounds the excitation to bfloat16, the fused one may not
+        assert (results[name] - value).norm() <= 0.03 * value.norm(), name
+    for module in (unfused, fused):
+        with pytest.raises(RuntimeError):
+            module(x)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization", "ignore:torch.quantize_per_tensor")
+def test_a_quantised_family_is_skipped(registry):
+    se_kernels.register_family(Functional, ADAPTERS[Functional])
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(Functional()), {nn.Linear})
+    reason = se_kernels.fuse(model).skipped["0"]
+    assert reason.startswith("down is quantised: torch.ao.")
+
+
+def test_no_hook_on_all_modules_is_called_by_fuse(network):
+    torch_module = nn.modules.module
+    seen = []
+    handles = [
+        torch_module.register_module_forward_hook(lambda *_: seen.append(1)),
+        torch_module.register_module_forward_pre_hook(lambda *_: seen.append(1)),
+        torch_module.register_module_full_backward_hook(lambda *_: seen.append(1)),
+    ]
+    try:
+        assert len(se_kernels.fuse(network, level="block").fused) == 2
+        assert seen == []
+        network(torch.randn(2, 3, 4, 4))
+        assert seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_fuse_under_a_fake_tensor_mode(network):
+    with torch._subclasses.FakeTensorMode():
+        assert len(se_kernels.fuse(network).fused) == 2
+        assert len(se_kernels.fuse(Network()).fused) == 2
+
+
+def test_load_of_weights_only(network):
+    se_kernels.fuse(network.eval())
+    classes = {*map(type, network.modules()), *se_kernels.fusion.SAFE_GLOBALS, SEModule}
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([*classes]):
+        twin = torch.load(file, weights_only=True)
+    x = torch.randn(2, 3, 5, 5)
+    assert torch.equal(twin(x), network(x))
+    assert pickle.loads(pickle.dumps(type(network.se))) is type(network.se)
+
+
+def test_prints_on_an_ascii_terminal(network):
+    report = se_kernels.fuse(network, level="block")
+    assert f"{report}{network}".isascii()
 
 
 # --- compilers and exporters ---------------------------------------------------------------------

@@ -147,8 +147,8 @@ def test_report(block):
     assert report.apart == {"b": reason}
     assert str(report).splitlines() == [
         "ModuleDict: 3 SE modules fused, 0 skipped",
-        f"  3 × {se}",
-        f"  with what is around: 1 × {SEQUENCE}",
+        f"  3 x {se}",
+        f"  with what is around: 1 x {SEQUENCE}",
         f"  not with what is around b: {reason}",
     ]
     assert se_kernels.fuse(model, level="block") == report
@@ -221,6 +221,8 @@ def test_refuses_another_level(block, level):
 # --- what is changed after fuse ------------------------------------------------------------------
 
 CHANGES = {
+    "a layer at the end": lambda b: b.append(nn.Tanh()),
+    "no layer at the end": lambda b: b.pop(-1),
     "hook on the norm": lambda b: b[1][1].register_forward_hook(lambda m, args, v: 2 * v),
     "hook on the activation": lambda b: b[1][2].register_forward_hook(lambda m, args, v: 2 * v),
     "hook on the SE module": lambda b: b[2].register_forward_hook(lambda m, args, y: 2 * y),
@@ -340,8 +342,8 @@ def parametrised():
 APART = {
     "1 has hooks, or a forward of its own": hooked,
     "1.1 is parametrised": parametrised,
-    "2: expected two FCs on the average of (N, C, H, W), got squeeze=avg, fc1 → bn → act → fc2 → "
-    "gate": lambda: inverted(norm=True),
+    "2: expected two FCs on the average of (N, C, H, W), got squeeze=avg, fc1 -> bn -> act -> fc2 "
+    "-> gate": lambda: inverted(norm=True),
     "1.2: expected one of identity, relu, silu, hardswish between the norm and the SE module, got "
     "torch.nn.modules.activation.LeakyReLU": lambda: inverted(nn.LeakyReLU),
 }

@@ -320,7 +320,7 @@ SKIPPED = {
     ),
     "pool to 2×2": (
         lambda: setattr(module := torchvision(), "avgpool", nn.AdaptiveAvgPool2d(2)) or module,
-        "avgpool: expected a pooling to 1×1",
+        "avgpool: expected a pooling to 1x1",
     ),
     "maximum": (
         lambda: setattr(module := torchvision(), "avgpool", nn.AdaptiveMaxPool2d(1)) or module,

@@ -256,7 +256,7 @@ def state_of(model):
     return [
         (
             type(module),
-            sorted(set(vars(module)) - {"se_kernels_witness"}),
+            sorted(vars(module)),
             *(len(hooks) for name, hooks in sorted(vars(module).items()) if "_hooks" in name),
         )
         for module in model.modules()

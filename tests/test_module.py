@@ -15,6 +15,7 @@ from operator_cases import act_module, gate_module
 from ops_called import OpsCalled
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import se_kernels
 from se_kernels import SqueezeExcite
@@ -597,3 +598,37 @@ def test_hooks_on_an_fc_run():
     se.fc2.register_forward_hook(lambda module, args, e: seen.append(e.shape))
     se(torch.randn(3, 24, 5, 4))
     assert seen == [(3, 24, 1, 1)]
+
+
+def test_a_norm_put_between_the_fcs_later():
+    layer = se_kernels.SqueezeExcite(8).eval()
+    layer.bn = nn.GroupNorm(2, 8)
+    x = torch.randn(2, 8, 3, 3)
+    z = x.mean((2, 3), keepdim=True)
+    expected = x * torch.sigmoid(layer.fc2(torch.relu(layer.bn(layer.fc1(z)))))
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_device_and_dtype_of_every_part():
+    made = dict(device="meta", dtype=torch.float64)
+    layer = se_kernels.SqueezeExcite(8, norm_layer=nn.BatchNorm2d, **made)
+    floating = [p for p in layer.parameters() if p.is_floating_point()]
+    assert {(p.device.type, p.dtype) for p in floating} == {("meta", torch.float64)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["fx", "trace"])
+@pytest.mark.parametrize("cls", [se_kernels.SqueezeExcite, se_kernels.BatchNormSqueezeExcite])
+def test_tracers_see_the_definition(cls, how):
+    layer, x = cls(16, post="relu").eval(), torch.randn(2, 16, 4, 4)
+    traced = torch.fx.symbolic_trace(layer) if how == "fx" else torch.jit.trace(layer, x)
+    assert "se_kernels::" not in str(traced.graph)
+    assert "ops.se_kernels" not in str(traced.graph)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
+def test_flops_of_the_definition():
+    layer, x = se_kernels.SqueezeExcite(256), torch.randn(8, 256, 7, 7)
+    with FlopCounterMode(display=False) as counted:
+        layer(x)
+    assert counted.get_total_flops() == 2 * 2 * 8 * 256 * 16

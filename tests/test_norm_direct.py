@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import sys
+import weakref
 
 import norm_cases
 import pytest
@@ -12,7 +14,6 @@ from torch import nn
 
 import se_kernels
 from se_kernels import direct
-from se_kernels.norm import witness
 from se_kernels.variants import PRES
 
 pytestmark = [
@@ -26,22 +27,15 @@ pytestmark = [
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Of each call that tried the short way, whether it went there; of modules, "again"."""
-    calls, run, again = [], direct.run_norm, direct.run_norm_again
+    """Of each call that tried the short way, whether it went there."""
+    calls, run = [], direct.run_norm
 
     def watched(*arguments):
         y = run(*arguments)
         calls.append(y is not None)
         return y
 
-    def watched_again(*arguments):
-        y = again(*arguments)
-        if y is not None:
-            calls.append("again")
-        return y
-
     monkeypatch.setattr(direct, "run_norm", watched)
-    monkeypatch.setattr(direct, "run_norm_again", watched_again)
     return calls
 
 
@@ -149,29 +143,25 @@ def _other_norm(layer):
 
 
 CHANGES = {
-    "a parameter put in its place": (_scaled, False),
-    "a parameter changed in place": (_filled, True),
-    "statistics changed in place": (lambda layer: layer.bn.running_mean.add_(1), True),
-    "statistics put in their place": (
-        lambda layer: layer.bn.register_buffer("running_mean", torch.ones(16)),
-        False,
+    "a parameter put in its place": _scaled,
+    "a parameter changed in place": _filled,
+    "statistics changed in place": lambda layer: layer.bn.running_mean.add_(1),
+    "statistics put in their place": lambda layer: layer.bn.register_buffer(
+        "running_mean", torch.ones(16)
     ),
-    "eps": (lambda layer: setattr(layer.bn, "eps", 0.5), False),
-    "gate": (lambda layer: setattr(layer.se, "gate", "tanh"), False),
-    "another norm": (_other_norm, False),
+    "eps": lambda layer: setattr(layer.bn, "eps", 0.5),
+    "gate": lambda layer: setattr(layer.se, "gate", "tanh"),
+    "another norm": _other_norm,
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_modules_infer_again_as_they_are(taken, layer, name):
-    change, again = CHANGES[name]
+def test_modules_infer_as_they_are(taken, layer, name):
     with torch.no_grad():
         layer(U)
-        layer(U)
-        assert taken == [True, "again"]
-        change(layer)
+        CHANGES[name](layer)
         y = layer(U)
-        assert taken[2:] == (["again"] if again else [True])
+        assert taken == [True, True]
         torch.testing.assert_close(y, definition(layer))
 
 
@@ -213,12 +203,24 @@ def test_a_copy_is_its_own(taken, layer):
         assert taken == [True, True]
 
 
-def test_a_module_takes_its_witness_along(layer):
-    mine = copy.deepcopy(layer)
+def test_a_call_keeps_nothing(layer):
+    freed = weakref.ref(layer.bn)
     with torch.no_grad():
-        mine(U)
-    key = id(mine.se)
-    assert key in witness._of
-    del mine
+        layer(U)
+        layer(U)
+    references = sys.getrefcount(layer.bn)
+    layer.bn = copy.deepcopy(layer.bn)
+    assert references == 2
+    assert freed() is None  # by its count of references alone
+
+
+def test_a_hook_that_refers_to_the_network_keeps_nothing(layer):
+    network = nn.Sequential(copy.deepcopy(layer))
+    with torch.no_grad():
+        network(U)
+        network(U)
+    network[0].se.register_forward_hook(lambda *_, network=network: None)  # as Grad-CAM's do
+    freed = weakref.ref(network)
+    del network
     gc.collect()
-    assert key not in witness._of
+    assert freed() is None

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from ops_called import OpsCalled
 from torch import nn
 from torch.nn.utils import parametrize
 
+import se_kernels
 from se_kernels import BatchNormSqueezeExcite, SqueezeExcite, record_gates
 from se_kernels.backends import cpu
 from se_kernels.models.se import EagerSqueezeExcite
@@ -238,7 +240,8 @@ def test_hooks_on_all_modules_see_the_two(u):
         fused.double()(u)
     finally:
         handle.remove()
-    assert seen[:2] == [fused.bn, fused.se]
+    se = fused.se
+    assert seen == [fused.bn, se.fc1, se.bn, se.fc2, se, fused]
     assert is_fused(fused.float())
 
 
@@ -326,3 +329,29 @@ def test_a_training_step_on_the_cpu_makes_few_operations(layout, pre):
     of_torch = {k: n for k, n in counts.items() if k.startswith(("aten::", "se_kernels::"))}
     assert of_torch["se_kernels::norm_forward"] == of_torch["se_kernels::norm_backward"] == 1
     assert sum(of_torch.values()) < 30, of_torch
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.1), np.float32(0.1)], ids=["tensor", "numpy"])
+def test_momentum_and_eps_of_other_types(value, u):
+    norm, layer = nn.BatchNorm2d(CHANNELS), se_kernels.BatchNormSqueezeExcite(CHANNELS)
+    norm.momentum = layer.bn.momentum = norm.eps = layer.bn.eps = value
+    norm(u.float())
+    layer(u.float())
+    torch.testing.assert_close(layer.bn.state_dict(), norm.state_dict())
+    torch.testing.assert_close(layer.eval()(u.float()), layer.se(norm.eval()(u.float())))
+
+
+def test_found_by_the_name_of_its_class():
+    """As code that initialises or freezes every "BatchNorm" does."""
+    layer = se_kernels.BatchNormSqueezeExcite(CHANNELS)
+    assert "BatchNorm" in type(layer).__name__
+    nn.init.constant_(layer.weight, 2)
+    nn.init.constant_(layer.bias, 3)
+    assert layer.bn.weight.eq(2).all()
+    assert layer.bn.bias.eq(3).all()
+    assert "weight" not in layer.state_dict()
+
+
+def test_device_and_dtype():
+    layer = se_kernels.BatchNormSqueezeExcite(CHANNELS, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}

@@ -348,3 +348,12 @@ def test_more_than_2_to_the_31_elements(kernel, device, monkeypatch):
         right = torch.outer(torch.tensor([20.0, 20.0]), z)
         torch.testing.assert_close(dw1, right, rtol=1e-6, atol=0)
         del x, dx, memory
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_tanh", "hardswish", "silu"])
+def test_a_gradient_through_nan_is_nan(kernel, device, act):
+    """As of torch's vectorised activations; its scalar hardswish lets the gradient pass."""
+    case = Case(shape=(1, 16, 2, 2), reduced=16, act=act, gate="relu")
+    inputs, dy = make(case, device)
+    inputs["b1"] = torch.full_like(inputs["b1"], math.nan)
+    assert run(kernel, inputs, dy, **case.variant)["db1"].isnan().all()

@@ -203,7 +203,7 @@ A activate_backward(Act act, A slope, A a) {
              A(0.5) * a * (A(1) - t * t) * kSqrt2OverPi * (A(1) + A(3 * 0.044715) * a * a);
     }
     case Act::hardswish:
-      return a < A(3) ? a / A(3) + A(0.5) : A(1);
+      return a >= A(3) ? A(1) : a / A(3) + A(0.5);  // NaN stays
     case Act::leaky_relu:
       return a > 0 ? A(1) : slope;
     case Act::identity:

@@ -46,7 +46,7 @@ SE_INLINE V activated_backward(Tag tag, Pre pre, V t, V g) {
       return g * (open * (one + t * (one - open)));
     }
     if (pre == Pre::hardswish)
-      return select(t <= -three, zero, g * select(t < three, t / three + half, one));
+      return select(t <= -three, zero, g * select(t >= three, one, t / three + half));  // NaN stays
   }
   return g;
 }

@@ -71,7 +71,7 @@ SE_DEVICE A activate_backward(A dh, A a, const Variant& variant) {
       return dh * (A(0.5) * (A(1) + t) + A(0.5) * a * (A(1) - t * t) * inner);
     }
     case Act::hardswish:
-      return a <= A(-3) ? A(0) : dh * (a < A(3) ? a / A(3) + A(0.5) : A(1));
+      return a <= A(-3) ? A(0) : dh * (a >= A(3) ? A(1) : a / A(3) + A(0.5));
     case Act::leaky_relu:
       return a > A(0) ? dh : dh * A(variant.act_slope);
     case Act::identity:

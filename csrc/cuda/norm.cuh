@@ -298,7 +298,7 @@ SE_DEVICE unsigned differentiate_norm(Pre pre, const A (&t)[W], A (&v)[W], A (&s
         v[j] = t[j] * (clamp_0_6(t[j] + A(3)) * A(1.0 / 6));
         if (t[j] <= A(-3))
           slope[j] = 0, closed |= 1u << j;
-        else if (t[j] < A(3))
+        else if (!(t[j] >= A(3)))  // NaN stays
           slope[j] = t[j] * A(1.0 / 3) + A(0.5);
       }
       break;

@@ -4,6 +4,7 @@
 
 #include "arguments.h"
 #include "direct.h"
+#include "guard.h"
 #include "norm_bindings.h"
 #include "status.h"
 
@@ -138,10 +139,9 @@ PYBIND11_MODULE(_C, m) {
       {"direct_norm_inference",
        reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_norm_inference)), METH_FASTCALL,
        nullptr},
-      {"direct_norm_again",
-       reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_norm_again)), METH_FASTCALL,
-       nullptr},
-      {"direct_unchanged", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_unchanged)),
+      {"guard_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(guard_setup)),
+       METH_FASTCALL, nullptr},
+      {"guard_is_valid", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(guard_is_valid)),
        METH_FASTCALL, nullptr},
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), direct) != 0) throw py::error_already_set();

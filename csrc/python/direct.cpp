@@ -16,7 +16,6 @@ const dlpack::Exchange* exchange = nullptr;
 PyObject* tensor_types[kMaxTypes];
 Py_ssize_t tensor_type_count = 0;
 PyObject *empty_like = nullptr, *get_num_threads = nullptr, *is_neg = nullptr;
-PyObject* forward_name = nullptr;
 
 bool is_tensor(PyObject* object) {
   for (Py_ssize_t i = 0; i < tensor_type_count; ++i)
@@ -178,36 +177,7 @@ PyObject* run_norm(PyObject* const* v) {
   });
 }
 
-bool is_triple(PyObject* t) { return PyTuple_Check(t) && PyTuple_GET_SIZE(t) == 3; }
-
-bool holds(PyObject* entry) {
-  PyObject* dict = PyTuple_GET_ITEM(entry, 0);
-  return PyDict_Check(dict) &&
-         PyDict_GetItemWithError(dict, PyTuple_GET_ITEM(entry, 1)) == PyTuple_GET_ITEM(entry, 2);
-}
-
-bool is_as_it_was(PyObject* piece) {
-  PyObject* dict = PyTuple_GET_ITEM(piece, 2);
-  return reinterpret_cast<PyObject*>(Py_TYPE(PyTuple_GET_ITEM(piece, 0))) ==
-             PyTuple_GET_ITEM(piece, 1) &&
-         PyDict_Check(dict) && PyDict_Contains(dict, forward_name) == 0;
-}
-
-bool all(PyObject* triples, bool (*holds)(PyObject*)) {
-  if (!PyTuple_Check(triples)) return false;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(triples); ++i)
-    if (!is_triple(PyTuple_GET_ITEM(triples, i)) || !holds(PyTuple_GET_ITEM(triples, i)))
-      return false;
-  return true;
-}
-
 }  // namespace
-
-PyObject* direct_unchanged(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  const bool unchanged = exchange && count == 2 && all(v[0], holds) && all(v[1], is_as_it_was);
-  PyErr_Clear();
-  return PyBool_FromLong(unchanged);
-}
 
 PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (count != 4 || !PyTuple_Check(v[1]) || PyTuple_GET_SIZE(v[1]) > kMaxTypes) {
@@ -224,7 +194,6 @@ PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   empty_like = Py_NewRef(v[2]);
   get_num_threads = Py_NewRef(v[3]);
   is_neg = PyUnicode_InternFromString("is_neg");
-  forward_name = PyUnicode_InternFromString("forward");
   exchange = table;
   Py_RETURN_TRUE;
 }
@@ -245,28 +214,6 @@ PyObject* y_or_none(PyObject* y) {
 PyObject* direct_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (!exchange || count != 11) Py_RETURN_NONE;
   return y_or_none(run(v));
-}
-
-PyObject* direct_norm_again(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  // known: norm, class of the block, pre, hooks so far, entries, pieces, (w1, w2, b1, b2), the rest
-  constexpr Py_ssize_t kKnown = 8, kRest = 11;
-  if (!exchange || count != 7 || !PyTuple_Check(v[0]) || PyTuple_GET_SIZE(v[0]) != kKnown)
-    Py_RETURN_NONE;
-  PyObject *const known = v[0], *const norm = v[1], *const block = v[2];
-  const auto of = [&](Py_ssize_t i) { return PyTuple_GET_ITEM(known, i); };
-  PyObject *const fcs = of(6), *const rest = of(7);
-  if (of(0) != norm || of(1) != reinterpret_cast<PyObject*>(Py_TYPE(block)) || of(2) != v[3] ||
-      !PyTuple_Check(fcs) || PyTuple_GET_SIZE(fcs) != 4 || !PyTuple_Check(rest) ||
-      PyTuple_GET_SIZE(rest) != kRest || PyObject_RichCompareBool(of(3), v[4], Py_EQ) != 1 ||
-      !all(of(4), holds) || !all(of(5), is_as_it_was)) {
-    PyErr_Clear();
-    Py_RETURN_NONE;
-  }
-  PyObject* arguments[17] = {v[5]};
-  for (Py_ssize_t i = 0; i < 4; ++i) arguments[1 + i] = PyTuple_GET_ITEM(fcs, i);
-  arguments[5] = v[6];
-  for (Py_ssize_t i = 0; i < kRest; ++i) arguments[6 + i] = PyTuple_GET_ITEM(rest, i);
-  return y_or_none(run_norm(arguments));
 }
 
 PyObject* direct_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {

@@ -15,12 +15,4 @@ PyObject* direct_inference(PyObject*, PyObject* const* arguments, Py_ssize_t cou
 // The same with bn_weight, bn_bias, mean, var, eps and pre after them.
 PyObject* direct_norm_inference(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
-// direct_norm_again(known, norm, block, pre, hooks, u, residual): y, if the modules norm and block
-// are as `known` has them (se_kernels/norm/witness.py); else None.
-PyObject* direct_norm_again(PyObject*, PyObject* const* arguments, Py_ssize_t count);
-
-// direct_unchanged(((dict, key, value), ...), ((object, class, dict), ...)): whether every
-// dict[key] is that value, and every object of that class, with no "forward" in its dict.
-PyObject* direct_unchanged(PyObject*, PyObject* const* arguments, Py_ssize_t count);
-
 }  // namespace se_kernels

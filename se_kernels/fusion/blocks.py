@@ -7,6 +7,7 @@ from torch import nn
 from se_kernels.fusion.families import family_of
 from se_kernels.fusion.run import child
 from se_kernels.module import SqueezeExcite
+from se_kernels.norm import live
 from se_kernels.pieces import act_of, class_path
 
 
@@ -140,7 +141,8 @@ def _in_sequence(module: nn.Sequential) -> Surroundings | None:
             continue
         steps = [*names[: i - 1], *_steps_of(module._modules[names[i - 1]], names[i - 1])]
         act = steps.pop() if len(steps) > 1 and _is_act(module, steps[-1]) else None
-        if isinstance(_at(module, steps[-1]), nn.modules.batchnorm._BatchNorm):
+        norm = _at(module, steps[-1])
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) or live.is_frozen(norm):
             return Surroundings(
                 tuple(steps[:-1]), steps[-1], name, act, after=tuple(names[i + 1 :])
             )

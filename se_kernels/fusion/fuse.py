@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from se_kernels import guards
 from se_kernels.fusion import probe
 from se_kernels.fusion.block import Block
 from se_kernels.fusion.blocks import Surroundings, surroundings_of
@@ -53,6 +54,11 @@ def fuse(model: nn.Module, level: str = "layer") -> FuseReport:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if level not in LEVELS:
         raise ValueError(f"level: expected one of {', '.join(LEVELS)}; got {level!r}")
+    with guards.without_global_hooks():
+        return _fuse(model, level)
+
+
+def _fuse(model: nn.Module, level: str) -> FuseReport:
     plans: dict[nn.Module, Plan] = {}
     refused: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
@@ -120,10 +126,11 @@ def _plan(module: nn.Module, family: Family) -> Plan:
     """The plan of a module that computes its family's block. Raises Refusal or Misfit."""
     forward = _forward_of(module, family.cls, "plan")
     block = _block_of(module, family)
-    plan = read(module, block)
+    plan = read(module, block, original_class(module))
     reason = probe.why_not(module, forward, plan, channels_of(module, block) or 8)
     if reason is not None:
         raise Misfit(reason)
+    guards.verify(plan.watch)
     return plan
 
 
@@ -131,16 +138,17 @@ def _tail_plan(module: nn.Module, family: type, around: Surroundings, judged: di
     """The plan of a block that computes what its family does; of those that are alike but for the
     sizes of their layers one is judged. Raises Refusal."""
     forward = _forward_of(module, family, "tail")
-    plan = read_tail(module, around)
+    plan = read_tail(module, around, original_class(module))
     own = {name: value for name, value in module.__dict__.items() if not name.startswith("_")}
     own.pop("training")
     layers = tuple((name, original_class(m)) for name, m in module.named_modules())
-    key = (forward, plan, repr(own), layers)
+    key = (forward, repr(plan), repr(own), layers)
     if key not in judged:
         channels = channels_into(module, plan) or 8
         judged[key] = probe.why_not_tail(module, forward, plan, channels)
     if judged[key] is not None:
         raise Refusal(judged[key])
+    guards.verify(plan.watch)
     return plan
 
 

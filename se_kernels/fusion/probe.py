@@ -12,6 +12,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from se_kernels.fusion.run import Plan, run
 from se_kernels.fusion.tail import Tail, run_tail
@@ -139,6 +140,7 @@ def _undisturbed(module):
             m.__dict__.update({name: OrderedDict() for name in hooks[m]})
         with (
             torch.random.fork_rng(devices=[]),
+            _disable_current_modes(),  # a FakeTensorMode computes no numbers
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),

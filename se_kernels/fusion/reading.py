@@ -1,16 +1,22 @@
 """Reads a module by its ``Block``: the plan of its fused call, or why there is none."""
 
+from collections.abc import Iterable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from se_kernels import guards
 from se_kernels.checks import DTYPES
 from se_kernels.fusion.block import Block
-from se_kernels.fusion.run import Piece, Plan, Settings, child, resolve
-from se_kernels.pieces import TENSORS, act_of, class_path, gate_of, is_intercepted
+from se_kernels.fusion.run import Path, Plan, child, resolve
+from se_kernels.guards import Watch
+from se_kernels.pieces import TENSORS, act_of, class_path, gate_of
 from se_kernels.variants import ACTS, GATES
 
+_NONE: Mapping = MappingProxyType({})
+_QUANTISED = ("torch.ao.", "torchao.")
 _POOLS = {nn.AdaptiveAvgPool2d: "avg", nn.AdaptiveMaxPool2d: "max"}
 
 
@@ -22,21 +28,23 @@ class Misfit(Refusal):
     """Why a module is not fused: it is not what its ``Block`` says."""
 
 
-def read(module: nn.Module, block: Block) -> Plan:
-    """The plan of ``module``'s fused call. Raises Refusal or Misfit."""
+def read(module: nn.Module, block: Block, cls: type[nn.Module]) -> Plan:
+    """The plan of ``module``'s fused call, ``cls`` being its class before it was fused. Raises
+    Refusal or Misfit."""
     steps = [(name, _step(module, name)) for name in block.excitation]
     for path, piece in _named_pieces(module):
         check_untouched(path, piece)
     check_parameters(module)
-    pool = () if block.pool is None else _pool_pieces(module, block)
-    common = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc", settings=settings_of(module))
+    pool = () if block.pool is None else _pool(module, block)
+    common = dict(squeeze=block.squeeze, nhwc=block.layout == "nhwc")
     working = [(name, step) for name, step in steps if not _does_nothing(step)]
     two_fcs = _two_fcs(working)
     if two_fcs is not None:
-        pieces = (*pool, *_pieces_of(module, block.excitation))
-        return Plan(**common, pieces=pieces, **two_fcs)
+        watch = watch_paths(module, cls, skipped=(*pool, *_paths(module, block.excitation)))
+        return Plan(**common, watch=watch, **two_fcs)
     flat = bool(working) and isinstance(working[0][1], nn.Linear)
-    return Plan(**common, pieces=pool, steps=block.excitation, flat=flat)
+    watch = watch_paths(module, cls, skipped=pool, called=_paths(module, block.excitation))
+    return Plan(**common, watch=watch, steps=block.excitation, flat=flat)
 
 
 def channels_of(module: nn.Module, block: Block) -> int | None:
@@ -70,9 +78,14 @@ def check_untouched(name: str, piece: nn.Module) -> None:
     """Raises Refusal where a call of it does more than its class's forward."""
     if isinstance(piece, torch.jit.ScriptModule):
         raise Refusal(f"{name} is scripted")
+    cls = type(piece)
+    if cls.__module__.startswith(_QUANTISED):
+        raise Refusal(f"{name} is quantised: {class_path(cls)}")
+    if any(base.__module__.startswith("torch.distributed") for base in cls.__mro__):
+        raise Refusal(f"{name} is sharded: {cls.__name__}")
     if nn.utils.parametrize.is_parametrized(piece):
         raise Refusal(f"{name} is parametrised")
-    if is_intercepted(piece.__dict__):
+    if guards.is_intercepted(piece):
         raise Refusal(f"{name} has hooks, or a forward of its own")
 
 
@@ -92,44 +105,56 @@ def check_parameters(module: nn.Module) -> None:
             raise Refusal(f"{name} is on {p.device}, {first[0]} on {first[1].device}")
 
 
-def _pool_pieces(module, block) -> tuple[Piece, ...]:
-    pool = child(module, tuple(block.pool.split(".")))
+def _pool(module, block) -> tuple[Path, ...]:
+    path = tuple(block.pool.split("."))
+    pool = child(module, path)
     if pool is None:
         raise Misfit(f"pool: expected the name of a child, got {block.pool!r}")
     kind = _POOLS.get(type(pool))
     if kind is None or pool.output_size not in (1, (1, 1)):
-        raise Misfit(f"{block.pool}: expected a pooling to 1×1, got {pool}")
+        raise Misfit(f"{block.pool}: expected a pooling to 1x1, got {pool}")
     if kind != block.squeeze:
         raise Misfit(f"{block.pool}: expected squeeze={kind!r} with {pool}, got {block.squeeze!r}")
-    return _pieces_of(module, (block.pool,))
+    return (path,)
 
 
-def _pieces_of(module, names) -> tuple[Piece, ...]:
-    """The children of these names, each once; a nested one inside the one that holds it."""
-    nested: dict[str, list[str]] = {}
-    for name in names:
-        head, _, rest = name.partition(".")
-        if head in module._modules:
-            nested.setdefault(head, []).extend([rest] if rest else [])
-    return tuple(_piece(name, module._modules[name], inside) for name, inside in nested.items())
+def _paths(module, names) -> tuple[Path, ...]:
+    """Of those that are children."""
+    paths = (tuple(name.split(".")) for name in names)
+    return tuple(path for path in paths if child(module, path) is not None)
 
 
-def _piece(name, module, inside) -> Piece:
-    pieces = _pieces_of(module, inside)
-    is_fc = _is_fc(module)
-    settings = () if is_fc else settings_of(module)
-    return Piece(name, type(module), len(module._modules), is_fc, settings, pieces)
+def watch_paths(
+    module: nn.Module,
+    cls: type[nn.Module],
+    skipped: Iterable[Path] = (),
+    called: Iterable[Path] = (),
+    absent: Iterable[Path] = (),
+    special: Mapping[Path, Watch] = _NONE,
+) -> Watch:
+    """``module``, whose class was ``cls`` before it was fused, with the children of these paths:
+    those whose calls are stood for, that are called, and that must not be there. A child that
+    holds one of them is stood for too. Raises Refusal where a function of torch is patched."""
+    marks = {(): None} | dict.fromkeys(skipped) | dict.fromkeys(called, True)
+    marks |= dict.fromkeys(absent, False) | dict(special)
+    for path in list(marks):
+        for i in range(1, len(path)):
+            marks.setdefault(path[:i])
 
+    def look(path: Path) -> Watch | bool:
+        mark = marks[path]
+        if isinstance(mark, bool):
+            return mark
+        inside = {p[-1]: look(p) for p in marks if p and p[:-1] == path}
+        if mark is not None:
+            return mark._replace(children=tuple(inside.items()))
+        return guards.watch(child(module, path), inside, cls=None if path else cls)
 
-def settings_of(module: nn.Module) -> Settings:
-    """What a forward may go by: timm's add_maxpool, a slope."""
-    return tuple(
-        (name, value)
-        for name, value in module.__dict__.items()
-        if isinstance(value, (bool, int, float, str))
-        and not name.startswith("_")
-        and name not in ("training", "inplace", "call_super_init", "dump_patches")
-    )
+    watch = look(())
+    patched = guards.patched(watch)
+    if patched is not None:
+        raise Refusal(f"{patched} is patched")
+    return watch
 
 
 def _two_fcs(steps) -> dict | None:
@@ -151,8 +176,6 @@ def _two_fcs(steps) -> dict | None:
             f"{second}: expected weights from R={reduced} to C={channels}, as {first} has them, "
             f"got from {into} to {out}"
         )
-    if fc1.weight.dtype != fc2.weight.dtype:
-        raise Refusal(f"{second} has dtype {fc2.weight.dtype}, {first} {fc1.weight.dtype}")
     paths = dict(fc1=tuple(first.split(".")), fc2=tuple(second.split(".")))
     return dict(**paths, act=act[0], act_slope=act[1], gate=gate)
 

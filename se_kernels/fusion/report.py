@@ -30,9 +30,9 @@ class FuseReport:
             return f"no SE module found in {self.model}"
         modules = "SE module" if len(self.fused) == 1 else "SE modules"
         lines = [f"{self.model}: {len(self.fused)} {modules} fused, {len(self.skipped)} skipped"]
-        lines += [f"  {count} × {cls}" for cls, count in Counter(self.fused.values()).items()]
+        lines += [f"  {count} x {cls}" for cls, count in Counter(self.fused.values()).items()]
         counts = Counter(self.blocks.values()).items()
-        lines += [f"  with what is around: {count} × {cls}" for cls, count in counts]
+        lines += [f"  with what is around: {count} x {cls}" for cls, count in counts]
         lines += _reasons("skipped", self.skipped) + _reasons("not with what is around", self.apart)
         return "\n".join(lines)
 

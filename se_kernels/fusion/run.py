@@ -3,30 +3,16 @@
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch._C import _get_tracing_state
-from torch.compiler import is_exporting
 
-from se_kernels import reference
+from se_kernels import direct, guards, reference
 from se_kernels.checks import DTYPES
 from se_kernels.functional import squeeze_excite
-from se_kernels.pieces import TENSORS, is_every_module_hooked, is_intercepted, weights
+from se_kernels.guards import Watch
+from se_kernels.pieces import TENSORS, alike, is_traced, weights
 from se_kernels.variants import ACTS, GATES
 
 Path = tuple[str, ...]  # of a child: ("attention", "0")
-Settings = tuple[tuple[str, object], ...]  # attributes and their values
-
-
-class Piece(NamedTuple):
-    """A child whose call the fused block stands for, as it was when the block was read."""
-
-    name: str
-    cls: type
-    children: int  # how many it has
-    is_fc: bool
-    settings: Settings
-    inside: tuple["Piece", ...]  # those of its children that are pieces
 
 
 class Plan(NamedTuple):
@@ -34,8 +20,7 @@ class Plan(NamedTuple):
 
     squeeze: str
     nhwc: bool
-    settings: Settings
-    pieces: tuple[Piece, ...]
+    watch: Watch  # the module, and the children whose calls the block stands for
     fc1: Path | None = None
     fc2: Path | None = None
     act: str = "identity"
@@ -45,7 +30,7 @@ class Plan(NamedTuple):
     flat: bool = False  # the steps take z as (N, C)
 
     def describe(self) -> str:
-        excite = " → ".join(self.steps) if self.steps else f"act={self.act}, gate={self.gate}"
+        excite = " -> ".join(self.steps) if self.steps else f"act={self.act}, gate={self.gate}"
         return f"squeeze={self.squeeze}, {excite}"
 
 
@@ -69,55 +54,23 @@ def can_run(module: nn.Module, plan: Plan, x) -> bool:
     place of an FC, another setting), nor where a tracer is to see the definition (TorchScript,
     ONNX, torch.fx).
     """
-    state = module.__dict__
     return (
         is_plain_call(x)
-        and (not plan.settings or are_as_read(state, plan.settings))
-        and _are_intact(state["_modules"], plan.pieces)
+        and guards.is_valid(module, plan.watch)
+        and (plan.fc1 is None or alike(*fcs_of(module, plan)) is not None)
     )
 
 
 def is_plain_call(x) -> bool:
     """Whether x is for the kernels to read, and nothing is to see the pieces called."""
-    return (
-        type(x) in TENSORS
-        and x.dim() == 4
-        and x.dtype in DTYPES
-        and not is_every_module_hooked()
-        and _get_tracing_state() is None
-        and not (is_exporting() and torch.onnx.is_in_onnx_export())
-    )
+    return type(x) in TENSORS and x.dim() == 4 and x.dtype in DTYPES and not is_traced(x)
 
 
-def _are_intact(modules, pieces) -> bool:
-    for name, cls, children, is_fc, settings, inside in pieces:
-        piece = modules.get(name)
-        if type(piece) is not cls:
-            return False
-        state = piece.__dict__
-        if is_intercepted(state) or len(state["_modules"]) != children:
-            return False
-        if settings and not are_as_read(state, settings):
-            return False
-        if is_fc and not (type(weights(piece)[0]) in TENSORS and _is_matrix(state)):
-            return False
-        if inside and not _are_intact(state["_modules"], inside):
-            return False
-    return True
-
-
-def _is_matrix(fc) -> bool:
-    """Of a Conv2d's or Linear's attributes: whether it multiplies by a matrix and nothing more."""
-    return "kernel_size" not in fc or (
-        fc["kernel_size"] == (1, 1)
-        and fc["stride"] == (1, 1)
-        and fc["padding"] in ((0, 0), "same", "valid")
-        and fc["groups"] == 1
-    )
-
-
-def are_as_read(state, settings) -> bool:
-    return all(state.get(name) == value for name, value in settings)
+def fcs_of(module: nn.Module, plan: Plan) -> tuple[Tensor | None, ...]:
+    """w1, w2, b1, b2."""
+    w1, b1 = weights(child(module, plan.fc1))
+    w2, b2 = weights(child(module, plan.fc2))
+    return w1, w2, b1, b2
 
 
 def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) -> Tensor:
@@ -128,14 +81,9 @@ def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) ->
         excitation = partial(excite, module, plan)
         y = squeeze_excite(x, excitation=excitation, squeeze=plan.squeeze, backend=backend)
     else:
-        w1, b1 = weights(child(module, plan.fc1))
-        w2, b2 = weights(child(module, plan.fc2))
         y = squeeze_excite(
             x,
-            w1,
-            w2,
-            b1,
-            b2,
+            *alike(*fcs_of(module, plan)),
             squeeze=plan.squeeze,
             act=plan.act,
             act_slope=plan.act_slope,
@@ -143,6 +91,27 @@ def run(module: nn.Module, plan: Plan, x: Tensor, backend: str | None = None) ->
             backend=backend,
         )
     return y.permute(0, 2, 3, 1) if plan.nhwc else y
+
+
+def infer(module: nn.Module, plan: Plan, x: Tensor) -> Tensor | None:
+    """y of an inference, past autograd and ops; None where the long way is to be taken."""
+    if (
+        plan.fc1 is None
+        or plan.nhwc
+        or not direct.is_open()
+        or not guards.is_valid(module, plan.watch)
+    ):
+        return None
+    return direct.run(
+        x,
+        *fcs_of(module, plan),
+        None,
+        plan.squeeze,
+        plan.act,
+        plan.act_slope,
+        plan.gate,
+        "none",
+    )
 
 
 def gates(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
@@ -159,10 +128,8 @@ def gates(module: nn.Module, plan: Plan, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
     if plan.fc1 is None:
         return reference.gates(x, excitation=partial(excite, module, plan), squeeze=plan.squeeze)
-    w1, b1 = weights(child(module, plan.fc1))
-    w2, b2 = weights(child(module, plan.fc2))
     variant = dict(squeeze=plan.squeeze, act=plan.act, act_slope=plan.act_slope, gate=plan.gate)
-    return reference.gates(x, w1, w2, b1, b2, **variant)
+    return reference.gates(x, *alike(*fcs_of(module, plan)), **variant)
 
 
 def excite(module: nn.Module, plan: Plan, z: Tensor) -> Tensor:

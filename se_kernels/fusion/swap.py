@@ -4,17 +4,15 @@ So everything else stays the same objects: parameters, buffers, hooks, the modul
 that refers to it. ``isinstance`` still tells its original class.
 """
 
-import copyreg
 import functools
+import importlib
 import inspect
 import types
 
 from torch import nn
 
-from se_kernels import direct
-from se_kernels.fusion.run import Plan, can_run, plan_of, run
+from se_kernels.fusion.run import Plan, can_run, infer, plan_of, run
 from se_kernels.fusion.tail import Tail, can_run_tail, run_tail, tail_of
-from se_kernels.fusion.witness import witness_of
 
 
 class Fused(nn.Module):
@@ -25,30 +23,27 @@ class Fused(nn.Module):
         parts = (super().extra_repr(), "" if plan is None else plan.describe())
         return ", ".join(part for part in parts if part)
 
-    def __reduce_ex__(self, protocol):
-        """Fused classes are made as needed, so they are pickled, and copied, by their original."""
-        make, arguments, *state = super().__reduce_ex__(protocol)
-        if state and isinstance(state[0], dict):
-            state[0] = {k: v for k, v in state[0].items() if k != "se_kernels_witness"}
-        if make is copyreg.__newobj__ and arguments[0] is type(self):
-            cls = type(self)
-            make, arguments = restore, (unfused_class(cls), cls.se_kernels_way, *arguments[1:])
-        return make, arguments, *state
-
-
-def restore(cls: type[nn.Module], way: str, *arguments) -> nn.Module:
-    """A fused module of original class ``cls``, still empty: called when it is unpickled."""
-    fused = fused_class(cls, way)
-    return fused.__new__(fused, *arguments)
-
 
 @functools.cache
 def fused_class(cls: type[nn.Module], way: str) -> type[nn.Module]:
     """The subclass of ``cls`` whose forward is fused: "plan", the SE module that it is, or "tail",
     the SE module in it with what is around."""
-    forward = _fused_forward(cls.forward, *_WAYS[way])
-    body = {"forward": forward, "se_kernels_way": way, "__module__": cls.__module__}
+    forward = _fused_forward(cls, *_WAYS[way])
+    # a pickle names the class as one of this module, see __getattr__
+    name = "|".join((way, cls.__module__, cls.__qualname__)).replace(".", "/")
+    body = {"forward": forward, "__module__": __name__, "__qualname__": name}
     return type(f"Fused{cls.__name__}", (Fused, cls), body)
+
+
+def __getattr__(name: str) -> type[nn.Module]:
+    """The fused class that a pickle names."""
+    way, *path = name.replace("/", ".").split("|")
+    if way not in _WAYS or len(path) != 2:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = importlib.import_module(path[0])
+    for part in path[1].split("."):
+        found = getattr(found, part)
+    return fused_class(found, way)
 
 
 def unfused_class(cls: type[nn.Module]) -> type[nn.Module]:
@@ -72,43 +67,15 @@ def swap(module: nn.Module, plan: Plan | Tail) -> None:
     if not isinstance(module, Fused):
         module.__class__ = fused_class(type(module), way)
     setattr(module, f"se_kernels_{way}", plan)
-    module.__dict__.pop("se_kernels_witness", None)
 
 
 def swap_back(module: nn.Module) -> None:
     """Makes a fused ``module`` what it was."""
-    for name in ("se_kernels_plan", "se_kernels_tail", "se_kernels_witness"):
+    for name in ("se_kernels_plan", "se_kernels_tail"):
         module.__dict__.pop(name, None)
     # one whose class was changed once more since then (parametrised, sharded) only forgets its plan
     if Fused in type(module).__bases__:
         module.__class__ = unfused_class(type(module))
-
-
-def _run_unchanged(module, plan, x):
-    """y of an inference by a module that has not changed since its last; else None."""
-    if plan.fc1 is None or plan.nhwc or not direct.is_open():
-        return None
-    state = module.__dict__
-    witness = state.get("se_kernels_witness")
-    if witness is None or not witness.holds(module):
-        witness = witness_of(module, plan) if can_run(module, plan, x) else None
-        if witness is None:
-            return None
-        state["se_kernels_witness"] = witness
-    w1, w2 = witness.fc1, witness.fc2
-    return direct.run(
-        x,
-        w1["weight"],
-        w2["weight"],
-        w1["bias"],
-        w2["bias"],
-        None,
-        plan.squeeze,
-        plan.act,
-        plan.act_slope,
-        plan.gate,
-        "none",
-    )
 
 
 def _never(module, plan, x):
@@ -117,12 +84,13 @@ def _never(module, plan, x):
 
 # where the plan is, whether it can be run, the call, and a short way of an inference
 _WAYS = {
-    "plan": ("se_kernels_plan", can_run, run, _run_unchanged),
+    "plan": ("se_kernels_plan", can_run, run, infer),
     "tail": ("se_kernels_tail", can_run_tail, run_tail, _never),
 }
 
 
-def _fused_forward(original, key, can, call, short):  # so that forward has no global name
+def _fused_forward(cls, key, can, call, short):  # so that forward has no global name
+    original = cls.forward
     argument = next(iter(list(inspect.signature(original).parameters)[1:]), None)
 
     def forward(self, *args, **kwargs):
@@ -134,7 +102,7 @@ def _fused_forward(original, key, can, call, short):  # so that forward has no g
                 return y
             if can(self, plan, x):
                 return call(self, plan, x)
-        return original(self, *args, **kwargs)
+        return cls.forward(self, *args, **kwargs)  # as it is now
 
     # TorchScript compiles the source of __wrapped__, and looks for its names in the globals here
     names = getattr(original, "__globals__", forward.__globals__)

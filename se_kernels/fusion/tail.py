@@ -6,38 +6,26 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from se_kernels import guards
 from se_kernels.checks import DTYPES
-from se_kernels.fusion.run import (
-    Path,
-    Settings,
-    are_as_read,
-    can_run,
-    child,
-    is_plain_call,
-    plan_of,
-)
+from se_kernels.fusion.run import Path, can_run, child, fcs_of, is_plain_call, plan_of
+from se_kernels.guards import Watch
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, class_path, is_intercepted, weights
+from se_kernels.pieces import TENSORS, alike, class_path, is_plain
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # timm's, with the activation in them
-_NORM_ACTS = ("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
+_NORM_ACTS = (
+    "timm.layers.norm_act.BatchNormAct2d",
+    "timm.layers.norm_act.SyncBatchNormAct",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
+)
 # what drops whole branches in training, and its probability
 _DROPS = {
     "timm.layers.drop.DropPath": "drop_prob",
     "torchvision.ops.stochastic_depth.StochasticDepth": "p",
 }
-
-
-class Part(NamedTuple):
-    """A child whose call the fused one stands for, or that does nothing, as it was when read."""
-
-    path: Path
-    cls: type
-    children: int  # how many it has
-    settings: Settings
 
 
 class Tail(NamedTuple):
@@ -54,13 +42,11 @@ class Tail(NamedTuple):
     shortcut: Path | None
     in_place: bool
     post: Path | None
-    settings: Settings
-    parts: tuple[Part, ...]
-    absent: tuple[Path, ...]
+    watch: Watch
 
     def describe(self) -> str:
         norm, se = ".".join(self.norm), ".".join(self.se)
-        return f"{norm} → {se}" if self.pre == "identity" else f"{norm} → {self.pre} → {se}"
+        return f"{norm} -> {se}" if self.pre == "identity" else f"{norm} -> {self.pre} -> {se}"
 
 
 def tail_of(module: nn.Module) -> Tail | None:
@@ -71,9 +57,9 @@ def tail_of(module: nn.Module) -> Tail | None:
 def is_norm(norm: nn.Module | None, with_act: bool) -> bool:
     """Whether it is a plain batch norm, or one ``with_act``, of a class that is known."""
     return norm is not None and (
-        live.is_plain(norm, _NORMS)
+        live.is_batch_norm(norm)
         if not with_act
-        else class_path(type(norm)) in _NORM_ACTS and live.is_plain(norm, (type(norm),))
+        else class_path(type(norm)) in _NORM_ACTS and live.is_batch_norm(norm, (type(norm),))
     )
 
 
@@ -98,33 +84,24 @@ def excitation_of(se: nn.Module | None) -> Excitation | None:
         of, backend = None if se is None else plan_of(se), None
         if of is None or of.fc1 is None or of.squeeze != "avg" or of.nhwc:
             return None
-        fcs = *weights(child(se, of.fc1)), *weights(child(se, of.fc2))
-        fcs = fcs[0], fcs[2], fcs[1], fcs[3]  # w1, w2, b1, b2
+        fcs = alike(*fcs_of(se, of))
+        if fcs is None:
+            return None
     variant = dict(act=of.act, act_slope=of.act_slope, gate=of.gate, backend=backend)
     return Excitation(fcs, variant)
 
 
 def can_run_tail(module: nn.Module, tail: Tail, x) -> bool:
     """``run.can_run`` for a block: whether ``run_tail`` computes what its own forward would."""
-    if not (is_plain_call(x) and are_as_read(module.__dict__, tail.settings)):
+    if not (is_plain_call(x) and guards.is_valid(module, tail.watch)):
         return False
-    for path, cls, children, settings in tail.parts:
-        part = child(module, path)
-        if type(part) is not cls:
-            return False
-        state = part.__dict__
-        if is_intercepted(state) or len(state["_modules"]) != children:
-            return False
-        if settings and not are_as_read(state, settings):
-            return False
     se = child(module, tail.se)
     if not isinstance(se, SqueezeExcite):
         plan = None if se is None else plan_of(se)
         if plan is None or not can_run(se, plan, x):
             return False
     return (
-        all(child(module, path) is None for path in tail.absent)
-        and is_norm(child(module, tail.norm), _act_is_inside(tail))
+        is_norm(child(module, tail.norm), _act_is_inside(tail))
         and excitation_of(se) is not None
         and listeners_of(se) is not None
     )
@@ -143,8 +120,7 @@ def run_tail(module: nn.Module, tail: Tail, x: Tensor, backend: str | None = Non
     ends = not tail.after
     sums = ends and tail.skip and _is_idle(drop) and _fits(residual, u)
     post = None if tail.post is None else child(module, tail.post)
-    closes = ends and sums == tail.skip and type(post) is nn.ReLU
-    closes = closes and not is_intercepted(post.__dict__)
+    closes = ends and sums == tail.skip and is_plain(post, nn.ReLU)
 
     y = _scaled(module, tail, u, residual if sums else None, closes, backend)
     for path in tail.after:
@@ -182,12 +158,10 @@ def _act_is_inside(tail: Tail) -> bool:
 def _is_idle(drop: nn.Module | None) -> bool:
     if drop is None:
         return True
-    if is_intercepted(drop.__dict__):
-        return False
     probability = _DROPS.get(class_path(type(drop)))
     if probability is None:
-        return type(drop) is nn.Identity
-    return not drop.training or not getattr(drop, probability)
+        return is_plain(drop, nn.Identity)
+    return is_plain(drop, type(drop)) and not (drop.training and getattr(drop, probability))
 
 
 def _fits(residual, u) -> bool:

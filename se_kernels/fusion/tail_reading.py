@@ -2,17 +2,20 @@
 
 from torch import nn
 
+from se_kernels import guards
 from se_kernels.fusion.blocks import Surroundings
-from se_kernels.fusion.reading import Refusal, check_parameters, check_untouched, settings_of
+from se_kernels.fusion.reading import Refusal, check_parameters, check_untouched, watch_paths
 from se_kernels.fusion.run import Path, child, plan_of
-from se_kernels.fusion.tail import Part, Tail, excitation_of, has_act, is_norm
+from se_kernels.fusion.tail import Tail, excitation_of, has_act, is_norm
 from se_kernels.pieces import act_of, class_path
 from se_kernels.variants import PRES
 
 
-def read_tail(module: nn.Module, around: Surroundings) -> Tail:
-    """The plan of ``module``'s fused call. Raises Refusal."""
+def read_tail(module: nn.Module, around: Surroundings, cls: type[nn.Module]) -> Tail:
+    """The plan of ``module``'s fused call, ``cls`` being its class before it was fused. Raises
+    Refusal."""
     norm_path, se_path = _path(around.norm), _path(around.se)
+    check_parameters(module)
     norm = _norm(module, around.norm)
     act_path, inside = _path(around.act), ()
     if has_act(norm):
@@ -26,16 +29,25 @@ def read_tail(module: nn.Module, around: Surroundings) -> Tail:
             )
     pre = "identity" if act_path is None else _pre(module, act_path)
     _check_se(module, se_path)
-    check_parameters(module)
 
     replaced = [path for path in (act_path, *idle) if path is not None]
     named = (*around.before, *around.after, *around.idle, around.drop, around.shortcut, around.post)
     paths = dict.fromkeys(_path(name) for name in named if name is not None)
     inner = (*replaced, *paths, norm_path, se_path)
     holders = {path[:i] for path in inner for i in range(1, len(path))}
-    holders.discard(norm_path)  # is looked at as the norm
-    parts = tuple(_part(module, path) for path in (*sorted(holders), *replaced))
+    for path in (*sorted(holders), *replaced):
+        check_untouched(".".join(path), child(module, path))
     present = {path for path in paths if child(module, path) is not None}
+    se = child(module, se_path)
+    watch = watch_paths(
+        module,
+        cls,
+        skipped=replaced,
+        called=present,
+        absent=[path for path in paths if path not in present],
+        # of the norm the class may change, and it is looked at when it is called
+        special={norm_path: guards.ANY, se_path: guards.watch_class(type(se), guards.OBSERVED)},
+    )
     skip = around.skip
     if isinstance(skip, str):
         skip = getattr(module, skip, None) not in (None, False)
@@ -51,9 +63,7 @@ def read_tail(module: nn.Module, around: Surroundings) -> Tail:
         shortcut=_if_in(present, around.shortcut),
         in_place=around.in_place,
         post=_if_in(present, around.post),
-        settings=settings_of(module),
-        parts=parts,
-        absent=tuple(path for path in paths if path not in present),
+        watch=watch,
     )
 
 
@@ -72,6 +82,9 @@ def _norm(module, name) -> nn.Module:
     if norm is None:
         raise Refusal(f"{name}: expected a batch norm before the SE module, got none")
     check_untouched(name, norm)
+    patched = guards.patched(guards.watch_class(type(norm)))
+    if patched is not None:
+        raise Refusal(f"{patched} is patched")
     if not is_norm(norm, has_act(norm)):
         raise Refusal(f"{name}: expected a batch norm, got {class_path(type(norm))}")
     return norm
@@ -98,12 +111,6 @@ def _check_se(module, path) -> None:
         raise Refusal(
             f"{name}: expected two FCs on the average of (N, C, H, W), got {plan.describe()}"
         )
-
-
-def _part(module, path) -> Part:
-    part = child(module, path)
-    check_untouched(".".join(path), part)
-    return Part(path, type(part), len(part._modules), settings_of(part))
 
 
 def _if_in(present, name) -> Path | None:

@@ -5,15 +5,23 @@ from torch import Tensor, nn
 
 from se_kernels import reference
 from se_kernels.norm.functional import batch_norm_squeeze_excite
-from se_kernels.pieces import TENSORS, is_intercepted
+from se_kernels.pieces import are_plain, class_path, is_plain
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# torchvision's, by name, and timm's with the activation in it: all their numbers are buffers
+FROZEN = (
+    "torchvision.ops.misc.FrozenBatchNorm2d",
+    "timm.layers.norm_act.FrozenBatchNormAct2d",
+)
 
 
-def is_plain(norm: nn.Module, classes=(nn.BatchNorm2d, nn.SyncBatchNorm)) -> bool:
+def is_batch_norm(norm: nn.Module, classes=NORMS) -> bool:
     """Whether a call of ``norm`` is a batch norm of its parameters and buffers, and no more."""
-    return (
-        type(norm) in classes
-        and not is_intercepted(norm.__dict__)
-        and (norm.weight is None or type(norm.weight) in TENSORS)
+    cls = type(norm)
+    if class_path(cls) == FROZEN[0]:
+        classes = (*classes, cls)
+    return is_plain(norm, *classes) and are_plain(
+        norm.weight, norm.bias, norm.running_mean, norm.running_var
     )
 
 
@@ -25,8 +33,8 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
     has parameters and statistics. Its statistics and its count of batches are kept as by its own
     forward. Errors, fcs and variant are those of ``batch_norm_squeeze_excite``.
     """
-    training = norm.training
-    momentum = 0.0 if norm.momentum is None else norm.momentum
+    training = _is_training(norm)
+    momentum = norm.momentum if training and norm.momentum is not None else 0.0
     if training and norm.track_running_stats and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
@@ -41,8 +49,8 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
         var,
         *fcs,
         training=_of_the_batch(norm),
-        momentum=momentum,
-        eps=norm.eps,
+        momentum=_number(momentum),
+        eps=_number(norm.eps),
         process_group=_group(norm),
         **variant,
     )
@@ -52,12 +60,26 @@ def normed(norm: nn.Module, u: Tensor, pre: str) -> Tensor:
     """v (N, C, H, W) as ``run`` has it, by the definition, which leaves the statistics alone."""
     dtype = reference.norm_compute_dtype(u, norm.weight, u)
     of = (None, None) if _of_the_batch(norm) else (norm.running_mean, norm.running_var)
-    how = dict(eps=norm.eps, pre=pre, process_group=_group(norm))
+    how = dict(eps=_number(norm.eps), pre=pre, process_group=_group(norm))
     return reference.normed(u, norm.weight, norm.bias, *of, dtype, **how)
 
 
+def _number(value) -> float:
+    """Of a momentum or eps that is a tensor or NumPy's, as torch takes them."""
+    return value if type(value) in (float, int) else float(value)
+
+
+def is_frozen(norm: nn.Module) -> bool:
+    """Whether it never takes statistics of the batch."""
+    return class_path(type(norm)) in FROZEN
+
+
+def _is_training(norm) -> bool:
+    return norm.training and not is_frozen(norm)
+
+
 def _of_the_batch(norm) -> bool:
-    return norm.training or (norm.running_mean is None and norm.running_var is None)
+    return _is_training(norm) or (norm.running_mean is None and norm.running_var is None)
 
 
 def _group(norm):

@@ -2,14 +2,14 @@
 
 from functools import partial
 
+import torch
 from torch import Tensor, nn
-from torch._C import _get_tracing_state
 
-from se_kernels import direct, reference
+from se_kernels import direct, guards, reference
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
-from se_kernels.norm import live, witness
-from se_kernels.pieces import TENSORS, is_every_module_hooked
+from se_kernels.norm import live
+from se_kernels.pieces import TENSORS, is_traced
 from se_kernels.variants import PRES
 
 
@@ -27,7 +27,7 @@ class BatchNormSqueezeExcite(nn.Module):
     Args:
         channels: C.
         pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
-        eps, momentum, affine, track_running_stats: as of ``nn.BatchNorm2d``.
+        eps, momentum, affine, track_running_stats, device, dtype: as of ``nn.BatchNorm2d``.
         options: those of ``SqueezeExcite``.
 
     Once ``bn`` or ``se`` is hooked or replaced, or while all modules are, and for a squeeze other
@@ -46,15 +46,28 @@ class BatchNormSqueezeExcite(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device=None,
+        dtype: torch.dtype | None = None,
         **options,
     ):
         super().__init__()
         if pre not in PRES:
             raise ValueError(f"pre: expected one of {', '.join(PRES)}; got {pre!r}")
         self.pre = pre
-        se = SqueezeExcite(channels, **options)
-        self.bn = nn.BatchNorm2d(channels, eps, momentum, affine, track_running_stats)
+        se = SqueezeExcite(channels, device=device, dtype=dtype, **options)
+        self.bn = nn.BatchNorm2d(
+            channels, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
         self.se = se
+
+    # what initialises or freezes by the name of a class ("BatchNorm" in it) finds these
+    @property
+    def weight(self) -> Tensor | None:
+        return self.bn.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.bn.bias
 
     def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u (N, C, H, W) and residual, of u's shape and dtype or None, to y (N, C, H, W)."""
@@ -75,15 +88,13 @@ def run_norm(
     """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
     plain ``SqueezeExcite``."""
     if direct.is_open(se.__dict__.get("backend")):
-        y = witness.run(norm, se, u, residual, pre)
+        y = _infer(norm, se, u, residual, pre)
         if y is not None:
             return y
     listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
     fcs = se.fcs() if listeners is not None else None
     if fcs is None:
         return se(reference.activate(norm(u), pre), residual)
-    if not (norm.training or listeners) and direct.is_open(se.backend):
-        witness.note(norm, se, fcs, pre)
     call = partial(
         live.run,
         norm,
@@ -104,9 +115,44 @@ def _is_one_call(norm, se, u) -> bool:
     """Whether the fused op computes what calls of the two do, as far as they are not hooked."""
     return (
         type(u) in TENSORS
-        and live.is_plain(norm)
-        and type(se) is SqueezeExcite
+        and not is_traced(u)
+        and live.is_batch_norm(norm)
+        and guards.is_valid(se, _OBSERVED)
         and se.squeeze == "avg"
-        and not is_every_module_hooked()
-        and _get_tracing_state() is None
     )
+
+
+def _infer(norm, se, u, residual, pre):
+    """y of an inference, past autograd and ops; None where the long way is to be taken."""
+    guard = _INFERENCE.get(type(norm))
+    if guard is None or not (guards.is_valid(norm, guard) and guards.is_valid(se, _SKIPPED)):
+        return None
+    of_norm, of_se, fcs = norm.__dict__, se.__dict__, se.fcs()
+    parameters, buffers = of_norm["_parameters"], of_norm["_buffers"]
+    if fcs is None or not ("weight" in parameters and "running_mean" in buffers):
+        return None
+    return direct.run_norm(
+        u,
+        *fcs,
+        residual,
+        of_se["squeeze"],
+        of_se["act"],
+        of_se["act_slope"],
+        of_se["gate"],
+        of_se["post"],
+        parameters["weight"],
+        parameters["bias"],
+        buffers["running_mean"],
+        buffers["running_var"],
+        of_norm["eps"],
+        pre,
+    )
+
+
+_SKIPPED = guards.watch_class(SqueezeExcite)
+_OBSERVED = guards.watch_class(SqueezeExcite, guards.OBSERVED)
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_INFERENCE = {  # a norm in evaluation mode that keeps its tensors where its class does
+    cls: watch._replace(unset=(*watch.unset, *_TENSORS), settings=(("training", False),))
+    for cls, watch in ((cls, guards.watch_class(cls)) for cls in live.NORMS)
+}

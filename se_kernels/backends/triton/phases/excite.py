@@ -87,7 +87,7 @@ def activate_backward(dh, a, ACT: tl.constexpr, SLOPE: tl.constexpr):
         inner = 0.79788456080286535588 * (1.0 + 3 * 0.044715 * a * a)
         da = dh * (0.5 * (1.0 + t) + 0.5 * a * (1.0 - t * t) * inner)
     elif ACT == "hardswish":
-        slope = tl.where(a < 3.0, a / 3.0 + 0.5, 1.0)
+        slope = tl.where(a >= 3.0, 1.0, a / 3.0 + 0.5)
         da = tl.where(a <= -3.0, 0.0, dh * slope)
     elif ACT == "leaky_relu":
         da = tl.where(a > 0, dh, dh * SLOPE)

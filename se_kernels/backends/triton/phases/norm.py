@@ -43,6 +43,6 @@ def pre_activate_backward(dv, t, PRE: tl.constexpr):
         gate = opened(t)
         dt = dv * (gate * (1.0 + t * (1.0 - gate)))
     elif PRE == "hardswish":
-        slope = tl.where(t < 3.0, t * 0.3333333333333333 + 0.5, 1.0)
+        slope = tl.where(t >= 3.0, 1.0, t * 0.3333333333333333 + 0.5)
         dt = tl.where(t <= -3.0, 0.0, dv * slope)
     return dt
