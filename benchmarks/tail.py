@@ -83,9 +83,7 @@ class Tail:
     costs: ClassVar[Mapping[str, Cost]] = {
         "inference": Cost(units=3, weights=1),  # u, residual, y
         "forward": Cost(units=4, weights=1),  # and u before, for the statistics
-        "backward": Cost(
-            units=6, weights=2
-        ),  # dy, u, dr; dr, u, du; the mask's bits are not counted
+        "backward": Cost(units=6, weights=2),  # dy, u, dr; dr, u, du; and a bit an element
         "train": Cost(units=10, weights=3),
     }
     baselines = ("eager", "compile", "plain", "plain_compile")
