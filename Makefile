@@ -85,10 +85,12 @@ cuda: $(PY)
 	  $(PY) setup.py --quiet build_ext --build-lib $(CUDA)
 	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/test_cuda_build.py
 
-# Takes the environment as it is, so that it runs where nothing can be installed.
+# Takes the environment as it is, so that it runs where nothing can be installed. Options in
+# GPU_OPTIONS: --results DIR, --seconds N, --commit HASH, --host; tools/gpu/__main__.py has them.
 GPU_STAGES ?=
+GPU_OPTIONS ?=
 gpu:
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) tools/gpu.py $(GPU_STAGES)
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tools.gpu $(GPU_STAGES) $(GPU_OPTIONS)
 
 NATIVE_SOURCES := find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'
 

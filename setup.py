@@ -28,6 +28,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "tools"))
+from digest import digest  # noqa: E402
+
 PACKAGE = "se_kernels"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 BUILD_INFO = "_build_info.py"
@@ -80,7 +83,8 @@ def _prepare_cuda() -> tuple[list[str], dict]:
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         f"-DSE_KERNELS_CUDA_GENCODE={';'.join(_gencode(code, ptx))}",
     ]
-    return options, {"CUDA_ARCHS": {"code": [*map(str, code)], "ptx": [*map(str, ptx)]}}
+    archs = {"code": [*map(str, code)], "ptx": [*map(str, ptx)]}
+    return options, {"CUDA_ARCHS": archs, "CUDA_SOURCES": digest([ROOT / "csrc"])}
 
 
 def _nvcc() -> str:

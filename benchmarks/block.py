@@ -179,11 +179,8 @@ def measure(
     environment: Environment,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> dict:
-    """Verify, then time, the contenders of one point; returns the record of one JSON line.
-
-    Raises:
-        VerificationError: a contender is wrong; nothing was timed.
-    """
+    """Verify the contenders of one point, then time those that are right; returns the record of
+    one JSON line, with the others under ``refused``."""
     torch._dynamo.reset()
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
     cache = last_level_cache_bytes(settings.device)
@@ -199,11 +196,12 @@ def measure(
     )
     built = subject.build(point, settings, sets, generator)
     with torch.set_grad_enabled(point.trains):
-        checks, first_call = verify_point(point, built, sets[0], on_step)
+        checks, first_call, refused = verify_point(point, built, sets[0], on_step)
+        right = [c for c in built.contenders if c.name not in refused]
         if settings.graph:
-            timed = {c.name: Graphed(c, sets) for c in built.contenders}
+            timed = {c.name: Graphed(c, sets) for c in right}
         else:
-            timed = {c.name: Call(c, sets, point.mode, cache) for c in built.contenders}
+            timed = {c.name: Call(c, sets, point.mode, cache) for c in right}
         timed.update({kind: COPIES[kind](sets) for kind in COPIES if kind in settings.kinds})
         clock = clock_for(settings.device, cache)
         seconds = in_turn(
@@ -235,16 +233,18 @@ def measure(
         "flushed_bytes": clock.flush_bytes,
         **statistics(subject, point, seconds),
         "first_call_s": first_call,
+        **({"refused": refused} if refused else {}),
         "verification": [check.as_dict() for check in checks],
     }
 
 
 def verify_point(
     point: Point, built: Built, s: InputSet, on_step: Callable[[str], None]
-) -> tuple[list[verify.Check], dict[str, float]]:
-    """All checks of all contenders, and the seconds of each one's first call (with compiling)."""
+) -> tuple[list[verify.Check], dict[str, float], dict[str, str]]:
+    """All checks of all contenders, the seconds of each one's first call (with compiling), and why
+    some are refused, by name."""
     dtype, layout = DTYPES[point.dtype], MEMORY_FORMATS[point.layout]
-    checks, first_call = [], {}
+    checks, first_call, refused = [], {}, {}
     for key, definition in built.definitions.items():
         held = [c for c in built.contenders if c.definition == key]
         if not held:
@@ -256,17 +256,15 @@ def verify_point(
             on_step(f"verify {contender.name}")
             start = time.perf_counter()
             try:
-                results = verify.run(contender, s)
-            except (verify.VerificationError, torch.OutOfMemoryError):
-                raise
-            except Exception as error:
-                reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                raise verify.VerificationError(f"{contender.name} cannot run: {reason}") from error
-            first_call[contender.name] = time.perf_counter() - start
-            verify.like_input(contender.name, results["y"], s.x, layout)
-            found = verify.errors(results, judge)
-            checks += verify.compare(contender.name, found, eager, judge, dtype)
-    return checks, first_call
+                with verify.able_to_run(contender.name):
+                    results = verify.run(contender, s)
+                first_call[contender.name] = time.perf_counter() - start
+                verify.like_input(contender.name, results["y"], s.x, layout)
+                found = verify.errors(results, judge)
+                checks += verify.compare(contender.name, found, eager, judge, dtype)
+            except verify.VerificationError as error:
+                refused[contender.name] = str(error)
+    return checks, first_call, refused
 
 
 def statistics(subject: Subject, point: Point, seconds: dict[str, np.ndarray]) -> dict:

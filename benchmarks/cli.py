@@ -11,7 +11,7 @@ import torch
 import se_kernels
 from se_kernels import dispatch
 
-from . import block, contenders, environment, models, network, paper, photos, records, report
+from . import block, contenders, environment, models, network, pair, paper, photos, records, report
 from .drop_in import DropIn
 from .inputs import DTYPES, MEMORY_FORMATS
 from .layer import Layer
@@ -43,8 +43,8 @@ class Main(click.Group):
 def main() -> None:
     """Measure se_kernels against eager PyTorch and torch.compile, contenders taken in turn.
 
-    Every contender is verified against the definition in float64 before it is timed; a wrong one
-    ends the run with an error, and nothing is reported.
+    Every contender is verified against the definition in float64 before it is timed. A wrong one
+    is not timed, and the run ends with an error that names it.
     """
 
 
@@ -222,6 +222,14 @@ def block_command(
 @click.option(
     "--fuse", is_flag=True, help="Also each timm/ and torchvision/ model fused by se_kernels.fuse."
 )
+@several(
+    "kinds",
+    click.Choice(list(pair.JUDGES)),
+    [],
+    "Of the pair, what is timed.  [default: all]",
+    "--contender",
+    "--contenders",
+)
 @several("batches", POSITIVE, [1], "Images.", "--batch")
 @several(
     "image_sizes",
@@ -247,7 +255,12 @@ def network_command(ctx, names, fuse, backend, stride_in_3x3, with_photos, **opt
     operations, fused alone (layer) and with their norms (block), and with identity in their place.
     Beside the times, the peak memory of a training step."""
     if names:
-        refuse_with_model(backend=backend, stride_in_3x3=stride_in_3x3, photos=with_photos)
+        refuse_with_model(
+            backend=backend,
+            stride_in_3x3=stride_in_3x3,
+            photos=with_photos,
+            contender=options["kinds"],
+        )
         points = []
         for name in names:
             sizes = options["image_sizes"] or [models.image_size(name)]
@@ -286,6 +299,7 @@ def network_settings(backend: str, options: dict) -> network.Settings:
         options["device"],
         backend,
         options["compiled"],
+        options["kinds"],
         budget("network", options),
         options["seed"],
     )
@@ -340,7 +354,9 @@ def quick_command(ctx, backend, plot, **options):
         ctx,
         Pair(),
         network.points([4], [models.IMAGE_SIZE], ["float32"], ["nchw"], ["train"]),
-        network.Settings(device, backend, False, Budget(rounds=7, warmup=1), seed),
+        network.Settings(
+            device, backend, compiled=False, budget=Budget(rounds=7, warmup=1), seed=seed
+        ),
         options,
     )
     if plot:
@@ -426,8 +442,7 @@ def budget(kind: str, options: dict) -> Budget:
 
 def run_block(ctx, subject: block.Subject, points, settings, options) -> list[dict]:
     measure = functools.partial(block.measure, subject)
-    found = measure_all(ctx, points, settings, measure, options)
-    finish(found, report.block_tables, options)
+    found = measure_all(ctx, points, settings, measure, report.block_tables, options)
     if options.get("plot"):
         from . import plot
 
@@ -437,8 +452,7 @@ def run_block(ctx, subject: block.Subject, points, settings, options) -> list[di
 
 def run_network(ctx, pair: Pair, points, settings, options) -> list[dict]:
     measure = functools.partial(network.measure, pair)
-    found = measure_all(ctx, points, settings, measure, options)
-    finish(found, report.network_tables, options)
+    found = measure_all(ctx, points, settings, measure, report.network_tables, options)
     if options.get("plot"):
         from . import plot
 
@@ -451,8 +465,7 @@ def run_models(ctx, drop_in: DropIn, points, settings, options) -> None:
         subject = Own() if models.is_own(point.model) else drop_in
         return network.measure(subject, point, *rest)
 
-    found = measure_all(ctx, points, settings, measure, options)
-    finish(found, report.model_tables, options)
+    found = measure_all(ctx, points, settings, measure, report.model_tables, options)
     if options.get("plot"):
         from . import plot
 
@@ -463,43 +476,61 @@ def run_photos(ctx, pair: Pair, settings, dtype: str, layout: str, options) -> N
     def measure(point, settings, here, on_step):
         return photos.compare(pair, settings, dtype, layout, here)
 
-    found = measure_all(ctx, [f"two photographs {layout} {dtype}"], settings, measure, options)
-    finish(found, lambda records: [report.photos_table(r) for r in records], options)
+    def tables(records):
+        return [report.photos_table(record) for record in records]
+
+    what = f"two photographs {layout} {dtype}"
+    measure_all(ctx, [what], settings, measure, tables, options)
 
 
-def measure_all(ctx, points, settings, measure, options) -> list[dict]:
-    """The records of all points, or, after Ctrl-C, of those that are done."""
+def measure_all(ctx, points, settings, measure, tables: Callable, options) -> list[dict]:
+    """The records of all points, or, after Ctrl-C, of those that are done: each written once it is
+    known, their tables shown at the end.
+
+    What could not be measured stops nothing else; all of it is the error that is raised after the
+    tables.
+    """
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     command = ctx.find_root().meta[COMMAND]
     found: list[dict] = []
-    point = None
+    failures: list[str] = []
     try:
         with progress(points) as start:
             for point in points:
                 here = environment.gather(settings.device, command)
-                found.append(measure(point, settings, here, start(point)))
-    except VerificationError as error:
-        raise click.ClickException(f"{point}: {error}; nothing is reported") from error
-    except models.ModelError as error:
-        raise click.ClickException(f"{point}: {error}") from error
-    except torch.OutOfMemoryError as error:
-        raise click.ClickException(f"{point}: out of memory; take a smaller --batch") from error
+                try:
+                    record = measure(point, settings, here, start(point))
+                except (VerificationError, models.ModelError) as error:
+                    failures.append(f"{point}: {error}")
+                except torch.OutOfMemoryError:
+                    failures.append(f"{point}: out of memory; take a smaller --batch")
+                else:
+                    refused = record.get("refused", {}).values()
+                    failures += [f"{point}: {reason}; not timed" for reason in refused]
+                    found.append(record)
+                    save(record, options)
     except KeyboardInterrupt:
         if not found:
             raise
         click.echo(f"interrupted: {len(found)} of {len(points)} points", err=True)
+    console = report.console()
+    for table in tables(found) if found else ():
+        console.print(table)
+    if found and options["save"]:
+        click.echo(f"appended to {default_path(found[0])}", err=True)
+    if failures:
+        raise click.ClickException("\n".join(failures))
     return found
 
 
-def finish(found: list[dict], tables: Callable, options: dict) -> None:
-    """Show the tables and append the lines."""
+def save(record: dict, options: dict) -> None:
+    """Append the record's line where it was asked for."""
     if options["json_path"]:
-        records.append(options["json_path"], found)
+        records.append(options["json_path"], record)
     if options["save"]:
-        path = records.default_path(found[0]["kind"], found[0]["device"])
-        records.append(path, found)
-        click.echo(f"appended to {path}", err=True)
-    console = report.console()
-    for table in tables(found):
-        console.print(table)
+        records.append(default_path(record), record)
+
+
+def default_path(record: dict) -> Path:
+    return records.default_path(record["kind"], record["device"])

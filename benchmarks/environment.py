@@ -92,8 +92,11 @@ def version_of(package: str) -> str | None:
 
 
 def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
-    """(commit, dirty) of the checkout at ``root``; (None, None) where there is none."""
+    """(commit, dirty) of the checkout at ``root``; where there is none, the commit is that of
+    SE_KERNELS_COMMIT, if it is set, and ``dirty`` unknown."""
     commit = _git(root, "rev-parse", "--verify", "-q", "HEAD")
+    if commit is None:
+        return os.environ.get("SE_KERNELS_COMMIT") or None, None
     status = _git(root, "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return commit or None, None if status is None else bool(status)
 

@@ -28,13 +28,13 @@ def findings(seconds: Mapping[str, np.ndarray]) -> dict:
     found = {"ratios": {}, "shares": {}}
     for suffix in ("", COMPILED):
         times = {n: seconds[n + suffix] for n in JUDGES if n + suffix in seconds}
-        if not times:
+        if "unfused" not in times:
             continue
         unfused = times.pop("unfused")
         for name, values in times.items():
             pair = f"{name}{suffix}/unfused{suffix}"
             found["ratios"][pair] = spread(paired_ratios(values, unfused))
         fused = [name for name in FUSED if name in times]
-        for name in fused or ["unfused"]:
+        for name in (fused or ["unfused"]) if "identity" in times else ():
             found["shares"][name + suffix] = shares(unfused, times["identity"], times.get(name))
     return found

@@ -6,7 +6,7 @@ Which networks those are is a subject's to say: ``pair.py``, ``own.py`` and ``dr
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from .network_calls import TIMED, Network, input_bytes, training_memory
 from .network_verify import TRIES, GradientError, Least, check_outputs, outputs
 from .records import SCHEMA
 from .timing import Budget, clock_for, in_turn, percentiles
+from .verify import VerificationError, able_to_run
 
 CLASSES = 1000
 MODES = ("inference", "train")
@@ -56,6 +57,7 @@ class Settings:
     device: torch.device
     backend: str  # of the fused blocks
     compiled: bool
+    kinds: Sequence[str] = ()  # the networks that are timed, all where none is named
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
 
@@ -114,8 +116,10 @@ def make_images(
     return noise.contiguous(memory_format=MEMORY_FORMATS[layout])
 
 
-def contenders(models: dict[str, nn.Module], point: Point, compiled: bool) -> dict[str, Network]:
-    """Each model, and with ``compiled`` each one's compiled form on the same parameters."""
+def contenders(
+    models: dict[str, nn.Module], point: Point, compiled: Collection[str]
+) -> dict[str, Network]:
+    """Each model, and the compiled form of each in ``compiled`` on the same parameters."""
     dtype, train = DTYPES[point.dtype], point.mode == "train"
     autocast = dtype if train and dtype.itemsize < 4 else None
     networks = {}
@@ -129,7 +133,7 @@ def contenders(models: dict[str, nn.Module], point: Point, compiled: bool) -> di
             else None
         )
         networks[name] = Network(name, model, model, autocast, optimizer)
-        if compiled:
+        if name in compiled:
             run, name = torch.compile(model), name + COMPILED
             networks[name] = Network(name, model, run, autocast, optimizer)
     return networks
@@ -142,10 +146,11 @@ def measure(
     environment: Environment,
     on_step: Callable[[str], None] = lambda what: None,
 ) -> dict:
-    """Verify, then time, the networks at one point; returns the record of one JSON line.
+    """Verify the networks at one point, then time those that are right; returns the record of one
+    JSON line, with the others under ``refused``.
 
     Raises:
-        VerificationError: logits or gradients are wrong; nothing was timed.
+        VerificationError: none of them is right.
     """
     torch._dynamo.reset()
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
@@ -159,7 +164,8 @@ def measure(
     on_step("build the networks")
     few = verified_images(point)
     built = subject.build(point, settings, torch.cat([i[:few] for i in images])[:few])
-    networks = contenders(built.models, point, settings.compiled)
+    kinds = settings.kinds or [*built.models]
+    networks = contenders(built.models, point, kinds if settings.compiled else ())
     if not train:
         images = [i.to(dtype) for i in images]
     elif dtype == torch.float64:
@@ -167,12 +173,19 @@ def measure(
     labels = torch.randint(CLASSES, (point.batch,), device=settings.device, generator=generator)
     batches = [(i, labels) for i in images]
     with torch.set_grad_enabled(train):
-        checks, first_call = verify_networks(
+        checks, first_call, refused = verify_networks(
             networks, built.judges, batches, few, dtype, train, on_step
         )
+        timed = {
+            name: network
+            for name, network in networks.items()
+            if name.removesuffix(COMPILED) in kinds and name not in refused
+        }
+        if not timed:
+            raise VerificationError("; ".join(refused.values()))
         clock = clock_for(settings.device, cache)
         seconds = in_turn(
-            {name: TIMED[point.mode](network, batches) for name, network in networks.items()},
+            {name: TIMED[point.mode](network, batches) for name, network in timed.items()},
             clock,
             settings.budget,
             len(batches),
@@ -181,7 +194,7 @@ def measure(
     rows = {name: percentiles(values) for name, values in seconds.items()}
     memory = {}
     if train:
-        for name, network in networks.items():
+        for name, network in timed.items():
             on_step(f"memory of {name}")
             rows[name] |= training_memory(network, batches[0])
         with_se, names = built.se
@@ -206,6 +219,7 @@ def measure(
         **memory,
         **subject.findings(seconds),
         "first_call_s": first_call,
+        **({"refused": refused} if refused else {}),
         "verification": [check.as_dict() for check in checks],
     }
 
@@ -218,14 +232,15 @@ def verify_networks(
     dtype: torch.dtype,
     train: bool,
     on_step: Callable[[str], None],
-) -> tuple[list, dict[str, float]]:
+) -> tuple[list, dict[str, float], dict[str, str]]:
     """Every network against the float64 eager network of the same weights.
 
     Eager networks set the measure (their own error), fused and compiled ones are held to it. Uses
     the whole first batch where compiled forms are made for its shape, else its first ``few``
-    images; those of the next batches as well where gradients are refused.
+    images; those of the next batches as well where gradients are refused. Beside the checks and
+    the seconds of first calls: why some are refused, by name.
     """
-    checks, first_call, batches = [], {}, batches[:TRIES]
+    checks, first_call, refused, batches = [], {}, {}, batches[:TRIES]
     if not any(name.endswith(COMPILED) for name in networks):
         batches = [(images[:few], labels[:few]) for images, labels in batches]
     for eager in dict.fromkeys(judges.values()):
@@ -237,22 +252,25 @@ def verify_networks(
             on_step(f"judge {eager} in float64")
             judge = outputs(judged(networks[eager]), images.double(), labels, train)
             measure = outputs(networks[eager], images, labels, train)
-            refused = {}
+            again = {}
             for name in held:
                 on_step(f"verify {name}")
                 start = time.perf_counter()
-                got = outputs(networks[name], images, labels, train)
-                first_call.setdefault(name, time.perf_counter() - start)
                 try:
+                    with able_to_run(name):
+                        got = outputs(networks[name], images, labels, train)
+                    first_call.setdefault(name, time.perf_counter() - start)
                     checks += check_outputs(name, got, measure, judge, dtype, least)
                 except GradientError as error:
-                    refused[name] = error
-            held = list(refused)
+                    again[name] = str(error)
+                except VerificationError as error:
+                    refused[name] = str(error)
+            held = list(again)
             if not held:
                 break
-        else:  # on all batches
-            raise refused[held[0]]
-    return checks, first_call
+        else:
+            refused |= again  # on all batches
+    return checks, first_call, refused
 
 
 def judged(network: Network) -> Network:

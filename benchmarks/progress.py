@@ -9,7 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress(points: Sequence[object]):
-    """Gives ``start(point) -> on_step``: a bar on a terminal, one line per point elsewhere."""
+    """Gives ``start(point) -> on_step``: a bar on a terminal; elsewhere a line per point, and one
+    per step of it but for rounds."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(console, len(points))
@@ -39,7 +40,10 @@ def _lines(console: Console, total: int):
     def start(point: object) -> Callable[[str], None]:
         nonlocal done
         done += 1
-        console.print(f"[{done}/{total}] {point}", markup=False, highlight=False, soft_wrap=True)
-        return lambda what: None
+        say(f"[{done}/{total}] {point}")
+        return lambda what: None if what.startswith("round ") else say(f"  {what}: {point}")
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     return start

@@ -1,4 +1,4 @@
-"""No time is reported for a wrong result: contenders against a judge in float64.
+"""Nothing is timed whose result is wrong: contenders against a judge in float64.
 
 A contender passes where its error is at most twice the eager one's error in the same dtype plus a
 floor. The floor is there because eager's error can be near zero by luck. It is relative to the size
@@ -21,7 +21,8 @@ terms had random signs, which is larger where the terms happen to cancel (for th
 of the two).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -35,7 +36,7 @@ CHUNK_BYTES = 2**28  # of x in float64, judged at a time
 
 
 class VerificationError(Exception):
-    """A contender's result is wrong; nothing may be reported."""
+    """A contender's result is wrong, or it cannot run; it may not be timed."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,18 @@ def run(contender: Contender, s: InputSet) -> dict[str, Tensor]:
             {q: contender.module.get_buffer(b).clone() for q, b in contender.buffers.items()}
         )
     return results
+
+
+@contextmanager
+def able_to_run(name: str) -> Iterator[None]:
+    """VerificationError, in one line, for what is raised meanwhile; memory may run out."""
+    try:
+        yield
+    except (VerificationError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise VerificationError(f"{name} cannot run: {reason}") from error
 
 
 def like_input(name: str, y: Tensor, x: Tensor, layout: torch.memory_format) -> None:

@@ -1,6 +1,8 @@
-"""``python -m se_kernels``: what was found and built, and why a backend is missing."""
+"""``python -m se_kernels``: what was found and built, and why a backend is missing;
+``python -m se_kernels check``: whether each backend is right on this machine."""
 
 import platform
+import sys
 
 import torch
 
@@ -36,5 +38,18 @@ def compiled_for() -> str | None:
     return f"{code}{later} ({built.CUDA_COMPILER})"
 
 
+def run(arguments: list[str]) -> int:
+    if not arguments:
+        main()
+        return 0
+    if arguments[0] != "check":
+        usage = "python -m se_kernels, or python -m se_kernels check [--help]"
+        print(f"expected {usage}; got {arguments[0]!r}", file=sys.stderr)
+        return 2
+    from se_kernels.verification import command
+
+    return command.run(arguments[1:])
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run(sys.argv[1:]))

@@ -262,17 +262,22 @@ WRONG = {
 
 
 @pytest.mark.parametrize("spoilt", WRONG)
-def test_a_wrong_contender_is_refused_and_nothing_reported(monkeypatch, tmp_path, spoilt):
+def test_a_wrong_contender_is_not_timed_and_the_others_are(monkeypatch, tmp_path, spoilt):
     right = layer.fused_se
     monkeypatch.setattr(layer, "fused_se", lambda *args: Wrong(right(*args), WRONG[spoilt]))
     lines, chart = tmp_path / "layer.jsonl", tmp_path / "layer.png"
     result = run("layer", *TINY, *NO_COMPILE, "--json", lines, "--plot", chart)
     assert result.exit_code == 1
     assert "Error: 24x5x7 R3 N=2" in result.output
-    assert "reference: " in result.output
-    assert "nothing is reported" in result.output
-    assert "µs" not in result.output
-    assert not lines.exists()
+    assert re.search(r"reference: .*; not timed", " ".join(result.output.split()))
+    found = records.read(lines)
+    assert len(found) > 0
+    refusing = [record for record in found if "refused" in record]
+    assert len(refusing) > 0
+    for record in refusing:
+        assert [*record["refused"]] == ["reference"]
+        assert "reference" not in record["contenders"]
+        assert {"eager", "copy"} <= {*record["contenders"]}
     assert not chart.exists()
 
 
@@ -293,7 +298,7 @@ def test_a_contender_that_cannot_run_is_an_error_in_one_line(monkeypatch):
     monkeypatch.setattr(layer, "fused_se", lambda *args: Wrong(right(*args), fail))
     result = run("layer", *TINY, *NO_COMPILE)
     assert result.exit_code == 1
-    assert "reference cannot run: RuntimeError: no such kernel; nothing is reported" in (
+    assert "reference cannot run: RuntimeError: no such kernel; not timed" in (
         " ".join(result.output.split())
     )
 
@@ -369,7 +374,7 @@ def test_network(tmp_path):
         assert number in output
 
 
-def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
+def test_a_wrong_network_is_not_timed_and_the_others_are(monkeypatch, tmp_path):
     right = pair.se_resnet50
 
     def wrong(fused, **options):
@@ -384,7 +389,10 @@ def test_a_wrong_network_is_refused(monkeypatch, tmp_path):
     result = run("network", *small, "--mode", "inference", "--json", lines)
     assert result.exit_code == 1
     assert "se_block: max error of logits" in result.output
-    assert not lines.exists()
+    (record,) = records.read(lines)
+    assert [*record["refused"]] == ["se_block"]
+    assert [*record["contenders"]] == ["resnet50", "se_eager", "se_layer"]
+    assert "se_layer/resnet50" in record["ratios"]
 
 
 def test_a_wrong_gradient_is_refused():
@@ -529,7 +537,6 @@ def test_photographs_are_normalised_and_cropped():
 
 def test_quick_ends_with_three_numbers_and_the_chart(monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.cli.QUICK_STAGES", ["16x5x5:4", "8x4x4:2"])
-    monkeypatch.setattr("benchmarks.cli.QUICK_KINDS", ("eager", "compile", "fused", "copy"))
     monkeypatch.setattr(models, "IMAGE_SIZE", 64)
     chart, lines = tmp_path / "quick.png", tmp_path / "quick.jsonl"
     said = succeed("quick", "--backend", "reference", "--plot", chart, "--json", lines)
@@ -549,10 +556,41 @@ def test_quick_ends_with_three_numbers_and_the_chart(monkeypatch, tmp_path):
 def test_records_refuse_what_json_has_no_word_for(tmp_path):
     path = tmp_path / "r.jsonl"
     with pytest.raises(ValueError, match="JSON"):
-        records.append(path, [{"fine": 1}, {"p50_us": math.nan}])
+        records.append(path, {"p50_us": math.nan})
     assert not path.exists()
-    records.append(path, [{"a": 1}, {"a": 2}])
+    records.append(path, {"a": 1})
+    records.append(path, {"a": 2})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_record_that_was_cut_short_costs_no_other(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"a": 1}\n{"b": ')
+    assert records.read(path) == [{"a": 1}]
+    records.append(path, {"c": 3})
+    assert records.read(path) == [{"a": 1}, {"c": 3}]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_every_point_is_written_once_it_is_known(monkeypatch, tmp_path, ends):
+    """What happens to a later point costs none of those before it, nor another after it."""
+    lines, written, right = tmp_path / "layer.jsonl", [], block.measure
+
+    def measure(subject, point, *rest):
+        written.append(len(records.read(lines)) if lines.exists() else 0)
+        if len(written) == 3:
+            raise ends
+        return right(subject, point, *rest)
+
+    monkeypatch.setattr(block, "measure", measure)
+    batches = [option for n in (1, 2, 3, 4) for option in ("--batch", n)]
+    kinds = ["--contender", "eager", "--contender", "copy", "--mode", "inference"]
+    result = run("layer", "--shape", "8x2x2", *batches, *kinds, "--rounds", 1, "--json", lines)
+    assert written == ([0, 1, 2] if ends is KeyboardInterrupt else [0, 1, 2, 2])
+    assert len(records.read(lines)) == (2 if ends is KeyboardInterrupt else 3)
+    if ends is not KeyboardInterrupt:
+        assert result.exit_code == 1
+        assert "N=3 nchw float32 inference: out of memory" in " ".join(result.output.split())
 
 
 def test_default_path_is_named_after_the_device():

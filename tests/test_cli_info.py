@@ -205,3 +205,34 @@ def test_importing_brings_no_compiler():
         "print(sorted({'triton', 'torch._dynamo', 'torch._inductor'} & late))"
     )
     assert output("-c", script).strip() == "[]"
+
+
+# --- where a check failed -------------------------------------------------------------------------
+
+
+def test_a_backend_is_skipped_on_gpus_where_its_check_failed(monkeypatch, caplog):
+    gpu = SimpleNamespace(major=9, minor=0)
+    x = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+    dispatch = se_kernels.dispatch
+    for name in ("cuda", "triton"):
+        monkeypatch.setattr(dispatch.BACKENDS[name], "why_not", lambda: None)
+        monkeypatch.setattr(dispatch.BACKENDS[name], "why_not_for", lambda x: None)
+    monkeypatch.setattr(dispatch, "DEFAULT", None)
+    assert dispatch.choose(x) == "cuda"
+    monkeypatch.setattr(dispatch, "SKIPPED", (("cuda", "9.0", "dx of two sweeps is wrong"),))
+    with caplog.at_level("DEBUG", "se_kernels"):
+        assert dispatch.choose(x) == "triton"
+    reason = "skipped on GPUs of compute capability 9.0: dx of two sweeps is wrong"
+    assert f"backend cuda passed over: {reason}" in caplog.text
+    assert dispatch.choose(x, "cuda") == "cuda"  # named, so that it can be checked
+    gpu.major = 10
+    assert dispatch.choose(x) == "cuda"
+
+
+def test_nothing_is_skipped_on_a_cpu(installed_backend, monkeypatch):
+    if installed_backend != "cpu":
+        pytest.skip("of the CPU backend")
+    monkeypatch.setattr(se_kernels.dispatch, "DEFAULT", None)
+    monkeypatch.setattr(se_kernels.dispatch, "SKIPPED", (("cpu", "9.0", "wrong"),))
+    assert se_kernels.dispatch.choose(torch.ones(1, 1, 1, 1)) == "cpu"

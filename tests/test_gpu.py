@@ -1,5 +1,6 @@
 """What only a GPU can tell: captured graphs, streams, compiling around the kernels, and the same
-bits in every run. The operator tests run on its tensors too; `make gpu` runs both."""
+bits in every run. The operator tests run on its tensors too; `make gpu` runs both, after each
+kernel once (`python -m se_kernels check --every-kernel`)."""
 
 import os
 import re
@@ -7,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import norm_cases
 import pytest
 import torch
-from operator_cases import DTYPES, LAYOUTS, Case, check, make, run
+from operator_cases import LAYOUTS, Case, check, make, run
 
 import se_kernels
-from se_kernels.backends.cuda import block
 
 pytestmark = pytest.mark.gpu
 
@@ -162,46 +161,6 @@ def cuda_kernel():
 def need_clusters():
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("clusters came with compute capability 9.0")
-
-
-# an H100 puts clusters of 8 or 16 blocks on each image
-@pytest.mark.parametrize("channels, side", [(128, 28), (1024, 7)], ids=["aligned", "odd rows"])
-@pytest.mark.parametrize("tail", [{}, TAIL], ids=["plain", "tail"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("way", ["cluster", "two_sweeps"])
-def test_every_kernel(cuda_kernel, monkeypatch, way, dtype, layout, tail, channels, side):
-    """Each once, forward and backward, at sizes that compute-sanitizer is soon done with."""
-    if way == "cluster":
-        need_clusters()
-    monkeypatch.setattr(block, "way", way)
-    shape = (3, channels, side, side)
-    case, inputs, dy = on_gpu(Case(shape=shape, reduced=8, dtype=dtype, **tail), layout)
-    check(case, inputs, dy, run(cuda_kernel, inputs, dy, **case.variant))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_kernel_of_float64(cuda_kernel, layout):
-    case = Case(shape=(5, 32, 7, 7), reduced=4, dtype=torch.float64, **TAIL)
-    case, inputs, dy = on_gpu(case, layout)
-    check(case, inputs, dy, run(cuda_kernel, inputs, dy, **case.variant))
-
-
-# whole vectors of a row, in channels_last cut into parts; rows that start anywhere
-@pytest.mark.parametrize(
-    "pre, channels, side", [("identity", 128, 28), ("silu", 1024, 7)], ids=["aligned", "odd rows"]
-)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_kernel_of_the_norm(cuda_kernel, dtype, layout, pre, channels, side):
-    shape = (3, channels, side, side)
-    case = norm_cases.Case(shape, reduced=8, dtype=dtype, layout=layout, pre=pre, **TAIL)
-    inputs, dy = norm_cases.make(case, "cuda")
-
-    def block(*arguments, **options):
-        return se_kernels.batch_norm_squeeze_excite(*arguments, **options, backend="cuda")
-
-    norm_cases.check(case, inputs, dy, norm_cases.run(block, inputs, dy, **case.variant))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from norm_cases import pre_module
 from operator_cases import DTYPES
-from rounded import derivative
 from test_ops import LAYOUTS, R, channels_last, described, described_fake
 
 from se_kernels import ops
 from se_kernels.layout import layout_of, unpacked
 from se_kernels.variants import POSTS, PRES
+from se_kernels.verification.rounded import derivative
 
 pytestmark = pytest.mark.sampled(every=0, on_host=5)
 

@@ -18,6 +18,7 @@ from torch import nn
 import se_kernels
 from se_kernels import ops, reference
 from se_kernels.variants import POSTS, SQUEEZES
+from se_kernels.verification.block_case import with_excitation
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 
@@ -39,13 +40,6 @@ def fcs(w1, w2, b1, b2, act, act_slope, gate):
         ]
 
     return excite
-
-
-def with_excitation(x, w1, w2, b1=None, b2=None, *, residual=None, squeeze, post, backend, **names):
-    excitation = fcs(w1, w2, b1, b2, **names)
-    return se_kernels.squeeze_excite(
-        x, excitation=excitation, squeeze=squeeze, residual=residual, post=post, backend=backend
-    )
 
 
 def phase_by_phase(x, w1, w2, b1=None, b2=None, *, residual=None, squeeze, post, backend, **names):

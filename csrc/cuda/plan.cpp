@@ -11,7 +11,6 @@ constexpr int kVectorBytes = 16;
 constexpr int kTileBytes = 28 * 1024;  // of each tensor
 constexpr int kSmallestTileBytes = 2 * 1024;
 constexpr int kTilesPerMultiprocessor = 2;  // at least, where there is so much to do
-constexpr int kResidentBlocks = 4;          // on a multiprocessor
 constexpr int kLargestGroup = 16;
 constexpr int kMostRows = 1024;            // (image, channel) pairs of a tile
 constexpr int kFoundShare = 16;            // of shared memory, that a plane of them may take

@@ -10,7 +10,8 @@
 
 namespace se_kernels::cuda {
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 256;       // of a block
+constexpr int kResidentBlocks = 4;  // of two sweeps, on a multiprocessor: assumed
 
 // i / by for 0 <= i < 2^31, without a division.
 struct Divisor {

@@ -9,6 +9,7 @@
 #include "api.h"
 #include "launch.h"
 #include "plan.h"
+#include "survey.h"
 
 #ifndef __CUDACC__
 #include "cuda_on_host.h"
@@ -65,11 +66,12 @@ inline Gpu properties_of(int device) {
 }
 
 inline void zero(void* data, std::int64_t bytes, const Shape& shape, void* stream) {
+  if (survey()) return;
   check(cudaMemsetAsync(data, 0, std::size_t(bytes), static_cast<cudaStream_t>(stream)),
         "the counters of " + describe(shape));
 }
 
-// kernel(parameters) by shape.blocks blocks, in clusters of shape.cluster.
+// kernel(parameters) by shape.blocks blocks, in clusters of shape.cluster; or asked about only.
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shape& shape,
             void* stream) {
@@ -95,6 +97,14 @@ void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shap
   configuration.stream = static_cast<cudaStream_t>(stream);
   configuration.attrs = &attribute;
   configuration.numAttrs = shape.cluster > 1 ? 1 : 0;
+  if (survey()) {
+    Surveyed found{shape, 0, 0};
+    checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found.blocks, function, shape.threads,
+                                                          std::size_t(shape.shared_bytes)));
+    if (shape.cluster > 1)
+      checked(cudaOccupancyMaxActiveClusters(&found.clusters, function, &configuration));
+    return survey()->push_back(found);
+  }
   void* arguments[] = {const_cast<Parameters*>(&parameters)};
   checked(cudaLaunchKernelExC(&configuration, function, arguments));
 }

@@ -2,6 +2,8 @@
 // meanwhile. Built on the host for the tests too, where its tensors are the CPU's.
 #include <pybind11/pybind11.h>
 
+#include "cuda/plan.h"
+#include "cuda/survey.h"
 #include "cuda_arguments.h"
 
 namespace py = pybind11;
@@ -131,6 +133,24 @@ void run_squeeze_backward(int device, Pointer stream, Pointer workspace, Size im
   cuda::squeeze_backward(p, b, c);
 }
 
+void begin_survey() {
+  if (!cuda::survey()) cuda::survey() = new std::vector<cuda::Surveyed>;
+}
+
+// (kernel, blocks, threads, blocks of a cluster, bytes of shared memory, resident blocks of a
+// multiprocessor, resident clusters) of each launch since.
+py::list end_survey() {
+  py::list found;
+  if (!cuda::survey()) return found;
+  for (const cuda::Surveyed& one : *cuda::survey())
+    found.append(py::make_tuple(one.shape.kernel, one.shape.blocks, one.shape.threads,
+                                one.shape.cluster, one.shape.shared_bytes, one.blocks,
+                                one.clusters));
+  delete cuda::survey();
+  cuda::survey() = nullptr;
+  return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -144,6 +164,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("float64") = int(DType::float64);
   m.attr("bfloat16") = int(DType::bfloat16);
   m.attr("float16") = int(DType::float16);
+  m.attr("RESIDENT_BLOCKS") = cuda::kResidentBlocks;
+  m.def("begin_survey", begin_survey);
+  m.def("end_survey", end_survey);
   m.def("workspace_bytes", workspace_bytes);
   m.def("forward", with_forward(cuda::forward));
   m.def("explain", with_forward(cuda::explain));

@@ -11,6 +11,7 @@
 #include "cuda/api.h"
 #include "cuda/launch.h"
 #include "cuda/primitives.cuh"
+#include "cuda/survey.h"
 
 #define SE_DEVICE inline
 #define SE_KERNEL(threads, blocks) void
@@ -190,12 +191,16 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 };
 
+Surveyed survey_of(const Shape&);
+
 inline void zero(void* data, std::int64_t bytes, const Shape&, void*) {
+  if (survey()) return;
   std::memset(data, 0, std::size_t(bytes));
 }
 
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shape& shape, void*) {
+  if (survey()) return survey()->push_back(survey_of(shape));
   struct Call {
     void (*kernel)(Parameters);
     const Parameters& parameters;

@@ -1,5 +1,6 @@
 // The GPU that the tests pretend to have, the order of its work, and its launches: set and read by
 // ctypes (tests/host_gpu.py).
+#include <algorithm>
 #include <mutex>
 
 #include "machine.h"
@@ -47,6 +48,17 @@ Gpu properties_of(int device) {
   Gpu gpu = host::settings;
   gpu.device = device;
   return gpu;
+}
+
+// As if threads and shared memory alone were short.
+Surveyed survey_of(const Shape& shape) {
+  const std::lock_guard<std::mutex> lock(host::mutex);
+  host::check(shape);
+  constexpr int kReserved = 1024, kThreadsInAll = 2048;  // bytes that a GPU keeps of each block
+  const int blocks = std::min(kThreadsInAll / shape.threads, host::settings.shared_bytes_in_all /
+                                                                 (shape.shared_bytes + kReserved)),
+            clusters = blocks * host::settings.multiprocessors / shape.cluster;
+  return {shape, blocks, shape.cluster > 1 ? clusters : 0};
 }
 
 }  // namespace se_kernels::cuda

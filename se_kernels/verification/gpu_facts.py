@@ -1,0 +1,119 @@
+"""What a GPU gives the CUDA kernels, beside what their plans assume; and its copy bandwidth."""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+
+from se_kernels import dispatch
+from se_kernels.backends.cuda import block, library
+from se_kernels.backends.cuda.residency import Launch, launches_of
+from se_kernels.layout import empty_mask, empty_output
+from se_kernels.verification.backends import Served
+from se_kernels.verification.block_case import LAYOUTS
+
+STAGES = {  # of SE-ResNet-50: C, H and W, R
+    "conv2": (256, 56, 16),
+    "conv3": (512, 28, 32),
+    "conv4": (1024, 14, 64),
+    "conv5": (2048, 7, 128),
+}
+WAYS = ("cluster", "two_sweeps")
+COPIES = 10
+
+
+def facts(of: Served) -> Iterator[tuple[str, dict]]:
+    """Each in words and as a record: the copy bandwidth, and for CUDA what is resident of each
+    launch at the stages of SE-ResNet-50."""
+    size = 2**26 if of.device == "cpu" else 2**30
+    rate = copy_bandwidth(of.device, size)
+    words = f"{of.name} copies {rate / 1e9:,.0f} GB/s, bytes read plus written, {size >> 20} MiB"
+    yield words, dict(kind="copy", bytes=size, gb_per_s=rate / 1e9)
+    if of.backend != "cuda":
+        return
+    images = 4 if of.slow else 256
+    yield heading(of, images), dict(kind="residency", pretended=of.slow)
+    for stage in STAGES:
+        for layout in LAYOUTS:
+            for launch in stage_launches(stage, layout, images, of.device):
+                record = dict(kind="launch", stage=stage, images=images, **launch._asdict())
+                yield f"  {stage}: {described(launch)}", record
+
+
+def heading(of: Served, images: int) -> str:
+    pretended = ", of the pretended GPU" if of.slow else ""
+    return (
+        f"resident at a time{pretended}, N={images}, bfloat16; assumed: all clusters of a launch, "
+        f"{library.native.RESIDENT_BLOCKS} blocks a multiprocessor of two sweeps"
+    )
+
+
+def copy_bandwidth(device: str, size: int) -> float:
+    """Bytes read plus written a second by ``copy_``, the median of some; tensors of ``size``."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    on_gpu = torch.device(device).type == "cuda"
+    seconds = []
+    for _ in range(COPIES + 2):
+        start = time.perf_counter()
+        target.copy_(source)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size / statistics.median(seconds[2:])
+
+
+def stage_launches(stage: str, layout: str, images: int, device: str) -> list[Launch]:
+    """Those of the block both ways, forward and backward with residual and ReLU, and of the sweeps
+    with a batch norm, at one stage in bfloat16."""
+    channels, side, reduced = STAGES[stage]
+    half = dict(dtype=torch.bfloat16, device=device)
+    single = dict(dtype=torch.float32, device=device)
+    shape = (images, channels, side, side)
+    x, dy, residual = (
+        torch.empty(shape, **half).contiguous(memory_format=LAYOUTS[layout]) for _ in range(3)
+    )
+    w1, w2 = torch.empty(reduced, channels, **half), torch.empty(channels, reduced, **half)
+    z, s = torch.empty(images, channels, **single), torch.empty(images, channels, **single)
+    a, norm = torch.empty(images, reduced, **single), torch.empty(3, channels, **single)
+    y, variant = empty_output(x), ("avg", "relu", 0.01, "sigmoid", "relu")
+    cuda = dispatch.BACKENDS["cuda"]
+    mask = empty_mask(x)
+
+    def both() -> None:
+        cuda.forward(x, w1, w2, None, None, residual, *variant)
+        needs = (True, True, False, False, False, False)
+        cuda.backward(dy, x, w1, w2, y, z, a, s, *variant, needs)
+
+    def sweeps() -> None:
+        cuda.norm_moments(x, False)
+        cuda.norm_squeeze(x, norm, "relu")
+        cuda.norm_scale(x, norm, s, residual, "identity", "relu", True)
+        for pre in ("identity", "relu"):
+            cuda.norm_scale_backward(dy, x, mask, norm, pre, True)
+        cuda.norm_squeeze_backward(dy, x, None, norm, s, z, "identity", norm[0], norm[0])
+
+    found, before = [], block.way
+    for way in WAYS:
+        block.way = way
+        try:
+            found += launches_of(both)
+        except RuntimeError as error:
+            if way != "cluster" or "one pass" not in str(error):
+                raise  # else this way is not for this GPU or stage
+        finally:
+            block.way = before
+    return found + launches_of(sweeps)
+
+
+def described(launch: Launch) -> str:
+    text = (
+        f"{launch.kernel}: {launch.blocks} blocks of {launch.threads} threads, "
+        f"{launch.shared_bytes} bytes of shared memory; {launch.resident_blocks} blocks a "
+        "multiprocessor"
+    )
+    if launch.cluster == 1:
+        return text
+    clusters = launch.blocks // launch.cluster
+    return f"{text}, {launch.resident_clusters} of {clusters} clusters of {launch.cluster}"

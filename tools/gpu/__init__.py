@@ -1,0 +1,1 @@
+"""`make gpu`: builds, checks and measurements on a GPU, in one call or in several."""
