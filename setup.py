@@ -28,9 +28,6 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "tools"))
-from digest import digest  # noqa: E402
-
 PACKAGE = "se_kernels"
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 BUILD_INFO = "_build_info.py"
@@ -84,7 +81,16 @@ def _prepare_cuda() -> tuple[list[str], dict]:
         f"-DSE_KERNELS_CUDA_GENCODE={';'.join(_gencode(code, ptx))}",
     ]
     archs = {"code": [*map(str, code)], "ptx": [*map(str, ptx)]}
-    return options, {"CUDA_ARCHS": archs, "CUDA_SOURCES": digest([ROOT / "csrc"])}
+    return options, {"CUDA_ARCHS": archs, "CUDA_SOURCES": _digest(ROOT / "csrc")}
+
+
+def _digest(folder: Path) -> str:
+    """Of the sources in it, by name and content; as in tools/digest.py."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in {".cpp", ".cu", ".cuh", ".h", ".py", ".txt"}:
+            found.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
 
 
 def _nvcc() -> str:

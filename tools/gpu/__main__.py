@@ -22,6 +22,7 @@ every outcome is in DIR (benchmarks/results) once it is known, in six files. Nee
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
         return refuse(f"stages: expected some of {', '.join(known)}; got {unknown[0]!r}")
     try:
         machine = ask(given.host)
-        results = Results.of(given.results.resolve(), machine.name)
+        about = dict(torch=machine.torch, commit=given.commit or commit_here())
+        results = Results.of(given.results.resolve(), machine.name, **about)
     except NoGpu as error:
         return refuse(f"expected a GPU: {error}")
     except OSError as error:
@@ -72,6 +74,16 @@ def main(arguments: Sequence[str]) -> int:
     run = Run(results, machine, began + given.seconds, given.host)
     waiting = run.stages(plan, again=bool(given.stages))
     return report(results, waiting)
+
+
+def commit_here() -> str | None:
+    """Of the checkout, where this is one and git is here."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--verify", "-q", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def refuse(why: str) -> int:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,16 +23,17 @@ class Results:
     folder: Path
     device: str
     sources: str
+    about: Mapping[str, str | None] = field(default_factory=dict)  # in each line of an outcome
 
     @classmethod
-    def of(cls, folder: Path, device: str) -> "Results":
+    def of(cls, folder: Path, device: str, **about: str | None) -> "Results":
         """Creates the folder; OSError where nothing can be written there."""
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
         parts = ("csrc", "se_kernels", "benchmarks", "tools", "setup.py")
-        return cls(folder, device, digest([ROOT / part for part in parts]))
+        return cls(folder, device, digest([ROOT / part for part in parts]), about)
 
     def path(self, kind: str) -> Path:
         slug = re.sub(r"[^a-z0-9]+", "-", self.device.lower()).strip("-")
@@ -52,7 +54,7 @@ class Results:
 
     def _append(self, stage: str, step: str, **fields) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        of = dict(kind="stage", device=self.device, sources=self.sources, time=now)
+        of = dict(kind="stage", device=self.device, sources=self.sources, time=now, **self.about)
         records.append(self.path("stages"), {**of, "stage": stage, "step": step, **fields})
 
     def outcomes(self) -> dict[tuple[str, str], dict]:

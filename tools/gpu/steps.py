@@ -79,7 +79,8 @@ class Watched:
 def run(command: Command, seconds: float) -> Outcome:
     """Runs it for so many seconds at most. Whatever happens, no process of its group is left."""
     print(f"+ {command}", flush=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if "TRITON_INTERPRET" not in command.environment:
         environment.pop("TRITON_INTERPRET", None)
     began = time.monotonic()
