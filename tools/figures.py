@@ -1,9 +1,11 @@
 """Draws docs/figures/ from benchmarks/results/ and from counted passes over x; `make docs` runs it.
 
-Every bar of a time is of a committed record. Nothing here is predicted.
+Every bar of a time is of a committed record, but for those of `predicted`, which are hatched.
 """
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +18,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 matplotlib.rcParams.update({"svg.hashsalt": "se_kernels", "font.size": 10, "svg.fonttype": "path"})
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # benchmarks
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "docs" / "figures"
 DARK, GREY, BLUE, ORANGE, RED = "#555555", "#8f8f8f", "#1f6fb4", "#c9772b", "#b03a2e"
@@ -163,7 +166,42 @@ def roof() -> plt.Figure:
     return figure
 
 
+def predicted() -> plt.Figure:
+    """The share of an H100's memory roof that each kernel is predicted to reach."""
+    from benchmarks.gpus import GPUS
+    from benchmarks.predict import predict
+
+    found = {
+        (p.operation, p.layout, p.stage): p
+        for p in predict(GPUS["h100"], 256)
+        if p.operation in ("forward", "backward")
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), sharey=True, layout="constrained")
+    for axis, operation in zip(axes, ("forward", "backward"), strict=True):
+        at = [found[operation, "nchw", stage] for stage in STAGES]
+        for i, (label, color, times) in enumerate(
+            (
+                ("eager, predicted", GREY, [p.eager for p in at]),
+                ("CUDA, predicted", BLUE, [p.time for p in at]),
+            )
+        ):
+            shares = [100 * p.floor / time for p, time in zip(at, times, strict=True)]
+            places = [k + (i - 0.5) * 0.38 for k in range(len(STAGES))]
+            axis.bar(places, shares, 0.36, color=color, label=label, hatch="//", ec="white")
+        axis.axhline(100, color=RED, lw=1, ls="--")
+        axis.set_xticks(range(len(STAGES)), STAGES)
+        axis.set_title(operation, loc="left", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("% of the memory roof")
+    axes[1].legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.95))
+    words = "PREDICTED from counted instructions, not measured: H100, N=256, bfloat16, NCHW"
+    figure.supxlabel(words, fontsize=8)
+    return figure
+
+
 DRAWINGS = {"network": network, "passes": passes, "sweeps": sweeps, "roof": roof}
+if importlib.util.find_spec("benchmarks.predict"):
+    DRAWINGS["predicted"] = predicted
 
 
 def main() -> None:
