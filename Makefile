@@ -1,14 +1,17 @@
-# make test | races | mutants | bench | cuda | instructions | gpu | lint | sanitize | format | clean. Each sets itself up on a fresh machine.
+# make test | races | mutants | bench | docs | cuda | instructions | gpu | lint | sanitize | wheels | arm |
+#      format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
 # into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
-# shares that torch. tools/dev_env.py fills it.
+# shares that torch. tools/dev_env.py fills it with the groups of requirements-dev.txt that are asked
+# for, $(call need,GROUP ...), and builds, $(call build,GROUP ...).
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 WORKERS ?= 2
+WHEELS_ARGS ?=
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -31,19 +34,23 @@ export PATH := $(dir $(PY)):$(PATH)
 
 PYTEST := $(PY) -m pytest -n $(WORKERS)
 
-.PHONY: help requirements env cuda-on-host cuda-on-host-races test races mutants bench cuda instructions gpu lint format sanitize clean
+need = @$(PY) tools/dev_env.py $(1)
+build = @$(PY) tools/dev_env.py --build $(1)
+TEST_GROUPS := torch build bench test
+
+.PHONY: help env cuda-on-host cuda-on-host-races test races mutants bench docs cuda instructions gpu lint format sanitize wheels arm clean
 
 help:
-	@sed -n '1s/^# //p' Makefile
+	@sed -n '1,2s/^# *//p' Makefile
 
+NO_VENV := $(PYTHON) cannot make an environment: install Python 3.10 or later with its venv module \
+  (Debian, Ubuntu: apt install python3-venv), or name one with PYTHON
 $(VENV_PY):
-	$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv
-
-requirements: $(PY)
-	@$(PY) tools/dev_env.py
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv > /dev/null 2>&1 || \
+	  { rm -rf $(CURDIR)/.venv; echo "$(NO_VENV)" >&2; exit 1; }
 
 env: $(PY)
-	@$(PY) tools/dev_env.py --build
+	$(call build,$(TEST_GROUPS))
 	@$(PY) -m se_kernels
 
 # The CUDA backend for the tests of a machine without a GPU: no nvcc, and no header of CUDA.
@@ -74,13 +81,22 @@ races: cuda-on-host-races
 mutants: cuda-on-host-races
 	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PY) tests/mutants.py $(ORDERS)
 
-bench: env
-	$(PYTEST) --quiet tests/test_reference.py tests/test_squeeze_excite.py
-	$(PY) -m benchmarks quick
+bench: $(PY)
+	$(call build,torch build bench)
+	@$(PY) -m se_kernels check
+	@$(PY) -m benchmarks quick --plot build/bench.png
+
+# The site, into build/site; a broken link or an undocumented name is an error.
+docs: $(PY)
+	$(call need,bench docs)
+	@$(PY) tools/figures.py
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "the site is build/site/index.html"
 
 # The CUDA kernels for every GPU, warnings as errors; then what the machine code holds. No GPU.
 CUDA := $(CURDIR)/build/cuda
-cuda: requirements
+cuda: $(PY)
+	$(call need,$(TEST_GROUPS))
 	SE_KERNELS_CPU=OFF SE_KERNELS_CUDA=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_WERROR=ON" \
 	  $(PY) setup.py --quiet build_ext --build-lib $(CUDA)
 	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
@@ -89,7 +105,8 @@ cuda: requirements
 	PYTHONPATH=tests:. $(PY) -m sass.table $(CUDA)/se_kernels/_cuda*.so $(CUDA)/kernels.jsonl
 
 # After `make cuda`: what the kernels execute, for `python -m benchmarks predict`. Minutes.
-instructions: requirements
+instructions: $(PY)
+	$(call need,$(TEST_GROUPS))
 	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
 	PYTHONPATH=tests:. $(PY) -m sass.record benchmarks/instructions.jsonl
 
@@ -102,13 +119,18 @@ gpu:
 
 NATIVE_SOURCES := find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'
 
-lint: requirements
+lint: $(PY)
+	$(call need,lint)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PYTHONPATH=$(CURDIR) lint-imports
 	$(NATIVE_SOURCES) | xargs clang-format --dry-run --Werror
+	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 
-format: requirements
+format: $(PY)
+	$(call need,lint)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(NATIVE_SOURCES) | xargs clang-format -i
@@ -131,6 +153,28 @@ sanitize: env
 	PYTHONPATH=$(SANITIZED):$(CURDIR) SE_KERNELS_SANITIZED=$(SANITIZED) \
 	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized \
 	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" -k "not triton" $(PYTEST_ARGS) $$files
+
+# aarch64: the core by a cross-compiler, its native tests under qemu, NEON in its machine code.
+# Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user.
+ARM := aarch64-linux-gnu
+QEMU ?= qemu-aarch64
+NO_ARM := make arm needs $(ARM)-g++ and $(QEMU): apt install g++-$(ARM) qemu-user
+arm: $(PY)
+	@command -v $(ARM)-g++ > /dev/null && command -v $(QEMU) > /dev/null || \
+	  { echo "$(NO_ARM)" >&2; exit 1; }
+	$(call need,build)
+	@cmake -S tests/native -B build/arm -G Ninja -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM)-g++ \
+	  -DCMAKE_CROSSCOMPILING_EMULATOR="$(QEMU);-L;/usr/$(ARM)" > /dev/null
+	cmake --build build/arm
+	@$(ARM)-objdump -d build/arm/native_tests | grep -q 'fmla.*v[0-9]*\.4s' || \
+	  { echo "no NEON in build/arm/native_tests" >&2; exit 1; }
+	ctest --test-dir build/arm --output-on-failure --verbose
+
+# A wheel for each Python found, without and with CUDA: audited, repaired, installed, checked.
+wheels: $(PY)
+	$(call need,build wheels)
+	@$(PY) tools/wheels.py $(WHEELS_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

@@ -5,10 +5,12 @@ The rest is in pyproject.toml.
 Environment variables (docs/build.md): SE_KERNELS_CPU and SE_KERNELS_CUDA = AUTO | ON | OFF,
 SE_KERNELS_CUDA_ARCHS, CUDACXX, MAX_JOBS, CMAKE_ARGS.
 torch is never imported: native code knows pointers only, so one build serves every torch version.
+The version comes from git's tags, by setuptools-scm.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -63,7 +65,17 @@ class Library:
 
 def _prepare_cuda() -> tuple[list[str], dict]:
     nvcc = _nvcc()
-    code, ptx = _architectures(os.environ.get("SE_KERNELS_CUDA_ARCHS", ""), _known_to(nvcc))
+    wanted, known = os.environ.get("SE_KERNELS_CUDA_ARCHS", ""), _known_to(nvcc)
+    here = [] if wanted else [gpu for gpu in _gpus() if gpu in known]
+    code, ptx = (here, []) if here else _architectures(wanted, known)
+    names = ", ".join(f"{number / 10:.1f}" for number in code) or "none (PTX only)"
+    reason = "as SE_KERNELS_CUDA_ARCHS says" if wanted else "found here" if here else "no GPU here"
+    minutes = math.ceil((24 + 21 * len(code or ptx)) / 60)  # measured, docs/build.md
+    print(
+        f"compiling the CUDA kernels for {names} ({reason}): about {minutes} minutes on "
+        "2 cores. SE_KERNELS_CUDA_ARCHS=9.0 chooses another, SE_KERNELS_CUDA=OFF leaves them out.",
+        flush=True,
+    )
     options = [
         f"-DCMAKE_CUDA_COMPILER={nvcc}",
         f"-DSE_KERNELS_CUDA_GENCODE={';'.join(_gencode(code, ptx))}",
@@ -88,6 +100,17 @@ def _nvcc() -> str:
         where = f"CUDACXX={named} cannot be run" if named else f"not on PATH, no {standard}"
         raise LeftOut(f"nvcc was not found: {where}")
     return found
+
+
+def _gpus() -> list[int]:
+    """The compute capabilities of this machine's GPUs, 90 for 9.0; none without a driver."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    found = re.findall(r"^(\d+)\.(\d)$", result.stdout, re.M)
+    return sorted({int(major + minor) for major, minor in found})
 
 
 def _known_to(nvcc: str) -> list[int]:
@@ -233,8 +256,10 @@ def _build_as_wanted(library: Library) -> tuple[Path | None, dict]:
 
 def _build(library: Library) -> tuple[Path, dict]:
     """The built file, and what CMake says of it: compiler, instruction sets or GPUs, flags."""
+    if sys.platform == "win32":
+        raise BuildFailed("Windows is not supported yet: use Linux, or WSL")
     options, told = library.prepare()
-    options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    options += _launcher(library) + shlex.split(os.environ.get("CMAKE_ARGS", ""))
     cmake, ninja = _tool("cmake"), _tool("ninja")
     try:
         import pybind11
@@ -263,6 +288,14 @@ def _build(library: Library) -> tuple[Path, dict]:
     if not built.exists():
         raise BuildFailed(f"the build ended without {built}")
     return built, {**json.loads((directory / "build_info.json").read_text()), **told}
+
+
+def _launcher(library: Library) -> list[str]:
+    """ccache, if it is there and no other launcher is named."""
+    ccache = shutil.which("ccache")
+    languages = ("CXX", "CUDA") if library.name == "CUDA" else ("CXX",)
+    names = [f"CMAKE_{language}_COMPILER_LAUNCHER" for language in languages]
+    return [f"-D{name}={ccache}" for name in names if ccache and name not in os.environ]
 
 
 def _tool(name: str) -> str:

@@ -41,11 +41,11 @@ from .timing import Budget
 from .verify import VerificationError
 
 COMMAND = "benchmarks.command"
-QUICK_MODEL = "timm/efficientnet_b0"
+QUICK_STAGES = ("conv2", "conv4")
+QUICK_KINDS = ("eager", "compile", "fused", "copy")
 BLOCKS = {subject.kind: subject for subject in (Layer(), Tail())}
 MODES = {kind: tuple(subject.costs) for kind, subject in BLOCKS.items()}
 MODES["network"] = network.MODES
-QUICK_TAIL = ("eager", "plain", "layer", "fused", "copy")  # compiling takes half a minute
 MIN_ROUNDS = {"layer": 10, "tail": 10, "network": 6}
 
 
@@ -134,6 +134,11 @@ def shared(kind: str, seconds: float) -> Callable:
         *machine_options(),
         *output_options(),
     ]
+    return all_of(options)
+
+
+def all_of(options: Sequence[Callable]) -> Callable:
+    """One decorator for several options, in this order in --help."""
     return lambda command: functools.reduce(lambda f, option: option(f), options[::-1], command)
 
 
@@ -187,7 +192,7 @@ def block_options(subject: block.Subject) -> Callable:
         ),
         shared(subject.kind, seconds=3.0),
     ]
-    return lambda command: functools.reduce(lambda f, option: option(f), options[::-1], command)
+    return all_of(options)
 
 
 @main.command("layer")
@@ -348,67 +353,35 @@ def photos_command(ctx, device, dtype, layout, backend, **options):
 
 @main.command("quick")
 @click.option("--backend", type=BACKENDS, help="Of the fused contenders.  [default: the CPU's own]")
-@click.option("--threads", type=POSITIVE, help="Of torch on the CPU.  [default: torch's]")
-@click.option("--seed", type=int, default=0, help="Of inputs and weights.")
-@click.option("--json", "json_path", type=FILE, help="Append one JSON line per point.")
-@click.option("--save", is_flag=True, help="Append them in benchmarks/results/.")
-@click.option(
-    "--plots",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for layer.png, tail.png and network.png.",
-)
+@all_of([*machine_options(), *output_options()])
 @click.pass_context
-def quick_command(ctx, backend, plots, **options):
-    """A few points of each in some minutes on two cores: layer, tail, network, photos, and where
-    timm is installed one of its models fused. `make bench`."""
-    device = torch.device("cpu")
-    backends = pick_backends(device, [backend] if backend else [])
-    seed = options["seed"]
-    run_block(
+def quick_command(ctx, backend, plot, **options):
+    """One SE block, and a training step of SE-ResNet-50: three numbers and a chart, in about a
+    minute on two cores. `make bench`."""
+    device, seed = torch.device("cpu"), options["seed"]
+    (backend,) = pick_backends(device, [backend] if backend else [])[:1]
+    shapes = [block.Shape.parse(name) for name in QUICK_STAGES]
+    blocks = run_block(
         ctx,
         BLOCKS["layer"],
-        block.points(
-            [block.Shape.parse(name) for name in ("conv2", "conv4")],
-            [1, 16],
-            ["float32"],
-            ["nchw"],
-            MODES["layer"],
-        ),
-        block.Settings(device, Layer.kinds, backends, Budget(seconds=2, min_rounds=7), seed),
-        {**options, "plot": plots / "layer.png" if plots else None},
+        block.points(shapes, [16], ["float32"], ["nchw"], ["train"]),
+        block.Settings(device, QUICK_KINDS, [backend], Budget(seconds=2, min_rounds=7), seed),
+        options,
     )
-    shape = block.Shape.parse("conv4")
-    run_block(
+    networks = run_network(
         ctx,
-        BLOCKS["tail"],
-        block.points([shape], [16], ["float32"], ["nchw"], ["inference", "forward", "backward"]),
-        block.Settings(device, QUICK_TAIL, backends, Budget(seconds=1, min_rounds=7), seed),
-        {**options, "plot": plots / "tail.png" if plots else None},
+        Pair(),
+        network.points([4], [models.IMAGE_SIZE], ["float32"], ["nchw"], ["train"]),
+        network.Settings(
+            device, backend, compiled=False, budget=Budget(rounds=7, warmup=1), seed=seed
+        ),
+        options,
     )
-    settings = network.Settings(
-        device, backends[0], compiled=False, budget=Budget(rounds=7, warmup=1), seed=seed
-    )
-    points = [
-        *network.points([1], [224], ["float32"], ["nchw"], ["inference"]),
-        *network.points([4], [224], ["float32"], ["nchw", "channels_last"], ["train"]),
-    ]
-    run_network(
-        ctx, Pair(), points, settings, {**options, "plot": plots / "network.png" if plots else None}
-    )
-    run_photos(ctx, Pair(), settings, "float32", "nchw", options)
-    if models.why_not(QUICK_MODEL) is None:
-        settings = network.Settings(
-            device,
-            chosen_backend(device),
-            compiled=False,
-            budget=Budget(seconds=4, min_rounds=7, warmup=1),
-            seed=seed,
-        )
-        size = models.image_size(QUICK_MODEL)
-        points = network.points(
-            [1], [size], ["float32"], ["channels_last"], ["inference"], QUICK_MODEL
-        )
-        run_models(ctx, DropIn(fuse=True), points, settings, options)
+    if plot:
+        from . import plot as charts
+
+        charts.quick(blocks, networks, plot)
+    click.echo(report.quick_words(blocks, networks, plot))
 
 
 @main.command("predict")
@@ -586,22 +559,24 @@ def budget(kind: str, options: dict) -> Budget:
     )
 
 
-def run_block(ctx, subject: block.Subject, points, settings, options) -> None:
+def run_block(ctx, subject: block.Subject, points, settings, options) -> list[dict]:
     measure = functools.partial(block.measure, subject)
     found = measure_all(ctx, points, settings, measure, report.block_tables, options)
     if options.get("plot"):
         from . import plot
 
         plot.block(found, options["plot"])
+    return found
 
 
-def run_network(ctx, pair: Pair, points, settings, options) -> None:
+def run_network(ctx, pair: Pair, points, settings, options) -> list[dict]:
     measure = functools.partial(network.measure, pair)
     found = measure_all(ctx, points, settings, measure, report.network_tables, options)
     if options.get("plot"):
         from . import plot
 
         plot.network(found, options["plot"])
+    return found
 
 
 def run_models(ctx, drop_in: DropIn, points, settings, options) -> None:

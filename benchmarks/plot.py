@@ -107,6 +107,53 @@ def block(records: Sequence[dict], path: Path) -> None:
     _save(figure, path)
 
 
+def quick(blocks: Sequence[dict], networks: Sequence[dict], path: Path) -> None:
+    """Left: one SE block's time over a copy of x. Right: SE-ResNet-50's training step over
+    ResNet-50's. Shorter is better; p50."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    _bars(
+        left,
+        [
+            (f"{_block_label(record).splitlines()[0]}: {name}", row["copies"], name)
+            for record in blocks
+            for name, row in record["contenders"].items()
+            if name != "copy"
+        ],
+        "%.1f",
+    )
+    floor = blocks[0]["floor"]["copies"]
+    left.axvline(floor, color="#c0392b", lw=1, ls="--", label=f"floor: {floor:g}")
+    left.legend(fontsize=8, frameon=False)
+    left.set_xlabel("time / time to copy x")
+    left.set_title(f"One SE block, {mode_in_words(blocks[0]['mode'])}", loc="left", fontsize=11)
+    step = networks[0]
+    ratios = {name: step["ratios"].get(f"{name}/resnet50", 1) for name in step["contenders"]}
+    labels = {
+        "resnet50": "ResNet-50, no SE",
+        "se_eager": "SE-ResNet-50, eager",
+        "se_layer": "SE blocks fused",
+        "se_block": "SE and norm fused",
+    }
+    _bars(right, [(labels[name], ratio, name) for name, ratio in ratios.items()], "%.2f")
+    right.axvline(1, color="#555555", lw=0.8)
+    right.set_xlabel("time / time of ResNet-50")
+    right.set_title(f"A training step, N={step['batch']}", loc="left", fontsize=11)
+    _finish(figure, step, "bars: p50, shorter is better")
+    _save(figure, path)
+
+
+def _bars(axis, rows: Sequence[tuple[str, float, str]], form: str) -> None:
+    """Horizontal bars from the top down, of (label, length, contender)."""
+    labels, lengths, names = zip(*rows, strict=True)
+    places = range(len(rows))
+    bars = axis.barh(places, lengths, color=[COLORS[name] for name in names])
+    axis.bar_label(bars, fmt=form, padding=3, fontsize=9)
+    axis.set_yticks(places, labels, fontsize=9)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
 def network(records: Sequence[dict], path: Path) -> None:
     """Left: milliseconds per image of each network. Right: SE-ResNet-50 over ResNet-50, with the
     paper's two ratios as lines."""

@@ -31,6 +31,10 @@ struct Problem {
   int threads;
 };
 
+inline bool has_wide_weights(const Problem& p) {
+  return p.w_type == DType::float64 && p.x_type != DType::float64;
+}
+
 // Strides in elements. data is null where the tensor is absent.
 struct Input {
   const void* data;

@@ -1,13 +1,14 @@
 """Fused squeeze-and-excitation blocks ("Squeeze-and-Excitation Networks", Hu et al.)."""
 
-from se_kernels import models, reference
-from se_kernels._version import __version__
+from se_kernels import _requirements, models, reference  # _requirements first
 from se_kernels.dispatch import available_backends
 from se_kernels.functional import scale, squeeze, squeeze_excite
 from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse
 from se_kernels.gates import ConstantGate, Gates, PruneReport, prune_by_gate, record_gates
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm import BatchNormSqueezeExcite, batch_norm_squeeze_excite
+
+__version__ = _requirements.version()
 
 __all__ = [
     "BatchNormSqueezeExcite",

@@ -546,20 +546,22 @@ def test_traffic_needs_the_stand_in_for_cuda(monkeypatch, tmp_path):
 # --- quick, records -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("timm", [True, False])
-def test_quick_is_blocks_then_networks_then_photos_then_a_model(monkeypatch, timm):
-    ran = []
-    for name in ("run_block", "run_network", "run_models"):
-        monkeypatch.setattr(
-            f"benchmarks.cli.{name}",
-            lambda *args, name=name: ran.append((name, len(args[-3]))),
-        )
-    monkeypatch.setattr("benchmarks.cli.run_photos", lambda *args: ran.append(("run_photos", 1)))
-    monkeypatch.setattr(models, "why_not", lambda name: None if timm else "timm is not installed")
-    monkeypatch.setattr(models, "image_size", lambda name: 224)
-    succeed("quick", "--backend", "reference")
-    expected = [("run_block", 8), ("run_block", 3), ("run_network", 3), ("run_photos", 1)]
-    assert ran == expected + [("run_models", 1)] * timm
+def test_quick_ends_with_three_numbers_and_the_chart(monkeypatch, tmp_path):
+    monkeypatch.setattr("benchmarks.cli.QUICK_STAGES", ["16x5x5:4", "8x4x4:2"])
+    monkeypatch.setattr(models, "IMAGE_SIZE", 64)
+    chart, lines = tmp_path / "quick.png", tmp_path / "quick.jsonl"
+    said = succeed("quick", "--backend", "reference", "--plot", chart, "--json", lines)
+    assert_png(chart)
+    *blocks, step = map(json.loads, lines.read_text().splitlines())
+    assert [record["kind"] for record in blocks] == ["layer", "layer"]
+    numbers = [
+        math.prod(record["ratios"][baseline]["reference"] for record in blocks) ** 0.5
+        for baseline in ("eager", "compile")
+    ] + [step["ratios"]["se_block/resnet50"]]
+    *_, heading, eager, compiled, network, _, where = said.splitlines()
+    assert heading.startswith("Three numbers, on ")
+    assert [line.split()[0] for line in (eager, compiled, network)] == [f"{n:.2f}" for n in numbers]
+    assert where == f"Chart: {chart}"
 
 
 def test_records_refuse_what_json_has_no_word_for(tmp_path):

@@ -1,4 +1,4 @@
-"""docs/integration.md: each block runs as it stands, and its checks would notice a wrong `fuse`."""
+"""Each block of docs/integration.md and docs/libraries/ runs, and would notice a wrong `fuse`."""
 
 import os
 import shlex
@@ -19,12 +19,13 @@ for module in ("onnx", "onnxscript", "torchvision", "timm", "transformers"):
 markdown_it = pytest.importorskip("markdown_it")
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDE = ROOT / "docs" / "integration.md"
+GUIDES = (ROOT / "docs" / "integration.md", *sorted((ROOT / "docs" / "libraries").glob("*.md")))
 
 
 class Block(NamedTuple):
     heading: str
     code: str
+    guide: Path
     line: int  # of the guide, from 0
     command: str | None  # that runs the block as a script; None runs it here
 
@@ -32,13 +33,14 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
     """The Python blocks; a shell block with a command belongs to the Python block before it."""
     found, heading = [], None
-    for token, following in pairwise(markdown_it.MarkdownIt().parse(GUIDE.read_text())):
-        if token.type == "heading_open":
-            heading = following.content
-        elif token.type == "fence" and token.info == "python":
-            found.append(Block(heading, token.content, token.map[0] + 1, None))
-        elif token.type == "fence" and token.info == "shell":
-            found[-1] = found[-1]._replace(command=token.content.strip())
+    for guide in GUIDES:
+        for token, following in pairwise(markdown_it.MarkdownIt().parse(guide.read_text())):
+            if token.type == "heading_open":
+                heading = following.content
+            elif token.type == "fence" and token.info == "python":
+                found.append(Block(heading, token.content, guide, token.map[0] + 1, None))
+            elif token.type == "fence" and token.info == "shell":
+                found[-1] = found[-1]._replace(command=token.content.strip())
     return found
 
 
@@ -56,15 +58,22 @@ def run(block):
     """In this process, in the current folder; a traceback names the guide's line."""
     torch.manual_seed(0)
     try:
-        code = compile("\n" * block.line + block.code, str(GUIDE), "exec")
+        code = compile("\n" * block.line + block.code, str(block.guide), "exec")
         exec(code, {"__name__": "integration"})
     finally:
         torch.compiler.reset()
 
 
 def test_every_section_has_its_block():
-    wanted = {"timm", "torchvision", "transformers", "torch.compile", "torch.export", "ONNX"}
+    wanted = {"torch.compile", "torch.export", "ONNX"}
     headings = [block.heading for block in BLOCKS]
+    assert {guide.stem for guide in GUIDES} == {
+        "integration",
+        "timm",
+        "torchvision",
+        "transformers",
+    }
+    assert {block.guide for block in BLOCKS} == set(GUIDES)
     assert wanted < set(headings)
     assert len(headings) == len(set(headings))
     assert [block.heading for block in SCRIPTS] == ["DistributedDataParallel"]

@@ -2,12 +2,14 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import types
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,77 @@ def test_build_info_tells_of_cuda():
 
 def test_version_has_one_source():
     assert se_kernels.__version__ == importlib.metadata.version("se_kernels")
+    assert "version" not in tomli(ROOT / "pyproject.toml", "project")
+
+
+def tomli(path, table):
+    """The keys of a table; Python 3.10 has no tomllib."""
+    body = re.search(rf"^\[{table}\]$(.*?)^\[", path.read_text(), re.M | re.S)[1]
+    return re.findall(r"^([\w-]+) = ", body, re.M)
+
+
+@pytest.mark.parametrize(
+    "files, expected",
+    [
+        ({}, "0.0"),
+        ({"PKG-INFO": "Metadata-Version: 2.4\nName: se_kernels\nVersion: 3.2.1\n"}, "3.2.1"),
+        (
+            {".git_archival.txt": "node: 0123abc\nnode-date: x\ndescribe-name: v1.2.3\n"},
+            "1.2.3",
+        ),
+    ],
+    ids=["a copy", "a source distribution", "an archive made by git"],
+)
+def test_version_without_a_repository(tmp_path, files, expected):
+    scm = pytest.importorskip("setuptools_scm", reason="needs the build requirements")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    settings = scm.Configuration.from_file(str(tmp_path / "pyproject.toml"))
+    assert scm._get_version(settings) == expected
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_version_of_a_shallow_clone(tmp_path):
+    pytest.importorskip("setuptools_scm", reason="needs the build requirements")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C"]
+    source, clone = tmp_path / "source", tmp_path / "clone"
+    source.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", source)
+    for arguments in (["init", "-q"], ["add", "."], *[["commit", "-qm1", "--allow-empty"]] * 3):
+        assert run([*git, str(source), *arguments]).returncode == 0
+    depth = ["clone", "-q", "--depth=1", source.as_uri(), str(clone)]
+    assert run([*git, str(tmp_path), *depth]).returncode == 0
+    told = run([sys.executable, "-m", "setuptools_scm", "--root", str(clone)])
+    assert re.fullmatch(r"0\.1\.dev1\+g[0-9a-f]+", told.stdout.strip()), told.stderr
+
+
+# --- what must be there ---------------------------------------------------------------------------
+
+
+def test_an_old_torch_is_refused(monkeypatch):
+    from se_kernels import _requirements
+
+    monkeypatch.setattr(torch, "__version__", "2.10.1+cpu")
+    expected = r"se_kernels needs torch 2\.11 or later, got 2\.10\.1\+cpu: pip install"
+    with pytest.raises(ImportError, match=expected):
+        _requirements.check_torch()
+    monkeypatch.setattr(torch, "__version__", "2.11.0a0+git1")
+    _requirements.check_torch()
+
+
+def test_no_torch_is_told(monkeypatch):
+    from se_kernels import _requirements
+
+    monkeypatch.setattr(_requirements.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"needs torch 2\.11 or later, and there is none"):
+        _requirements.check_torch()
+
+
+def test_the_oldest_torch_is_said_once():
+    from se_kernels import _requirements
+
+    assert f'"torch>={_requirements.OLDEST_TORCH}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_main_names_every_backend():
@@ -156,6 +229,72 @@ def test_linters_are_pinned_once():
     hooks = re.findall(r'"([\w-]+)==([^"]+)"', (ROOT / ".pre-commit-config.yaml").read_text())
     assert hooks
     assert all(pins[name] == version for name, version in hooks)
+
+
+# --- setup.py by itself ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setup_py(monkeypatch):
+    setuptools = pytest.importorskip("setuptools", "77", reason="needs the build requirements")
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    spec = importlib.util.spec_from_file_location("setup_py", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "setup_py", module)  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_windows_gets_the_definition_and_the_reason(setup_py, monkeypatch):
+    monkeypatch.setattr(setup_py, "sys", types.SimpleNamespace(platform="win32", stderr=sys.stderr))
+    for library in setup_py.LIBRARIES:
+        monkeypatch.delenv(f"SE_KERNELS_{library.name}", raising=False)
+        built, told = setup_py._build_as_wanted(library)
+        assert built is None
+        reason = "Windows is not supported yet: use Linux, or WSL"
+        assert told == {f"{library.name}_BUILT": False, f"{library.name}_ERROR": reason}
+
+
+@pytest.mark.parametrize(
+    "gpus, wanted, code, ptx, words",
+    [
+        ("9.0\n9.0", "", ["90"], [], "for 9.0 (found here): about 1 minutes"),
+        ("", "", ["75", "80", "90"], ["90"], "for 7.5, 8.0, 9.0 (no GPU here): about 2 minutes"),
+        ("5.2", "", ["75", "80", "90"], ["90"], "(no GPU here)"),
+        ("9.0", "8.0+PTX", ["80"], ["80"], "for 8.0 (as SE_KERNELS_CUDA_ARCHS says)"),
+    ],
+    ids=["a GPU", "none", "one too old", "chosen"],
+)
+def test_cuda_is_built_for_the_gpus_here(
+    setup_py, monkeypatch, tmp_path, capsys, gpus, wanted, code, ptx, words
+):
+    for name, output in (("nvcc", "sm_75 sm_80 sm_90"), ("nvidia-smi", gpus)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nprintf '{output}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SE_KERNELS_CUDA_ARCHS", wanted)
+    monkeypatch.delenv("CUDACXX", raising=False)
+    _, told = setup_py._prepare_cuda()
+    assert told["CUDA_ARCHS"] == {"code": code, "ptx": ptx}
+    said = capsys.readouterr().out
+    assert words in said
+    assert "SE_KERNELS_CUDA=OFF leaves them out" in said
+
+
+def test_ccache_is_used_unless_another_launcher_is_named(setup_py, monkeypatch, tmp_path):
+    ccache = tmp_path / "ccache"
+    ccache.write_text("#!/bin/sh\n")
+    ccache.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cpu, cuda = setup_py.LIBRARIES
+    for language in ("CXX", "CUDA"):
+        monkeypatch.delenv(f"CMAKE_{language}_COMPILER_LAUNCHER", raising=False)
+    assert setup_py._launcher(cpu) == [f"-DCMAKE_CXX_COMPILER_LAUNCHER={ccache}"]
+    assert len(setup_py._launcher(cuda)) == 2
+    monkeypatch.setenv("CMAKE_CXX_COMPILER_LAUNCHER", "sccache")
+    assert setup_py._launcher(cpu) == []
+    ccache.unlink()
+    assert setup_py._launcher(cuda) == []
 
 
 # --- builds that fail ---------------------------------------------------------------------------
@@ -195,7 +334,7 @@ def install(checkout, tmp_path):
 ISOLATED = (  # an editable installation would lend its _C to the folder's package
     "import runpy, sys\n"
     "sys.meta_path = [f for f in sys.meta_path if '__editable__' not in f.__module__]\n"
-    "sys.path.insert(0, sys.argv[1])\n"
+    "sys.path.insert(0, sys.argv.pop(1))\n"
 )
 
 

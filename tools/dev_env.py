@@ -1,17 +1,19 @@
-"""Fills the Python environment that runs this file with all that development needs.
+"""Fills the Python environment that runs this file with what a make target needs.
 
-    python tools/dev_env.py            the packages of requirements-dev.txt
-    python tools/dev_env.py --build    and se_kernels, editable, where its build is out of date
+    python tools/dev_env.py GROUP ...          those groups of requirements-dev.txt
+    python tools/dev_env.py --build GROUP ...  and se_kernels, editable, if its build is out of date
 
 The repository's own .venv gets every version as pinned. Any other environment keeps what it has,
 its torch above all, and gets only what it lacks. torchvision fits one torch: another torch than the
-pinned one gets its own or, where there is none, does without it and timm, and the tests that need
-them are skipped. A triton that torch requires is torch's to choose.
+pinned one gets its own or, if there is none, does without it and timm, and the tests that need them
+are skipped. A triton that torch requires is torch's to choose. On a Python that a pin does not
+support, the newest version that does is installed.
+
+A command that fails ends this one with a line that says what to do; its output is in build/logs/.
 """
 
 import argparse
 import ast
-import ctypes
 import importlib
 import json
 import os
@@ -21,31 +23,34 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements-dev.txt"
-OLDEST_MAJOR = {"setuptools": 77, "pybind11": 3}  # pyproject.toml, build-system
+LOGS = ROOT / "build" / "logs"
+OLDEST_PYTHON = (3, 10)
+PINNED_FOR = (3, 11)  # the oldest Python that every pin supports
+OLDEST_MAJOR = {"setuptools": 77, "setuptools-scm": 8, "pybind11": 3}  # as in pyproject.toml
 FIT_TORCH = ("torchvision", "timm")  # timm needs torchvision, and that one version of torch
 OLDEST_TORCHVISION = "0.26"  # older ones name no torch that they fit, or torch before 2.11
 PROGRAMS = ("cmake", "ninja")  # any copy on PATH will do
-BUILT_FROM = ("CMakeLists.txt", "pyproject.toml", "setup.py", "se_kernels/_version.py")
-CAPABILITIES = (
-    "import torch\n"
-    "for device in range(torch.cuda.device_count()):\n"
-    "    print('%d.%d' % torch.cuda.get_device_capability(device))\n"
-)
+BUILT_FROM = ("CMakeLists.txt", "pyproject.toml", "setup.py")
+GIGABYTE = 10**9
+ROOM = 3 * GIGABYTE  # for torch without CUDA, its packages and a build
 
 
-def requirements() -> Iterator[tuple[str, str]]:
-    """(name, version) of each pin."""
+def groups() -> dict[str, dict[str, str]]:
+    """{group: {name: version}} of the pins."""
+    found, group = {}, None
     for line in REQUIREMENTS.read_text().splitlines():
-        requirement = line.partition("#")[0].strip()
-        if requirement:
+        if heading := re.fullmatch(r"# \[(\w+)\]", line):
+            group = found.setdefault(heading[1], {})
+        elif requirement := line.partition("#")[0].strip():
             name, _, version = requirement.partition("==")
-            yield name, version
+            group[name] = version
+    return found
 
 
 def installed(name: str) -> str | None:
@@ -81,26 +86,33 @@ def torch_requires(name: str) -> bool:
     return any(re.match(rf"{name}\b", requirement) for requirement in requirements_of_torch)
 
 
-def install_requirements() -> None:
-    exact = is_own_environment()
-    pins = dict(requirements())
-    fit_torch = {name: pins.pop(name) for name in FIT_TORCH}
-    triton = {"triton": pins.pop("triton")}
-    install([f"{name}=={pin}" for name, pin in pins.items() if is_missing(name, pin, exact)], exact)
+def install_requirements(wanted: Iterable[str]) -> None:
+    """The pins of some groups."""
+    exact = is_own_environment() and sys.version_info >= PINNED_FOR
+    pins = {name: pin for group in wanted for name, pin in groups()[group].items()}
+    last = {name: pins.pop(name) for name in (*FIT_TORCH, "triton") if name in pins}
+    install([requirement(name, pin) for name, pin in pins.items() if is_missing(name, pin, exact)])
 
     # torch is there now
-    if sys.platform == "linux" and not torch_requires("triton"):
+    triton = {name: pin for name, pin in last.items() if name == "triton"}
+    if sys.platform == "linux" and triton and not torch_requires("triton"):
         install_where_possible(triton, exact)
-    if public(installed("torch")) != pins["torch"]:
+    fit_torch = {name: pin for name, pin in last.items() if name in FIT_TORCH}
+    if fit_torch and public(installed("torch")) != groups()["torch"]["torch"]:
         fit_torch["torchvision"] = None
     install_where_possible(fit_torch, exact)
 
 
+def requirement(name: str, pin: str) -> str:
+    return f"{name}{'==' if sys.version_info >= PINNED_FOR else '<='}{pin}"
+
+
 def install_where_possible(pins: dict[str, str | None], exact: bool) -> None:
-    wanted = []
-    for name, pin in pins.items():
-        if is_missing(name, pin, exact):
-            wanted.append(f"{name}=={pin}" if pin else f"{name}>={OLDEST_TORCHVISION}")
+    wanted = [
+        requirement(name, pin) if pin else f"{name}>={OLDEST_TORCHVISION}"
+        for name, pin in pins.items()
+        if is_missing(name, pin, exact)
+    ]
     try:
         install(wanted)
     except SystemExit:
@@ -110,29 +122,37 @@ def install_where_possible(pins: dict[str, str | None], exact: bool) -> None:
         print(f"left out: {names}; the tests that need one are skipped", flush=True)
 
 
-def install(wanted: list[str], torch_too: bool = False) -> None:
-    """Installs what is wanted, and with it no other torch than the one that is there."""
+def install(wanted: list[str]) -> None:
+    """Installs what is wanted, and with it no other torch than the one that is there, unless
+    torch itself is wanted."""
     if not wanted:
         return
     print(f"installing into {sys.prefix}: {' '.join(wanted)}", flush=True)
+    torch_too = any(re.match(r"torch\b", requirement) for requirement in wanted)
+    if torch_too and (free := shutil.disk_usage(sys.prefix).free) < ROOM:
+        raise SystemExit(
+            f"no room in {sys.prefix}: {free / GIGABYTE:.1f} GB are free and "
+            f"{ROOM / GIGABYTE:.0f} GB are needed; free some, or set VIRTUAL_ENV to an environment "
+            "on another disk"
+        )
     torch = None if torch_too else installed("torch")
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         if torch is not None:
             constraints.write(f"torch=={torch}\n")
             constraints.flush()
-        pip("install", "--quiet", "--constraint", constraints.name, *wanted)
+        # compiling all of torch to bytecode takes longer than unpacking it
+        pip("install", "--no-compile", "--constraint", constraints.name, *wanted)
     importlib.invalidate_caches()  # for metadata.version
 
 
 def capabilities() -> list[str]:
-    """Of the GPUs that torch finds here, such as 9.0."""
+    """Of the GPUs that the driver finds here, such as 9.0."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        ctypes.CDLL("libcuda.so.1")
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return []  # no driver; importing torch takes seconds
-    command = [sys.executable, "-c", CAPABILITIES]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return sorted(set(result.stdout.split())) if result.returncode == 0 else []
+        return []  # no driver
+    return sorted(set(re.findall(r"^\d+\.\d$", result.stdout, re.M)))
 
 
 def settings() -> dict[str, str]:
@@ -178,21 +198,71 @@ def build() -> None:
         return
     print("building se_kernels", flush=True)
     os.environ.update(wanted)
-    pip("install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+    # a failed build leaves the installation that was there, if any
+    pip("install", "--verbose", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
 
 
 def pip(*arguments: str) -> None:
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / ("build.log" if "--editable" in arguments else "packages.log")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(command, check=False)
+    with log.open("w") as output:
+        result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
     if result.returncode != 0:
-        raise SystemExit(result.returncode)
+        raise SystemExit(f"{why(log.read_text(errors='replace'))} (all of it: {log})")
+
+
+# What the output of a failed command says, and what to do; the first that is found counts.
+ADVICE = (
+    (
+        r"No space left on device",
+        "the disk is full: free some space and run this again",
+    ),
+    (
+        r"Failed to establish a new connection|Temporary failure in name resolution|"
+        r"Connection(?:Reset|Refused)?Error|ConnectTimeout|ReadTimeout|IncompleteRead|ProtocolError|"
+        r"from versions: none",
+        "the packages could not be fetched: connect to the network, or name a mirror with "
+        "PIP_INDEX_URL, and run this again; what was fetched is kept",
+    ),
+    (
+        r"Killed signal terminated program|internal compiler error: Killed",
+        "the compiler ran out of memory: run this again with MAX_JOBS=1",
+    ),
+    (
+        r"is not able to compile a simple test program|No CMAKE_CXX_COMPILER could be found|"
+        r"CMAKE_CXX_COMPILER:.*is not",
+        "the C++ compiler does not work: install GCC 9 or later (Debian, Ubuntu: apt install g++), "
+        "or name one with CXX, and run this again",
+    ),
+    (
+        r"Could NOT find Python.*Development",
+        "Python's headers are missing: install them (Debian, Ubuntu: apt install python3-dev), "
+        "or name another Python with PYTHON, and run this again",
+    ),
+)
+
+
+def why(output: str) -> str:
+    """One line about a command that failed."""
+    for pattern, advice in ADVICE:
+        if re.search(pattern, output):
+            return advice
+    for pattern in (r": (?:fatal )?error: ", r"SE_KERNELS_\w+[=:]", r"CMake Error", r"^ *ERROR: "):
+        if found := re.search(rf"^.*{pattern}.*$", output, re.M):
+            return found[0].strip()
+    return "pip failed"
 
 
 def main() -> None:
+    if sys.version_info < OLDEST_PYTHON:
+        found, oldest = (".".join(map(str, v[:2])) for v in (sys.version_info, OLDEST_PYTHON))
+        raise SystemExit(f"Python {oldest} or later is needed, this is {found}: set PYTHON")
     parser = argparse.ArgumentParser(description="prepare this environment for development")
     parser.add_argument("--build", action="store_true", help="build and install se_kernels too")
+    parser.add_argument("groups", nargs="+", choices=groups(), metavar="GROUP")
     arguments = parser.parse_args()
-    install_requirements()
+    install_requirements(arguments.groups)
     if arguments.build:
         build()
 

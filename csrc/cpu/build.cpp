@@ -30,6 +30,8 @@ constexpr Build kBuilds[] = {
      baseline::solve_kernels},
 };
 
+constexpr const Build& kBaseline = kBuilds[sizeof(kBuilds) / sizeof(kBuilds[0]) - 1];
+
 }  // namespace
 
 const Build& build() {
@@ -40,10 +42,12 @@ const Build& build() {
       reached = reached || std::strcmp(named, candidate.name) == 0;
       if (reached && candidate.runs_here()) return candidate;
     }
-    return kBuilds[sizeof(kBuilds) / sizeof(kBuilds[0]) - 1];
+    return kBaseline;
   }();
   return chosen;
 }
+
+const Build& build_for(const Problem& p) { return has_wide_weights(p) ? kBaseline : build(); }
 
 const char* instruction_set() { return build().name; }
 

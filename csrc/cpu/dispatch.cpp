@@ -96,51 +96,51 @@ int sums_of(const Norm& norm) { return norm.pre == Pre::identity ? 2 : 5; }
 }  // namespace
 
 Status forward(const Problem& p, const Forward& f) {
-  return run(p, f, build().kernels.forward, f.residual.data ? 2 : 1, f.y);
+  return run(p, f, build_for(p).kernels.forward, f.residual.data ? 2 : 1, f.y);
 }
 
 Status backward(const Problem& p, const Backward& b) {
-  return run(p, b, build().kernels.backward, b.y.data ? 3 : 2, b.dx, b.dr);
+  return run(p, b, build_for(p).kernels.backward, b.y.data ? 3 : 2, b.dx, b.dr);
 }
 
 Status squeeze(const Problem& p, const SqueezeForward& f) {
-  return run(p, f, build().kernels.squeeze, 1);
+  return run(p, f, build_for(p).kernels.squeeze, 1);
 }
 
 Status scale(const Problem& p, const ScaleForward& f) {
-  return run(p, f, build().kernels.scale, 1, f.y);
+  return run(p, f, build_for(p).kernels.scale, 1, f.y);
 }
 
 Status scale_backward(const Problem& p, const ScaleBackward& b) {
-  return run(p, b, build().kernels.scale_backward, b.y.data ? 3 : 2, b.dx, b.dr);
+  return run(p, b, build_for(p).kernels.scale_backward, b.y.data ? 3 : 2, b.dx, b.dr);
 }
 
 Status squeeze_backward(const Problem& p, const SqueezeBackward& b) {
-  return run(p, b, build().kernels.squeeze_backward, 2, b.dx);
+  return run(p, b, build_for(p).kernels.squeeze_backward, 2, b.dx);
 }
 
 Status norm_moments(const Problem& p, const NormMoments& f) {
-  return sweep(p, f, build().norm_kernels.moments, 2);
+  return sweep(p, f, build_for(p).norm_kernels.moments, 2);
 }
 
 Status norm_squeeze(const Problem& p, const NormSqueeze& f) {
-  return sweep(p, f, build().norm_kernels.squeeze, 1);
+  return sweep(p, f, build_for(p).norm_kernels.squeeze, 1);
 }
 
 Status norm_scale(const Problem& p, const NormScale& f) {
-  return sweep(p, f, build().norm_kernels.scale, 0, f.y);
+  return sweep(p, f, build_for(p).norm_kernels.scale, 0, f.y);
 }
 
 Status norm_scale_backward(const Problem& p, const NormScaleBackward& b) {
-  return sweep(p, b, build().norm_kernels.scale_backward, sums_of(b.norm), b.dr);
+  return sweep(p, b, build_for(p).norm_kernels.scale_backward, sums_of(b.norm), b.dr);
 }
 
 Status norm_squeeze_backward(const Problem& p, const NormSqueezeBackward& b) {
-  return sweep(p, b, build().norm_kernels.squeeze_backward, 0, b.dx);
+  return sweep(p, b, build_for(p).norm_kernels.squeeze_backward, 0, b.dx);
 }
 
 Status norm_inference(const Problem& p, const NormInference& f) {
-  return run(p, f, build().norm_kernels.inference, f.residual.data ? 2 : 1, f.y);
+  return run(p, f, build_for(p).norm_kernels.inference, f.residual.data ? 2 : 1, f.y);
 }
 
 }  // namespace se_kernels

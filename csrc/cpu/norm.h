@@ -106,6 +106,7 @@ SE_INLINE unsigned bits_of(Many<A>, MaskVec<A> open) {
     return unsigned(_mm256_movemask_pd(__m256d(open)));
 #else
   unsigned bits = 0;
+#pragma GCC unroll 16
   for (int lane = 0; lane < kLanes<A>; ++lane) bits |= unsigned(open[lane] & 1) << lane;
   return bits;
 #endif
@@ -124,7 +125,8 @@ SE_INLINE Vec<A> where_open(Many<A>, const std::uint8_t* row, std::int64_t i, Ve
     bits |= std::uint32_t(row[i / 8 + 1]) << 8;
   else
     bits >>= i % 8;
-  Word place;
+  Word place{};
+#pragma GCC unroll 16
   for (int lane = 0; lane < kLanes<A>; ++lane) place[lane] = 1 << lane;
   const Word open = ((Word{} + typename Bits<A>::type(bits)) & place) != 0;
   return select(open, g, Vec<A>{});

@@ -33,7 +33,7 @@ int threads_of(const Problem& p) { return make_plan(p, 1, size_of(p.x_type)).thr
 }  // namespace
 
 Status norm_forward(const Problem& p, const NormForward& f) {
-  const SolveKernels& solve = build().solve_kernels;
+  const SolveKernels& solve = build_for(p).solve_kernels;
   const bool active = f.pre != Pre::identity;
   const std::int64_t images = p.images, size = compute_size(p), C = images * p.channels;
   const Memory memory = allocate(2 * rounded_up(C * 8) + rounded_up(C * size) +
@@ -60,7 +60,7 @@ Status norm_forward(const Problem& p, const NormForward& f) {
 }
 
 Status norm_backward(const Problem& p, const NormBackward& b) {
-  const SolveKernels& solve = build().solve_kernels;
+  const SolveKernels& solve = build_for(p).solve_kernels;
   const std::int64_t size = compute_size(p), C = p.images * p.channels * size,
                      R = p.images * p.reduced * size, channels = p.channels * size,
                      sums = (b.pre == Pre::identity ? 2 : 5) * C;

@@ -2,8 +2,6 @@
 // rows of channels, one a pixel; each thread has one run of rows, of some images.
 #pragma once
 
-#include <omp.h>
-
 #include "plane.h"
 #include "share.h"
 
@@ -41,13 +39,11 @@ inline std::int64_t rows_of(const Problem& p) {
 template <class Work>
 void sweep(const Problem& p, int threads, bool reverse, Work work) {
   const std::int64_t all = rows_of(p);
-#pragma omp parallel num_threads(threads)
-  {
-    const int thread = omp_get_thread_num();
-    for_pieces(part(p.images * all, thread, omp_get_num_threads()), all, reverse,
+  parallel(threads, [&](int thread, int count) {
+    for_pieces(part(p.images * all, thread, count), all, reverse,
                [&](const Piece& piece) { work(piece, thread); });
     fence_streaming_stores();
-  }
+  });
 }
 
 // The same, where an image in parts is put together at the end: work as above, then
@@ -56,13 +52,11 @@ void sweep(const Problem& p, int threads, bool reverse, Work work) {
 template <class Work, class Join>
 void sweep_and_join(const Problem& p, int threads, Work work, Join join) {
   const std::int64_t all = rows_of(p);
-#pragma omp parallel num_threads(threads)
-  {
-    const int count = omp_get_num_threads(), thread = omp_get_thread_num();
+  parallel(threads, [&](int thread, int count) {
     const auto run_of = [&](int of) { return part(p.images * all, of, count); };
     for_pieces(run_of(thread), all, false, [&](const Piece& piece) { work(piece, thread); });
     fence_streaming_stores();
-#pragma omp barrier
+    barrier();
     for_pieces(run_of(thread), all, false, [&](const Piece& own) {
       if (own.whole || own.rows.begin > 0) return;  // the thread of the first part joins
       join(own.image, [&](auto f) {
@@ -75,7 +69,7 @@ void sweep_and_join(const Problem& p, int threads, Work work, Join join) {
         }
       });
     });
-  }
+  });
 }
 
 }  // namespace se_kernels::SE_ISA

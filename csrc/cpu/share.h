@@ -1,12 +1,11 @@
-// Threads: who works on which images and channels. The runtime is OpenMP, torch's own at load.
+// Threads: who works on which images and channels.
 #pragma once
-
-#include <omp.h>
 
 #include <type_traits>
 
 #include "plan.h"
 #include "plane.h"
+#include "threads.h"
 
 namespace se_kernels::SE_ISA {
 
@@ -22,9 +21,7 @@ struct Share {
   int thread, first_thread, threads;  // the team that works on the group
 
   void wait() const {
-    if (threads > 1) {
-#pragma omp barrier
-    }
+    if (threads > 1) barrier();
   }
 };
 
@@ -34,9 +31,7 @@ struct Share {
 template <class Work, class Finish>
 void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
   const bool rows = p.layout == Layout::nchw;
-#pragma omp parallel num_threads(plan.threads)
-  {
-    const int count = omp_get_num_threads(), thread = omp_get_thread_num();
+  parallel(plan.threads, [&](int thread, int count) {
     const Range own = part(plan.solo, thread, count);
     for (std::int64_t n = own.begin; n < own.end; n += plan.group) {
       const std::int64_t end = n + plan.group < own.end ? n + plan.group : own.end;
@@ -57,11 +52,11 @@ void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
       work(Share{{n, end}, region, channels, reduced, thread, 0, count});
     }
     if constexpr (!std::is_null_pointer_v<Finish>) {
-#pragma omp barrier
+      barrier();
       finish(channels, reduced);
     }
     if (plan.streaming) fence_streaming_stores();
-  }
+  });
 }
 
 template <class Work>

@@ -16,9 +16,7 @@ constexpr std::int64_t kGroup = 16;  // images that are excited together, while 
 // work(share) by a team that shares the whole batch.
 template <class Work>
 void by_team(const Problem& p, int threads, Work work) {
-#pragma omp parallel num_threads(threads)
-  {
-    const int count = omp_get_num_threads(), thread = omp_get_thread_num();
+  parallel(threads, [&](int thread, int count) {
     work(Share{{0, p.images},
                {{0, p.channels}, {0, p.pixels}},
                part(p.channels, thread, count),
@@ -26,7 +24,7 @@ void by_team(const Problem& p, int threads, Work work) {
                thread,
                0,
                count});
-  }
+  });
 }
 
 // f(Range) for each run of channels.

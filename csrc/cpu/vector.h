@@ -166,7 +166,8 @@ SE_INLINE Vec<float> load(Many<float>, const Float16* p) {
 #elif defined(__AVX2__) && defined(__F16C__)
   return Vec<float>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
-  Vec<float> v;
+  Vec<float> v{};
+#pragma GCC unroll 16
   for (int i = 0; i < kLanes<float>; ++i) v[i] = load(One<float>{}, p + i);
   return v;
 #endif
@@ -180,7 +181,8 @@ SE_INLINE Vec<double> load(Many<double>, const float* p) {
 // 16-bit storage summed in double: only where the weights are double
 template <class X, std::enable_if_t<sizeof(X) == 2, int> = 0>
 SE_INLINE Vec<double> load(Many<double>, const X* p) {
-  Vec<double> v;
+  Vec<double> v{};
+#pragma GCC unroll 16
   for (int i = 0; i < kLanes<double>; ++i) v[i] = load(One<double>{}, p + i);
   return v;
 }
@@ -204,7 +206,8 @@ SE_INLINE auto pack(const Float16*, Vec<float> v) {
 #elif defined(__AVX2__) && defined(__F16C__)
   return _mm256_cvtps_ph(__m256(v), _MM_FROUND_TO_NEAREST_INT);
 #else
-  typename VectorOf<std::uint16_t, kLanes<float>>::type packed;
+  typename VectorOf<std::uint16_t, kLanes<float>>::type packed{};
+#pragma GCC unroll 16
   for (int i = 0; i < kLanes<float>; ++i) packed[i] = narrow<Float16>(v[i]).bits;
   return packed;
 #endif
@@ -216,7 +219,8 @@ SE_INLINE auto pack(const float*, Vec<double> v) {
 
 template <class X, std::enable_if_t<sizeof(X) == 2, int> = 0>
 SE_INLINE auto pack(const X*, Vec<double> v) {
-  typename VectorOf<std::uint16_t, kLanes<double>>::type packed;
+  typename VectorOf<std::uint16_t, kLanes<double>>::type packed{};
+#pragma GCC unroll 16
   for (int i = 0; i < kLanes<double>; ++i) packed[i] = narrow<X>(float(v[i])).bits;
   return packed;
 }
