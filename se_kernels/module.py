@@ -135,7 +135,8 @@ class SqueezeExcite(nn.Module):
         # operations of torch alone; z as (N, C, 1, 1), which is not asked for its size
         z = reference.squeeze(x, self.squeeze, keepdim=True)
         y = x * self._excite(z)
-        y = y if residual is None else y + residual
+        if residual is not None:
+            y = _add(y, residual) if isinstance(residual, torch.fx.Proxy) else y + residual
         return reference.activate(y) if self.post == "relu" else y
 
     def _excite(self, z):
@@ -149,6 +150,11 @@ class SqueezeExcite(nn.Module):
         if self.backend is not None:
             parts.append(f"backend={self.backend!r}")
         return ", ".join(parts)
+
+
+@torch.fx.wrap  # a proxy does not tell whether it is going to be None
+def _add(y: Tensor, residual: Tensor | None) -> Tensor:
+    return y if residual is None else y + residual
 
 
 def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
