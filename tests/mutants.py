@@ -3,7 +3,8 @@ that it has: ``make mutants``. Each is left out of account in turn, while the ke
 small cases on the stand-in with races noted.
 
 One is *seen* if races come of it. Else it is *covered* by another: both left out, there is a race
-that there is not without either alone. What is neither orders nothing.
+that there is not without either alone. What is neither orders nothing, and is to go, unless an
+instruction brings it along.
 """
 
 import argparse
@@ -33,6 +34,8 @@ ORDERS = (
     "wait_arrivals",
     "order_before_bulk_load",
 )
+# What an instruction brings along: an arrival releases, and nothing else can be had before PTX 8.6.
+BY_DEFAULT = ("expect",)
 
 
 class Mutants:
@@ -214,7 +217,7 @@ def norm_workloads(host):
 
 def lines_with_an_order():
     """ "forward.cu:45" of every call in the kernels' source, and of the helpers that have one."""
-    calls = "|".join([*ORDERS, "publish", "completes", "wait_for", r"block\.(arrive|wait)"])
+    calls = "|".join([*ORDERS, "publish", "completes", "wait_for", r"block\.(arrive|wait|join)"])
     call = re.compile(rf"\b({calls})\(")
     for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")):
         if path.name == "primitives.cuh":
@@ -245,7 +248,7 @@ def main():
     print(f"{len(workloads)} workloads, {len(mutants.places)} orders", flush=True)
     lines = {line for name in mutants.places for line in re.findall(r"[\w.]+:\d+", name)}
     unused = sorted(set(lines_with_an_order()) - lines)
-    neither, seen, covered = [], 0, 0
+    neither, seen, covered, by_default = [], 0, 0, 0
     for name in sorted(mutants.places):
         if not re.search(options.filter, name):
             continue
@@ -255,10 +258,13 @@ def main():
         elif names := mutants.covered(name):
             print(f"covered  {name}: by {' with '.join(names)}", flush=True)
             covered += 1
+        elif name.startswith(BY_DEFAULT):
+            print(f"default  {name}", flush=True)
+            by_default += 1
         else:
             print(f"NEITHER  {name}", flush=True)
             neither.append(name)
-    print(f"{seen} seen, {covered} covered, {len(neither)} neither")
+    print(f"{seen} seen, {covered} covered, {by_default} default, {len(neither)} neither")
     if unused:
         print("never run: " + ", ".join(unused))
     sys.exit(bool(neither or unused))

@@ -80,7 +80,6 @@ backward_two_sweeps(SE_PARAMETER BackwardTwoSweeps parameters) {
                           sizes.channels, size, da, cut.chunk, tile.images, room.scratch,
                           [&](int k, int c, A v) { mean[k * tile.channels + c] += v; });
                     });
-      block_barrier();
     }
     each_row([&](int row, std::int64_t at) {
       A dz = p.excites ? mean[row] : static_cast<const A*>(p.dz)[at], top = 0, times = 1;
@@ -218,7 +217,7 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
     contract_outer<A>(p.w2, std::int64_t(block.c0) * R, R, R, block.channels, block.own,
                       slices.channels, here, block.scratch,
                       [&](int k, int r, A v) { block.partial[k * R + r] = v; });
-    block.arrive(), block.wait();
+    block.join();
     for (int i = thread_index(); i < here * R; i += thread_count()) {
       const std::int64_t at = std::int64_t(n0) * R + i;
       block.hidden[i] = activate_backward(block.sum_partials(i), a[at], p.variant);
@@ -229,10 +228,9 @@ backward_cluster(SE_PARAMETER BackwardCluster parameters) {
     contract_outer<A>(
         p.w1, block.c0, block.channels, C, R, block.hidden, R, here, block.scratch,
         [&](int k, int c, A dz) { block.own[block.own_at(k, c)] = dz / A(sizes.pixels); });
-    block_barrier();
     A *mean = block.own, *gates = block.own_s;
     if (layout == Layout::nhwc) {
-      block.arrive(), block.wait();
+      block.join();
       mean = block.found, gates = block.found + block.plane;
       block.gather_own(here, mean);
       block.arrive();

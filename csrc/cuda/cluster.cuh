@@ -142,12 +142,17 @@ struct Block {
     }
   }
 
+  // The cluster's barrier in two halves: nothing where a block is alone.
   SE_DEVICE void arrive() const {
     if (slices.ranks > 1) cluster_arrive();
   }
   SE_DEVICE void wait() const {
+    if (slices.ranks > 1) cluster_wait();
+  }
+  // Both; a block that is alone joins its own threads.
+  SE_DEVICE void join() const {
     if (slices.ranks > 1)
-      cluster_wait();
+      cluster_arrive(), cluster_wait();
     else
       block_barrier();
   }

@@ -72,7 +72,6 @@ forward_two_sweeps(SE_PARAMETER ForwardTwoSweeps parameters) {
                           sizes.reduced, size, h, cut.chunk, tile.images,
                           [&](int k, int c, A v) { gates[k * tile.channels + c] += v; });
                     });
-      block_barrier();
       for (int row = thread_index(); row < tile.rows(); row += thread_count()) {
         A e = gates[row];
         if (p.b2.data) e += p.b2.template at<A>(tile.channel_of(row));
@@ -145,7 +144,7 @@ forward_cluster(SE_PARAMETER ForwardCluster parameters) {
     // equation 3: this block's part of W1 z, then a, then s of its channels
     contract_inner<A>(p.w1, block.c0, R, C, block.channels, block.own, parameters.slices.channels,
                       here, [&](int k, int r, A v) { block.partial[k * R + r] = v; });
-    block.arrive(), block.wait();
+    block.join();
     for (int i = thread_index(); i < here * R; i += thread_count()) {
       A v = block.sum_partials(i);
       if (p.b1.data) v += p.b1.template at<A>(i % R);
@@ -164,7 +163,7 @@ forward_cluster(SE_PARAMETER ForwardCluster parameters) {
     });
     const A* gates = block.own;
     if (layout == Layout::nhwc) {
-      block.arrive(), block.wait();
+      block.arrive(), block.wait();  // alone, a thread gathers what it wrote itself
       block.gather_own(here, block.found);
       block.arrive();
       gates = block.found;

@@ -135,9 +135,9 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   cut.splits = ceil_div(pixels, cut.span);
   cut.groups = ceil_div(sizes.images, cut.images);
   cut.blocks = ceil_div(sizes.channels, cut.channels);
-  cut.excite_size = kExciteSize;
+  cut.excite_size = std::min(kExciteSize, gpu.threads);
   // one at least, without a hidden number too: the second sweep waits for it
-  cut.excites = std::max(1, ceil_div(std::int64_t(cut.images) * sizes.reduced, kExciteSize));
+  cut.excites = std::max(1, ceil_div(std::int64_t(cut.images) * sizes.reduced, cut.excite_size));
   const int numbers = std::min(kChunkNumbers, gpu.shared_bytes / kChunkShare / traits.sum_bytes);
   cut.chunk = std::max(1, std::min(sizes.reduced, numbers / cut.images));
 

@@ -142,7 +142,7 @@ SE_DEVICE void collect_columns(int channels, int first_pixel, int end_pixel, A* 
       SE_UNROLL
       for (int j = 0; j < V; ++j) sums[j].exchange(mask);
     }
-    // the rows, or warps of rows, side by side: (parts, width, V)
+    // the only round: the rows, or warps of rows, side by side: (parts, width, V)
     const int parts = width < kWarp ? threads / kWarp : rows, size = parts * width * V,
               part = width < kWarp ? thread_index() / kWarp : row;
     if (width >= kWarp || thread_index() % kWarp < width) {
@@ -158,7 +158,6 @@ SE_DEVICE void collect_columns(int channels, int first_pixel, int end_pixel, A* 
         total.merge(S::get(scratch, size, other * width * V + i));
       emit(first * V + i, total);
     }
-    block_barrier();
   }
   block_barrier();
 }

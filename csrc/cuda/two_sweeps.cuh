@@ -40,8 +40,8 @@ struct Room {
   }
 };
 
-// What all splits of the tile's pixels found, in place; false where this block is not the last of
-// them to come.
+// What all splits of the tile's pixels found, in place, each row by the thread of its number; false
+// where this block is not the last of them to come.
 template <class A>
 SE_DEVICE bool gather(const Passing& passing, const Found<A>& found, const Tile& tile, int group,
                       int block, int split, const Sizes& sizes, const Cut& cut, int* word) {
@@ -75,7 +75,6 @@ SE_DEVICE bool gather(const Passing& passing, const Found<A>& found, const Tile&
     }
     found.put(row, sums);
   }
-  block_barrier();
   return true;
 }
 
@@ -92,33 +91,26 @@ template <class A, class Use>
 SE_DEVICE void sum_partials(const Passing& passing, int group, int index, const Sizes& sizes,
                             const Cut& cut, A* scratch, const Use& use) {
   const int size = smaller(cut.images, sizes.images - group * cut.images) * sizes.reduced,
-            stride = cut.images * sizes.reduced, threads = thread_count(),
-            lanes = smaller(cut.excite_size, threads), parts = threads / lanes,
-            lane = thread_index() % lanes, part = thread_index() / lanes;
+            stride = cut.images * sizes.reduced, lanes = cut.excite_size,
+            parts = thread_count() / lanes, lane = thread_index() % lanes,
+            part = thread_index() / lanes, i = index * lanes + lane;
   const A* partials = partials_of<A>(passing, group, 0, sizes, cut);
-  const int end = smaller(size, (index + 1) * cut.excite_size);
-  for (int begin = index * cut.excite_size; begin < end; begin += lanes) {
-    const int i = begin + lane;
-    A total = 0;
-    if (i < end)
-      walk<4>(
-          part, cut.blocks, parts,
-          [&](int block) {
-            return load_shared_result(partials + std::int64_t(block) * stride + i);
-          },
-          [&](int, A v) { total += v; });
-    scratch[thread_index()] = total;
-    block_barrier();
-    if (part == 0 && i < end) {
-      for (int other = 1; other < parts; ++other) total += scratch[other * lanes + lane];
-      use(i, std::int64_t(group) * stride + i, total);
-    }
-    block_barrier();
+  A total = 0;
+  if (i < size)
+    walk<4>(
+        part, cut.blocks, parts,
+        [&](int block) { return load_shared_result(partials + std::int64_t(block) * stride + i); },
+        [&](int, A v) { total += v; });
+  scratch[thread_index()] = total;
+  block_barrier();
+  if (part == 0 && i < size) {
+    for (int other = 1; other < parts; ++other) total += scratch[other * lanes + lane];
+    use(i, std::int64_t(group) * stride + i, total);
   }
 }
 
 // The second FC of a tile, a chunk of hidden (N,R) in shared memory at a time: product(chunk in
-// shared memory, its first r, how many).
+// shared memory, its first r, how many); what the last one wrote is seen after.
 template <class A, class Product>
 SE_DEVICE void for_hidden(const Passing& passing, const Tile& tile, const Sizes& sizes,
                           const Cut& cut, A* chunk, const Product& product) {
