@@ -421,7 +421,8 @@ def predict_command(gpu, batch, way, operations, json_path):
     found = [p for p in found if not operations or p.operation in operations]
     if json_path:
         rows = [dict(kind="predicted", gpu=gpu, batch=batch, **p.as_row()) for p in found]
-        records.append(json_path, rows)
+        for row in rows:
+            records.append(json_path, row)
     console = report.console()
     console.print(report.prediction_table(found, f"{GPUS[gpu].name}, N={batch}, bfloat16"))
     if comparisons:
