@@ -34,7 +34,9 @@ def blocks() -> list[Block]:
     """The Python blocks; a shell block with a command belongs to the Python block before it."""
     found, heading = [], None
     for guide in GUIDES:
-        for token, following in pairwise(markdown_it.MarkdownIt().parse(guide.read_text())):
+        for token, following in pairwise(
+            [*markdown_it.MarkdownIt().parse(guide.read_text()), None]
+        ):
             if token.type == "heading_open":
                 heading = following.content
             elif token.type == "fence" and token.info == "python":
@@ -127,8 +129,9 @@ def swapped_channels(monkeypatch):
             module.register_forward_hook(lambda _module, _inputs, y: y.flip(1))
         return report
 
-    for layer in (se_kernels.SqueezeExcite, se_kernels.BatchNormSqueezeExcite):
-        monkeypatch.setattr(layer, "forward", reverse(layer.forward))
+    # BatchNormSqueezeExcite calls it, since it is no longer the one that a fused call stands for
+    layer = se_kernels.SqueezeExcite
+    monkeypatch.setattr(layer, "forward", reverse(layer.forward))
     monkeypatch.setattr(se_kernels, "squeeze_excite", reverse(se_kernels.squeeze_excite))
     monkeypatch.setattr(se_kernels, "fuse", fuse)
 
