@@ -49,7 +49,7 @@ def compare(
     """
     photos = load().contiguous(memory_format=MEMORY_FORMATS[layout]).to(settings.device)
     point = Point(photos.shape[0], CROPPED, dtype, layout, "inference")
-    networks = contenders(pair.se_resnets(settings, photos, layout), point, compiled=False)
+    networks = contenders(pair.se_resnets(settings, photos, layout), point, compiled=())
     photos = photos.to(DTYPES[dtype])
     with torch.no_grad():
         exact = judged(networks["se_eager"]).logits(photos.double())

@@ -149,8 +149,10 @@ def _is_as_watched(module, watch) -> bool:  # as guard.cpp does it; traced by Dy
         return False
     for name, inside in children:
         child = modules.get(name)
-        if name in state or (child is None) is not (inside is False):
+        if (child is None) is not (inside is False):
             return False
+        if name in state and (child is not None or state[name] is not None):
+            return False  # it hides the child; an absent one may be None there
         if isinstance(inside, Watch) and not _is_as_watched(child, inside):
             return False
     return True

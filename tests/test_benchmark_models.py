@@ -440,7 +440,7 @@ def test_a_wrong_fused_model_is_not_timed_and_the_others_are(monkeypatch, tmp_pa
     assert result.exit_code == 1
     assert "layer: " in result.output
     (record,) = records.read(lines)
-    assert [*record["refused"]] == ["layer"]
+    assert [*record["refused"]] == ["layer", "block"]  # whose SE module is hooked, too
     assert "layer" not in record["contenders"]
     assert {"unfused", "identity"} <= {*record["contenders"]}
 

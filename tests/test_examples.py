@@ -143,8 +143,8 @@ def test_trained_networks_are_pruned_and_their_images_written(tmp_path, monkeypa
 def test_it_notices_a_wrong_gradient(tmp_path, monkeypatch):
     backward = BatchNormSqueezeExciteFunction.backward
 
-    def wrong(ctx, dy):
-        du, *others = backward(ctx, dy)
+    def wrong(ctx, dy, *of_others):
+        du, *others = backward(ctx, dy, *of_others)
         return du + 1e-3 * dy, *others
 
     monkeypatch.setattr(BatchNormSqueezeExciteFunction, "backward", staticmethod(wrong))

@@ -13,6 +13,7 @@ from networks import (
     twins,
 )
 
+import se_kernels.module
 from se_kernels import models, norm, reference
 from se_kernels.models import SE, ResNet, Stage
 
@@ -146,18 +147,18 @@ def test_the_norm_may_be_left_apart(calls):
 def calls(monkeypatch):
     """Of SE blocks: pre, or None where the norm is apart; whether there is a residual; and post."""
     seen = []
-    forward = models.se.SqueezeExcite.forward
+    alone = se_kernels.module.squeeze_excite
     with_norm = norm.live.batch_norm_squeeze_excite
 
-    def apart(self, x, residual=None):
-        seen.append((None, residual is not None, self.post))
-        return forward(self, x, residual)
+    def apart(*args, residual, post, **options):
+        seen.append((None, residual is not None, post))
+        return alone(*args, residual=residual, post=post, **options)
 
     def together(*args, pre, residual, post, **options):
         seen.append((pre, residual is not None, post))
         return with_norm(*args, pre=pre, residual=residual, post=post, **options)
 
-    monkeypatch.setattr(models.se.SqueezeExcite, "forward", apart)
+    monkeypatch.setattr(se_kernels.module, "squeeze_excite", apart)
     monkeypatch.setattr(norm.live, "batch_norm_squeeze_excite", together)
     return seen
 

@@ -168,5 +168,5 @@ def test_ci_makes_cuda_where_nvcc_is(tmp_path, environment, makes):
     )
     assert result.returncode == 0, result.stderr
     made = [line for line in result.stdout.splitlines() if line.startswith("make ")]
-    assert made[:4] == ["make lint", "make test", "make sanitize", "make races"]
-    assert made[4] == ("make cuda" if makes else "make cuda is left out: nvcc was not found")
+    assert made[:5] == ["make lint", "make docs", "make test", "make sanitize", "make races"]
+    assert made[5] == ("make cuda" if makes else "make cuda is left out: nvcc was not found")

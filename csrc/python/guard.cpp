@@ -83,8 +83,9 @@ bool holds(PyObject* state, const Watch& watch) {
     return false;
   return all_pairs(watch[Watch::children], [&](PyObject* name, PyObject* inside) {
     PyObject* child = find(modules, name);
-    if (find(state, name)) return false;
     const bool is_there = child && child != Py_None;
+    PyObject* found = find(state, name);  // hides a child; an absent one may be None there
+    if (found && (is_there || found != Py_None)) return false;
     if (PyBool_Check(inside)) return is_there == (inside == Py_True);
     return is_there && is_as_watched(child, Watch(inside));
   });
