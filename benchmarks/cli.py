@@ -21,29 +21,29 @@ from . import (
     instructions,
     models,
     network,
-    pair,
     paper,
     photos,
     predict,
     records,
     report,
+    resnet_vs_se,
     traffic,
 )
 from .drop_in import DropIn
 from .gpus import GPUS
 from .inputs import DTYPES, MEMORY_FORMATS
 from .layer import Layer
-from .own import Own
-from .pair import Pair
+from .paper_models import PaperModel
 from .progress import progress
-from .tail import Tail
+from .residual_tail import ResidualTail
+from .resnet_vs_se import ResNetVsSE
 from .timing import Budget
 from .verify import VerificationError
 
 COMMAND = "benchmarks.command"
 QUICK_STAGES = ("conv2", "conv4")
 QUICK_KINDS = ("eager", "compile", "fused", "copy")
-BLOCKS = {subject.kind: subject for subject in (Layer(), Tail())}
+BLOCKS = {subject.kind: subject for subject in (Layer(), ResidualTail())}
 MODES = {kind: tuple(subject.costs) for kind, subject in BLOCKS.items()}
 MODES["network"] = network.MODES
 MIN_ROUNDS = {"layer": 10, "tail": 10, "network": 6}
@@ -242,7 +242,7 @@ def block_command(
 )
 @several(
     "kinds",
-    click.Choice(list(pair.JUDGES)),
+    click.Choice(list(resnet_vs_se.JUDGES)),
     [],
     "Of the pair, what is timed.  [default: all]",
     "--contender",
@@ -289,7 +289,7 @@ def network_command(ctx, names, fuse, backend, stride_in_3x3, with_photos, **opt
         return
     if fuse:
         raise click.UsageError("--fuse needs a --model; the pair is always eager and fused")
-    run_pair(ctx, backend, stride_in_3x3, with_photos, options)
+    run_resnet_vs_se(ctx, backend, stride_in_3x3, with_photos, options)
 
 
 def refuse_with_model(**given) -> None:
@@ -300,16 +300,16 @@ def refuse_with_model(**given) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} is not for --model{hint}")
 
 
-def run_pair(ctx, backend, stride_in_3x3: bool, with_photos: bool, options: dict) -> None:
+def run_resnet_vs_se(ctx, backend, stride_in_3x3: bool, with_photos: bool, options: dict) -> None:
     sizes = options["image_sizes"] or [models.IMAGE_SIZE]
     check_sizes("", sizes, options)
     (backend,) = pick_backends(options["device"], [backend] if backend else [])[:1]
-    pair, settings = Pair(not stride_in_3x3), network_settings(backend, options)
+    subject, settings = ResNetVsSE(not stride_in_3x3), network_settings(backend, options)
     if with_photos:
         for dtype in options["dtypes"]:
             for layout in options["layouts"]:
-                run_photos(ctx, pair, settings, dtype, layout, options)
-    run_network(ctx, pair, network_points(sizes, options), settings, options)
+                run_photos(ctx, subject, settings, dtype, layout, options)
+    run_network(ctx, subject, network_points(sizes, options), settings, options)
 
 
 def network_settings(backend: str, options: dict) -> network.Settings:
@@ -348,7 +348,7 @@ def photos_command(ctx, device, dtype, layout, backend, **options):
     """scikit-learn's two photographs through SE-ResNet-50: fused and eager logits are equal."""
     (backend,) = pick_backends(device, [backend] if backend else [])[:1]
     settings = network.Settings(device, backend, compiled=False, seed=options["seed"])
-    run_photos(ctx, Pair(), settings, dtype, layout, options)
+    run_photos(ctx, ResNetVsSE(), settings, dtype, layout, options)
 
 
 @main.command("quick")
@@ -370,7 +370,7 @@ def quick_command(ctx, backend, plot, **options):
     )
     networks = run_network(
         ctx,
-        Pair(),
+        ResNetVsSE(),
         network.points([4], [models.IMAGE_SIZE], ["float32"], ["nchw"], ["train"]),
         network.Settings(
             device, backend, compiled=False, budget=Budget(rounds=7, warmup=1), seed=seed
@@ -570,8 +570,8 @@ def run_block(ctx, subject: block.Subject, points, settings, options) -> list[di
     return found
 
 
-def run_network(ctx, pair: Pair, points, settings, options) -> list[dict]:
-    measure = functools.partial(network.measure, pair)
+def run_network(ctx, subject: ResNetVsSE, points, settings, options) -> list[dict]:
+    measure = functools.partial(network.measure, subject)
     found = measure_all(ctx, points, settings, measure, report.network_tables, options)
     if options.get("plot"):
         from . import plot
@@ -582,7 +582,7 @@ def run_network(ctx, pair: Pair, points, settings, options) -> list[dict]:
 
 def run_models(ctx, drop_in: DropIn, points, settings, options) -> None:
     def measure(point, *rest):
-        subject = Own() if models.is_own(point.model) else drop_in
+        subject = PaperModel() if models.is_paper_model(point.model) else drop_in
         return network.measure(subject, point, *rest)
 
     found = measure_all(ctx, points, settings, measure, report.model_tables, options)
@@ -592,9 +592,9 @@ def run_models(ctx, drop_in: DropIn, points, settings, options) -> None:
         plot.models(found, options["plot"])
 
 
-def run_photos(ctx, pair: Pair, settings, dtype: str, layout: str, options) -> None:
+def run_photos(ctx, subject: ResNetVsSE, settings, dtype: str, layout: str, options) -> None:
     def measure(point, settings, here, on_step):
-        return photos.compare(pair, settings, dtype, layout, here)
+        return photos.compare(subject, settings, dtype, layout, here)
 
     def tables(records):
         return [report.photos_table(record) for record in records]

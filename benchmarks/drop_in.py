@@ -1,6 +1,6 @@
 """A model of timm or torchvision: as it is, fused, and with identity in place of its SE modules.
 
-The forms of ``forms.py``.
+The forms of ``fusion_levels.py``.
 """
 
 import copy
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import se_kernels
 
-from . import forms, models
+from . import fusion_levels, models
 from .environment import version_of
 from .inputs import MEMORY_FORMATS
 from .network import CLASSES, Built, Point, Settings
@@ -37,7 +37,7 @@ class DropIn:
         unfused = models.build(point.model, CLASSES, settings.seed)
         unfused.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])
         settle(unfused, images, settings.seed)
-        built = {level: copy.deepcopy(unfused) for level in forms.FUSED}
+        built = {level: copy.deepcopy(unfused) for level in fusion_levels.FUSED}
         reports = {level: se_kernels.fuse(model, level) for level, model in built.items()}
         report = reports["block"]
         if not report.fused:
@@ -61,10 +61,10 @@ class DropIn:
             "blocks": dict(report.blocks),
             "apart": dict(report.apart),
         }
-        return Built(built, forms.JUDGES, ("unfused", list(report.fused)), about)
+        return Built(built, fusion_levels.JUDGES, ("unfused", list(report.fused)), about)
 
     def findings(self, seconds: Mapping[str, np.ndarray]) -> dict:
-        return forms.findings(seconds)
+        return fusion_levels.findings(seconds)
 
 
 def replace_by_identity(model: nn.Module, names: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ def check(name: str) -> None:
     Raises:
         ModelError: another form, a library that is not installed, or a name it does not know.
     """
-    if is_own(name):
+    if is_paper_model(name):
         return
     library, model = _parts(name)
     imported = _imported(library)
@@ -66,14 +66,14 @@ def why_not(name: str) -> str | None:
     return None
 
 
-def is_own(name: str) -> bool:
+def is_paper_model(name: str) -> bool:
     """Whether it is a network of ``se_kernels.models``."""
     return name in names()
 
 
 def image_size(name: str) -> int:
     """Height and width that the model is made for: timm's and ours, 224 of torchvision's."""
-    if is_own(name):
+    if is_paper_model(name):
         return OWN_IMAGE_SIZES.get(name, IMAGE_SIZE)
     library, model = _parts(name)
     if library != "timm":
@@ -84,7 +84,7 @@ def image_size(name: str) -> int:
 
 def min_image_size(name: str) -> int:
     """The fewest pixels, in height and width, that the model takes: ours say, others 32."""
-    return max(MIN_IMAGE_SIZE, _on_meta(name).min_size) if is_own(name) else MIN_IMAGE_SIZE
+    return max(MIN_IMAGE_SIZE, _on_meta(name).min_size) if is_paper_model(name) else MIN_IMAGE_SIZE
 
 
 @functools.cache
@@ -94,7 +94,7 @@ def normed(name: str, image_size: int) -> int:
     Counted in ours; in others, and in the paper's pair, whose name is empty, those of the last
     maps.
     """
-    if not is_own(name):
+    if not is_paper_model(name):
         return math.ceil(image_size / STRIDE) ** 2
     network, seen = _on_meta(name), []
     hooks = [

@@ -1,6 +1,6 @@
 """Whole networks: what is measured of them at one point, and how.
 
-Which networks those are is a subject's to say: ``pair.py``, ``own.py`` and ``drop_in.py``.
+A subject says which networks those are: ``resnet_vs_se.py``, ``paper_models.py``, ``drop_in.py``.
 """
 
 import copy

@@ -8,8 +8,8 @@ from torch import Tensor
 from .environment import Environment
 from .inputs import DTYPES, MEMORY_FORMATS
 from .network import Point, Settings, contenders, judged
-from .pair import Pair
 from .records import SCHEMA
+from .resnet_vs_se import ResNetVsSE
 from .verify import EAGER_FACTOR, Check, floors, norms, refuse
 
 RESIZED, CROPPED = 256, 224  # pixels: shorter side, then the middle
@@ -37,7 +37,7 @@ def prepare(image: np.ndarray) -> Tensor:
 
 
 def compare(
-    pair: Pair, settings: Settings, dtype: str, layout: str, environment: Environment
+    subject: ResNetVsSE, settings: Settings, dtype: str, layout: str, environment: Environment
 ) -> dict:
     """Eager and fused logits of one state dict; returns the record of one JSON line.
 
@@ -49,7 +49,7 @@ def compare(
     """
     photos = load().contiguous(memory_format=MEMORY_FORMATS[layout]).to(settings.device)
     point = Point(photos.shape[0], CROPPED, dtype, layout, "inference")
-    networks = contenders(pair.se_resnets(settings, photos, layout), point, compiled=())
+    networks = contenders(subject.se_resnets(settings, photos, layout), point, compiled=())
     photos = photos.to(DTYPES[dtype])
     with torch.no_grad():
         exact = judged(networks["se_eager"]).logits(photos.double())

@@ -11,7 +11,7 @@ from benchmark_commands import ENVIRONMENT_FIELDS, assert_png, run, succeed
 from torch import nn
 
 import se_kernels
-from benchmarks import drop_in, models, network, norms, own, records, report, shares
+from benchmarks import cost_share, drop_in, models, network, norms, paper_models, records, report
 from se_kernels.models import create
 from se_kernels.models import names as own_names
 from se_kernels.models.shake import Mix
@@ -49,40 +49,40 @@ def times(rounds=40, unfused=10.0, fused=8.5, identity=8.0, noise=0.002):
 
 
 def test_shares_are_of_the_unfused_time():
-    found = shares.shares(*times())
+    found = cost_share.shares(*times())
     assert found["before"]["p50"] == pytest.approx(0.20, abs=0.003)
     assert found["after"]["p50"] == pytest.approx(0.05, abs=0.003)
     assert found["left"]["p50"] == pytest.approx(0.25, abs=0.02)
     for spread in found.values():
         assert spread["low"] <= spread["p50"] <= spread["high"]
     assert found["left"]["low"] < 0.25 < found["left"]["high"] < 0.5
-    assert shares.shares(*times()[:2]).keys() == {"before"}
+    assert cost_share.shares(*times()[:2]).keys() == {"before"}
 
 
 def test_shares_of_exact_times_have_no_spread():
     u, i, f = (np.full(7, t) for t in (4.0, 3.0, 3.5))
-    found = shares.shares(u, i, f)
+    found = cost_share.shares(u, i, f)
     assert set(found["before"].values()) == {0.25}
     assert found["left"] == {"p50": 0.5, "low": 0.5, "high": 0.5}
 
 
 def test_few_rounds_have_no_interval():
-    for rounds in (1, shares.FEWEST - 1, shares.FEWEST):
-        for found in shares.shares(*times(rounds)).values():
+    for rounds in (1, cost_share.FEWEST - 1, cost_share.FEWEST):
+        for found in cost_share.shares(*times(rounds)).values():
             ends = [found["low"], found["high"]]
-            assert (ends == [None, None]) == (rounds < shares.FEWEST)
+            assert (ends == [None, None]) == (rounds < cost_share.FEWEST)
             assert isinstance(found["p50"], float)
 
 
 def test_a_few_disturbed_rounds_change_little():
     u, i, f = times(noise=0)
     f[::8] *= 5  # one round of eight
-    assert shares.shares(u, i, f)["left"]["p50"] == pytest.approx(0.25)
+    assert cost_share.shares(u, i, f)["left"]["p50"] == pytest.approx(0.25)
 
 
 def test_what_is_left_of_a_cost_lost_in_noise_is_not_told():
-    assert shares.shares(*times(unfused=8.005, noise=0.05))["left"] is None
-    assert shares.shares(*times(unfused=7.0))["left"] is None  # faster than without SE
+    assert cost_share.shares(*times(unfused=8.005, noise=0.05))["left"] is None
+    assert cost_share.shares(*times(unfused=7.0))["left"] is None  # faster than without SE
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_network_of_our_own(tmp_path, name, layout, images):
         assert record["ratios"].keys() == RATIOS
         assert record["shares"].keys() == {"layer", "block"}
         assert record["shares"]["block"].keys() == {"before", "after", "left"}
-        assert list(record["se_modules"]) == list(own.se_modules(eager))
+        assert list(record["se_modules"]) == list(paper_models.se_modules(eager))
         assert (record["libraries"], record["skipped"]) == ({}, {})
         assert {c["contender"] for c in record["verification"]} == {"layer", "block"}
     parameters = {name for name, _ in eager.named_parameters()}
@@ -359,7 +359,7 @@ def test_the_forms_of_our_own_have_equal_weights(layout):
     point = network.Point(2, 64, "float32", layout, "train", "mobilenet")
     settings = network.Settings(torch.device("cpu"), "reference", compiled=False)
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    built = own.Own().build(point, settings, images)
+    built = paper_models.PaperModel().build(point, settings, images)
     assert list(built.models) == FORMS
     eager, layer, block, identity = (dict(m.named_parameters()) for m in built.models.values())
     for form in ("layer", "block"):
@@ -451,7 +451,7 @@ WRONG_OWN = {**WRONG, "gradient": lambda y: y.detach() + (y - y.detach()) * 1.5}
 
 @pytest.mark.parametrize("spoilt", WRONG_OWN)
 def test_a_wrong_network_of_our_own_is_refused(monkeypatch, tmp_path, spoilt):
-    right = own.create
+    right = paper_models.create
 
     def wrong(name, classes, se):
         network = right(name, classes, se=se)
@@ -462,7 +462,7 @@ def test_a_wrong_network_of_our_own_is_refused(monkeypatch, tmp_path, spoilt):
             last.register_forward_hook(lambda module, args, y: WRONG_OWN[spoilt](y))
         return network
 
-    monkeypatch.setattr(own, "create", wrong)
+    monkeypatch.setattr(paper_models, "create", wrong)
     lines = tmp_path / "model.jsonl"
     result = run("network", "--model", OWN, *SMALL, "--mode", "train", "--json", lines)
     assert result.exit_code == 1

@@ -19,10 +19,10 @@ from benchmarks import (
     network,
     network_calls,
     network_verify,
-    pair,
     photos,
     records,
     report,
+    resnet_vs_se,
     timing,
     verify,
 )
@@ -375,7 +375,7 @@ def test_network(tmp_path):
 
 
 def test_a_wrong_network_is_not_timed_and_the_others_are(monkeypatch, tmp_path):
-    right = pair.se_resnet50
+    right = resnet_vs_se.se_resnet50
 
     def wrong(fused, **options):
         model = right(fused=fused, **options)
@@ -383,7 +383,7 @@ def test_a_wrong_network_is_not_timed_and_the_others_are(monkeypatch, tmp_path):
             model.layer3[2].se.register_forward_hook(lambda module, args, y: y * 1.01)
         return model
 
-    monkeypatch.setattr(pair, "se_resnet50", wrong)
+    monkeypatch.setattr(resnet_vs_se, "se_resnet50", wrong)
     lines = tmp_path / "network.jsonl"
     small = ["--image-size", 32, "--batch", 2, "--rounds", 1, "--backend", "reference"]
     result = run("network", *small, "--mode", "inference", "--json", lines)
@@ -511,7 +511,7 @@ def test_photos(tmp_path):
 
 
 def test_photos_are_refused_where_the_fused_network_differs(monkeypatch):
-    right = pair.se_resnet50
+    right = resnet_vs_se.se_resnet50
 
     def wrong(fused, **options):
         model = right(fused=fused, **options)
@@ -519,7 +519,7 @@ def test_photos_are_refused_where_the_fused_network_differs(monkeypatch):
             model.fc.register_forward_hook(lambda module, args, y: y + 1e-4)
         return model
 
-    monkeypatch.setattr(pair, "se_resnet50", wrong)
+    monkeypatch.setattr(resnet_vs_se, "se_resnet50", wrong)
     result = run("photos", "--backend", "reference")
     assert result.exit_code == 1
     assert "se_block on photographs" in result.output

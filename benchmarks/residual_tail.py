@@ -70,7 +70,7 @@ def fused_tail(bn: nn.Module, se: nn.Module) -> nn.Module:
     return module
 
 
-class Tail:
+class ResidualTail:
     """u, residual (N,C,H,W) → y (N,C,H,W)."""
 
     kind = "tail"
@@ -128,7 +128,10 @@ def make_tail_weights(point: Point, device: torch.device, generator: torch.Gener
 def build(
     kinds: Sequence[str], backends: Sequence[str], weights: Weights, point: Point
 ) -> list[Contender]:
-    """The contenders that compute y, in the order of ``Tail.kinds``. Copies are timed apart."""
+    """The contenders that compute y, in the order of ``ResidualTail.kinds``.
+
+    Copies are timed apart.
+    """
     channels, dtype = point.shape.channels, weights.w1.dtype
     layout, device = MEMORY_FORMATS[point.layout], weights.w1.device
 
@@ -166,7 +169,7 @@ def build(
                 return [contender(b, fused_tail(norm(), fused_se(b))) for b in backends]
         return []
 
-    return [c for kind in Tail.kinds if kind in kinds for c in of_kind(kind)]
+    return [c for kind in ResidualTail.kinds if kind in kinds for c in of_kind(kind)]
 
 
 @dataclass(frozen=True)

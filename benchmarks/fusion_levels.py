@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .cost_share import shares, spread
 from .network import COMPILED
-from .shares import shares, spread
 from .timing import paired_ratios
 
 FUSED = ("layer", "block")

@@ -35,7 +35,7 @@ JUDGES = {"resnet50": "resnet50", "se_eager": "se_eager", **dict.fromkeys(FUSED,
 
 
 @dataclass(frozen=True)
-class Pair:
+class ResNetVsSE:
     """The subject of ``network`` without ``--model``."""
 
     stride_in_1x1: bool = True

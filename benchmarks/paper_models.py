@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from se_kernels.models import create
 from se_kernels.models.se import EagerSqueezeExcite
 
-from . import forms
+from . import fusion_levels
 from .inputs import MEMORY_FORMATS
 from .models import drop_nothing
 from .network import CLASSES, Built, Point, Settings
@@ -18,7 +18,7 @@ from .norms import calibrate, settle
 
 
 @dataclass(frozen=True)
-class Own:
+class PaperModel:
     """The subject of ``network --model`` for a name without a library's."""
 
     kind = "model"
@@ -39,7 +39,7 @@ class Own:
         modules = se_modules(unfused)
         about = {"model": point.model, "libraries": {}, "se_modules": modules, "skipped": {}}
         built["identity"] = identity
-        return Built(built, forms.JUDGES, ("unfused", list(modules)), about)
+        return Built(built, fusion_levels.JUDGES, ("unfused", list(modules)), about)
 
     def placed(self, point: Point, settings: Settings, se: str | None) -> nn.Module:
         network = create(point.model, CLASSES, se=se)
@@ -47,7 +47,7 @@ class Own:
         return network.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])
 
     def findings(self, seconds: Mapping[str, np.ndarray]) -> dict:
-        return forms.findings(seconds)
+        return fusion_levels.findings(seconds)
 
 
 def se_modules(network: nn.Module) -> dict[str, str]:

@@ -5,8 +5,8 @@ import torch
 from benchmark_commands import ENVIRONMENT_FIELDS, assert_png, run, succeed
 from torch import nn
 
-from benchmarks import block, contenders, inputs, records, tail, verify
-from benchmarks.tail import Tail
+from benchmarks import block, contenders, inputs, records, residual_tail, verify
+from benchmarks.residual_tail import ResidualTail
 
 CPU = torch.device("cpu")
 TINY = ["--shape", "24x5x7:3", "--batch", "2", "--rounds", "2"]
@@ -23,13 +23,13 @@ def make(mode="train", dtype="float32", layout="nchw", batch=2, shape="24x5x7:3"
     generator = torch.Generator().manual_seed(0)
     options = dict(dtype=inputs.DTYPES[dtype], layout=layout, backward=point.trains, device=CPU)
     (s,) = inputs.make_sets(point.x_shape, 1, residual=True, generator=generator, **options)
-    return point, s, tail.make_tail_weights(point, CPU, generator)
+    return point, s, residual_tail.make_tail_weights(point, CPU, generator)
 
 
 def test_tail_with_every_contender(monkeypatch, tmp_path):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(module) or module)
-    lines, chart = tmp_path / "tail.jsonl", tmp_path / "tail.png"
+    lines, chart = tmp_path / "tail.jsonl", tmp_path / "residual_tail.png"
     output = succeed("tail", *TINY, *REFERENCE, "--json", lines, "--plot", chart)
     found = records.read(lines)
     assert [r["mode"] for r in found] == ["inference", "forward", "backward", "train"]
@@ -69,15 +69,15 @@ def test_tail_in_both_layouts_and_every_dtype(tmp_path):
 def test_counted_bytes():
     point, _, _ = make("backward", "bfloat16", shape="8x2x3:2", batch=3)
     # dy, u, dr; dr, u, du: 6 passes of 2 bytes; w1 and w2 read, their gradients written
-    assert Tail.costs["backward"].bytes(point) == 2 * (6 * 3 * 8 * 6 + 2 * 2 * 8 * 2)
+    assert ResidualTail.costs["backward"].bytes(point) == 2 * (6 * 3 * 8 * 6 + 2 * 2 * 8 * 2)
 
 
 @pytest.mark.parametrize("se", [True, False])
 @pytest.mark.parametrize("mode", ["inference", "train"])
 def test_the_judge_is_torchs_norm_and_the_eager_block(mode, se):
     point, s, weights = make(mode, "float64", "channels_last")
-    judge = tail.judge(s, weights, point.trains, se)
-    (eager,) = tail.build(["eager" if se else "plain"], [], weights, point)
+    judge = residual_tail.judge(s, weights, point.trains, se)
+    (eager,) = residual_tail.build(["eager" if se else "plain"], [], weights, point)
     results = verify.run(eager, s)
     assert results.keys() == judge.results.keys() == judge.sizes.keys() == judge.walks.keys()
     for name, expected in judge.results.items():
@@ -95,7 +95,7 @@ def test_what_is_verified_is_clear_of_the_corner_of_the_relu():
         before = residual.double()
         near = torch.stack([total.abs() < margin for total in sums]).any(0)
         assert near.any()
-        tail.clear_of_the_corner(residual, sums)
+        residual_tail.clear_of_the_corner(residual, sums)
         moved = residual.double() - before
         assert all(((total + moved).abs() >= margin).all() for total in sums)
         assert near.sum() <= (moved != 0).sum() < residual.numel() / 2
@@ -104,7 +104,7 @@ def test_what_is_verified_is_clear_of_the_corner_of_the_relu():
 @pytest.mark.parametrize("mode", ["inference", "forward", "backward", "train"])
 def test_what_is_timed(mode):
     point, s, weights = make(mode)
-    (eager,) = tail.build(["eager"], [], weights, point)
+    (eager,) = residual_tail.build(["eager"], [], weights, point)
     calls = []
     eager.module.register_forward_hook(lambda *_: calls.append("forward"))
     eager.module.bn.register_full_backward_hook(lambda *_: calls.append("backward"))
@@ -156,8 +156,10 @@ WRONG = {
 
 @pytest.mark.parametrize("spoilt", WRONG)
 def test_a_wrong_contender_is_not_timed_and_the_others_are(monkeypatch, tmp_path, spoilt):
-    right = tail.fused_tail
-    monkeypatch.setattr(tail, "fused_tail", lambda *args: Wrong(right(*args), WRONG[spoilt]))
+    right = residual_tail.fused_tail
+    monkeypatch.setattr(
+        residual_tail, "fused_tail", lambda *args: Wrong(right(*args), WRONG[spoilt])
+    )
     lines = tmp_path / "tail.jsonl"
     args = [*TINY, *REFERENCE, *NO_COMPILE, "--mode", "forward", "--json", lines]
     result = run("tail", *args)
