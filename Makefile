@@ -1,4 +1,4 @@
-# make test | races | mutants | bench | docs | cuda | instructions | gpu | lint | sanitize | wheels | arm |
+# make test | test-all | races | mutants | bench | docs | cuda | instructions | gpu | lint | sanitize | wheels | arm |
 #      format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
@@ -38,7 +38,7 @@ need = @$(PY) tools/dev_env.py $(1)
 build = @$(PY) tools/dev_env.py --build $(1)
 TEST_GROUPS := torch build bench test
 
-.PHONY: help env cuda-on-host cuda-on-host-races test races mutants bench docs cuda instructions gpu lint format sanitize wheels arm clean
+.PHONY: help env cuda-on-host cuda-on-host-races test test-all races mutants bench docs cuda instructions gpu lint format sanitize wheels arm clean
 
 help:
 	@sed -n '1,2s/^# *//p' Makefile
@@ -65,6 +65,10 @@ cuda-on-host: env
 
 test: env cuda-on-host
 	$(PYTEST) $(PYTEST_ARGS)
+
+# Every case in place of all pairs of parameters. Hours.
+test-all: export SE_KERNELS_EVERY_CASE := 1
+test-all: test
 
 # The CUDA backend on the host, built to find races (GCC): its tests, and what finds them. Then, left
 # out one at a time, what keeps them away.
@@ -124,6 +128,7 @@ lint: $(PY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PYTHONPATH=$(CURDIR) lint-imports
+	$(PY) -m mypy
 	$(NATIVE_SOURCES) | xargs clang-format --dry-run --Werror
 	check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml

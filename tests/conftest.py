@@ -15,6 +15,7 @@ import torchvision_stub  # noqa: F401
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from case_selection import EVERY_CASE, select
 from host_gpu import is_on_host, lend_to_the_cuda_backend
 from interpreter import interpreted
 
@@ -28,29 +29,28 @@ KERNELS = [name for name in se_kernels.available_backends() if name != "referenc
 
 
 def pytest_collection_modifyitems(config, items):
-    """``sampled(every=n, on_host=m)``: of a test's cases the first, and one in so many after it.
+    """Keeps the cases that ``case_selection`` chooses, for each test and backend.
 
-    One in n on Triton: interpreted, a kernel takes some thousand times as long; compiled, each
-    variant first takes a second. With 0 the interpreter runs none. One in m on the stand-in for
-    CUDA, none with 0; all where m is not given. n and m share no factor with the numbers of
-    parameters, so every value of each parameter occurs. SE_KERNELS_EVERY_CASE=1 runs all.
+    ``sampled(every=n, on_host=m)`` lets one in n run on Triton at most: interpreted, a kernel takes
+    some thousand times as long; compiled, each variant first takes a second. With 0 the interpreter
+    runs none. One in m on the stand-in for CUDA. SE_KERNELS_EVERY_CASE=1 runs all.
     """
-    if os.environ.get("SE_KERNELS_EVERY_CASE") == "1":
+    if EVERY_CASE:
         return
-    seen, dropped = {}, []
+    groups = {}
     for item in items:
-        marker = item.get_closest_marker("sampled")
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
-        if marker is None or backend is None:
-            continue
-        key = item.function, backend
-        count = seen[key] = seen.get(key, -1) + 1
-        every = one_in(backend, **marker.kwargs)
-        if every == 0 or count % every != 0:
-            dropped.append(item)
+        key = item.location[0], item.function, getattr(item, "cls", None), backend
+        groups.setdefault(key, []).append(item)
+    kept = set()
+    for (*_, backend), cases in groups.items():
+        marker = cases[0].get_closest_marker("sampled")
+        sampling = marker.kwargs if marker is not None and backend is not None else {"every": 1}
+        kept.update(select(cases, one_in(backend, **sampling)))
+    dropped = [item for item in items if item not in kept]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in set(dropped)]
+        items[:] = [item for item in items if item in kept]
 
 
 def one_in(backend: str, every: int, on_host: int = 1) -> int:

@@ -194,7 +194,7 @@ def test_empty_tensors(backend, device, shape):
 # --- gradients -----------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=11, on_host=5)
+@pytest.mark.sampled(every=0, on_host=5)  # interpreted, a minute each
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -219,7 +219,7 @@ def test_gradcheck(assembled, device, squeeze, post, layout):
     assert torch.autograd.gradgradcheck(block, leaves)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=11, on_host=3)
 @pytest.mark.parametrize(
     "need", [s for k in range(1, 7) for s in itertools.combinations(NAMES, k)], ids="-".join
 )
