@@ -17,7 +17,7 @@ from .contenders import COPIES, Call, Contender, Graphed
 from .environment import Environment, last_level_cache_bytes
 from .inputs import DTYPES, MEMORY_FORMATS, InputSet, how_many, make_sets
 from .records import SCHEMA
-from .timing import Budget, clock_for, in_turn, paired_ratio, percentiles
+from .timing import Budget, Timed, clock_for, in_turn, paired_ratio, percentiles
 
 STAGES = {  # of SE-ResNet-50 (Table 1): C×H×W:R
     "conv2": "256x56x56:16",
@@ -139,11 +139,25 @@ class Built:
 class Subject(Protocol):
     """Which block, and against what."""
 
-    kind: str  # of the record
-    kinds: Sequence[str]  # of contenders: each builds some, or is one of ``COPIES``
-    residual: bool  # whether the block adds one
-    costs: Mapping[str, Cost]  # by mode
-    baselines: Sequence[str]  # names of contenders that the others' times are put beside
+    @property
+    def kind(self) -> str:
+        """Of the record."""
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Of contenders: each builds some, or is one of ``COPIES``."""
+
+    @property
+    def residual(self) -> bool:
+        """Whether the block adds one."""
+
+    @property
+    def costs(self) -> Mapping[str, Cost]:
+        """By mode."""
+
+    @property
+    def baselines(self) -> Sequence[str]:
+        """Names of contenders that the others' times are put beside."""
 
     def build(
         self,
@@ -198,10 +212,9 @@ def measure(
     with torch.set_grad_enabled(point.trains):
         checks, first_call, refused = verify_point(point, built, sets[0], on_step)
         right = [c for c in built.contenders if c.name not in refused]
-        if settings.graph:
-            timed = {c.name: Graphed(c, sets) for c in right}
-        else:
-            timed = {c.name: Call(c, sets, point.mode, cache) for c in right}
+        timed: dict[str, Timed] = {}
+        for c in right:
+            timed[c.name] = Graphed(c, sets) if settings.graph else Call(c, sets, point.mode, cache)
         timed.update({kind: COPIES[kind](sets) for kind in COPIES if kind in settings.kinds})
         clock = clock_for(settings.device, cache)
         seconds = in_turn(

@@ -43,7 +43,7 @@ from .verify import VerificationError
 COMMAND = "benchmarks.command"
 QUICK_STAGES = ("conv2", "conv4")
 QUICK_KINDS = ("eager", "compile", "fused", "copy")
-BLOCKS = {subject.kind: subject for subject in (Layer(), ResidualTail())}
+BLOCKS: dict[str, block.Subject] = {"layer": Layer(), "tail": ResidualTail()}
 MODES = {kind: tuple(subject.costs) for kind, subject in BLOCKS.items()}
 MODES["network"] = network.MODES
 MIN_ROUNDS = {"layer": 10, "tail": 10, "network": 6}

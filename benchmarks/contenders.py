@@ -10,6 +10,7 @@ import se_kernels
 from se_kernels import dispatch
 
 from .inputs import InputSet
+from .timing import Timed
 
 
 def usable_backends(device: torch.device) -> list[str]:
@@ -167,4 +168,4 @@ class CloneFloor:
         return self.sources[k].clone()
 
 
-COPIES = {"copy": CopyFloor, "clone": CloneFloor}
+COPIES: dict[str, Callable[[Sequence[InputSet]], Timed]] = {"copy": CopyFloor, "clone": CloneFloor}

@@ -35,7 +35,8 @@ class DropIn:
             models.ModelError: ``se_kernels.fuse`` finds nothing to replace.
         """
         unfused = models.build(point.model, CLASSES, settings.seed)
-        unfused.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])
+        # torch's stub has no memory_format
+        unfused.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])  # type: ignore[call-overload]
         settle(unfused, images, settings.seed)
         built = {level: copy.deepcopy(unfused) for level in fusion_levels.FUSED}
         reports = {level: se_kernels.fuse(model, level) for level, model in built.items()}

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -115,8 +116,10 @@ def last_level_cache_bytes(device: torch.device) -> int:
     """Bytes of the GPU's L2, or of all last-level caches of the processors this process may use."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-    caches = {}  # the processors that share a cache -> its bytes
+    cpus: Iterable[int] = range(os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):
+        cpus = os.sched_getaffinity(0)
+    caches: dict[str, int] = {}  # the processors that share a cache -> its bytes
     for cpu in cpus:
         levels = []
         for index in Path(f"/sys/devices/system/cpu/cpu{cpu}/cache").glob("index*"):
@@ -130,6 +133,6 @@ def last_level_cache_bytes(device: torch.device) -> int:
             if size.endswith("K"):
                 levels.append((int(level), shared, int(size[:-1]) * 1024))
         if levels:
-            _, shared, size = max(levels)
-            caches[shared] = size
+            _, shared, in_bytes = max(levels)
+            caches[shared] = in_bytes
     return sum(caches.values()) or UNKNOWN_CACHE

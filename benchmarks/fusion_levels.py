@@ -25,7 +25,7 @@ JUDGES = {
 def findings(seconds: Mapping[str, np.ndarray]) -> dict:
     """``ratios`` over unfused, with their spread, and ``shares``, by the fused form, or by the
     unfused one where there is none."""
-    found = {"ratios": {}, "shares": {}}
+    found: dict[str, dict] = {"ratios": {}, "shares": {}}
     for suffix in ("", COMPILED):
         times = {n: seconds[n + suffix] for n in JUDGES if n + suffix in seconds}
         if "unfused" not in times:

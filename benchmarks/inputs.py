@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ def make_sets(
     """``count`` sets. x is noise about a mean per image and channel, so gates differ."""
     sets = []
     for _ in range(count):
-        noise = dict(device=device, generator=generator)
+        noise: dict[str, Any] = dict(device=device, generator=generator)
         x = torch.randn(shape, **noise).add_(torch.randn(*shape[:2], 1, 1, **noise))
         x = _as(x, dtype, layout).requires_grad_(backward)
         dy = _as(torch.randn(shape, **noise), dtype, layout) if backward else None
@@ -63,7 +64,7 @@ def make_weights(
     channels: int, reduced: int, device: torch.device, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """w1 (R,C,1,1) and w2 (C,R,1,1), float32, scaled so that the gates spread over (0, 1)."""
-    noise = dict(device=device, generator=generator)
+    noise: dict[str, Any] = dict(device=device, generator=generator)
     w1 = torch.randn(reduced, channels, 1, 1, **noise) * math.sqrt(2 / channels)
     w2 = torch.randn(channels, reduced, 1, 1, **noise) * math.sqrt(2 / reduced)
     return w1, w2

@@ -57,7 +57,8 @@ def build(
     """The contenders that compute y, in the order of ``Layer.kinds``. Copies are timed apart."""
 
     def placed(module: nn.Module) -> nn.Module:
-        return module.to(device=w1.device, dtype=dtype, memory_format=MEMORY_FORMATS[layout])
+        # torch's stub has no memory_format
+        return module.to(device=w1.device, dtype=dtype, memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]
 
     built = []
     if "eager" in kinds:
@@ -91,7 +92,9 @@ def judge(s: InputSet, w1: Tensor, w2: Tensor) -> verify.Judge:
         y = reference.scale(x, gate)
         if backward:
             gate.retain_grad()
+            assert s.dy is not None
             y.backward(s.dy[i : i + images].double())
+            assert x.grad is not None
             dxs.append(x.grad)
             sizes.add(z, gate)
         ys.append(y.detach())
@@ -101,5 +104,7 @@ def judge(s: InputSet, w1: Tensor, w2: Tensor) -> verify.Judge:
     walks = {"y": walk / 4, "dx": walk / 4, "dw1": walk, "dw2": walk}
     if not backward:
         return verify.Judge.of(results, walks)
+    assert w1.grad is not None
+    assert w2.grad is not None
     results.update(dx=torch.cat(dxs), dw1=w1.grad, dw2=w2.grad)
     return verify.Judge.of(results, walks, sizes.norms())

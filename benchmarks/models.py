@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from se_kernels.models import create, names
+from se_kernels.models.network import Network
 
 from .torchvision_ops import import_torchvision
 
@@ -109,7 +110,7 @@ def normed(name: str, image_size: int) -> int:
 
 
 @functools.cache
-def _on_meta(name: str) -> nn.Module:
+def _on_meta(name: str) -> Network:
     """One of ours without numbers and without SE blocks, in eval mode."""
     with torch.device("meta"):
         return create(name, se=None).eval()
@@ -135,7 +136,7 @@ def drop_nothing(model: nn.Module) -> None:
         if type(module).__name__ in RANDOM:
             setattr(module, *RANDOM[type(module).__name__])
         if isinstance(getattr(module, "drop_rate", None), float):  # timm's, before its classifier
-            module.drop_rate = 0.0
+            module.__dict__["drop_rate"] = 0.0
 
 
 def _parts(name: str) -> tuple[str, str]:

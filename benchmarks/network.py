@@ -240,7 +240,10 @@ def verify_networks(
     images; those of the next batches as well where gradients are refused. Beside the checks and
     the seconds of first calls: why some are refused, by name.
     """
-    checks, first_call, refused, batches = [], {}, {}, batches[:TRIES]
+    checks: list = []
+    first_call: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    batches = batches[:TRIES]
     if not any(name.endswith(COMPILED) for name in networks):
         batches = [(images[:few], labels[:few]) for images, labels in batches]
     for eager in dict.fromkeys(judges.values()):

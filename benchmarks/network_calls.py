@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .memory import bytes_of, peak_bytes
+from .timing import Timed
 
 
 @dataclass
@@ -57,27 +58,33 @@ class TrainingStep:
         pass
 
     def call(self, k: int) -> Tensor:
-        self.network.optimizer.zero_grad(set_to_none=True)
+        optimizer = self.network.optimizer
+        assert optimizer is not None  # a network that trains has one
+        optimizer.zero_grad(set_to_none=True)
         _, loss = self.network.loss(*self.batches[k])
         loss.backward()
-        self.network.optimizer.step()
+        optimizer.step()
         return loss
 
 
-TIMED = {"inference": Inference, "train": TrainingStep}
+TIMED: dict[str, Callable[[Network, list[tuple[Tensor, Tensor]]], Timed]] = {
+    "inference": Inference,
+    "train": TrainingStep,
+}
 
 
 def training_memory(network: Network, batch: tuple[Tensor, Tensor]) -> dict[str, int]:
     """``weights_bytes``: parameters, buffers and the optimizer's state, which must be there;
     ``peak_bytes``: with what a training step needs at its peak, but for its images."""
-    step = TrainingStep(network, [batch])
+    step, optimizer = TrainingStep(network, [batch]), network.optimizer
+    assert optimizer is not None
 
     def call() -> None:
         step.call(0)
-        network.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
-    network.optimizer.zero_grad(set_to_none=True)  # those of the step before
-    state = network.optimizer.state.values()
+    optimizer.zero_grad(set_to_none=True)  # those of the step before
+    state = optimizer.state.values()
     weights = [*network.model.parameters(), *network.model.buffers()]
     weights += [t for of_one in state for t in of_one.values() if isinstance(t, Tensor)]
     held = bytes_of(weights)

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class Spec:
 
     name: str
     se: str | None = "eager"  # which the counter sees into, as it does not into "fused"
-    options: tuple[tuple[str, object], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
     image_size: int = 224
 
     def without_se(self) -> "Spec":
@@ -57,7 +58,7 @@ def count(spec: Spec) -> Counts:
         if type(module) in elements:
             module.register_forward_hook(add)
         if isinstance(module, nn.BatchNorm2d):
-            module.forward = lambda x: x  # of the same shape, in a third of the time
+            module.__dict__["forward"] = lambda x: x  # of the same shape, in a third of the time
     size = spec.image_size
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, model.in_channels, size, size, device="meta"))

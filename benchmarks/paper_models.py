@@ -44,7 +44,8 @@ class PaperModel:
     def placed(self, point: Point, settings: Settings, se: str | None) -> nn.Module:
         network = create(point.model, CLASSES, se=se)
         drop_nothing(network)
-        return network.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])
+        # torch's stub has no memory_format
+        return network.to(device=settings.device, memory_format=MEMORY_FORMATS[point.layout])  # type: ignore[call-overload]
 
     def findings(self, seconds: Mapping[str, np.ndarray]) -> dict:
         return fusion_levels.findings(seconds)

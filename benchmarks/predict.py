@@ -122,12 +122,15 @@ def of_line(line: dict, gpu: Gpu, batch: int) -> Prediction:
     x_bytes = bytes_of(line, batch)
     operation, eager = OPERATIONS[line["operation"]], EAGER.get(line["operation"])
     return Prediction(
-        *(line[key] for key in ("operation", "stage", "layout", "way")),
+        operation=line["operation"],
+        stage=line["stage"],
+        layout=line["layout"],
+        way=line["way"],
         floor=operation.least * x_bytes / gpu.bytes_per_us,
         issue=line["instructions"] * x_bytes / PIECE / gpu.instructions_per_us,
         memory=units_of(line, gpu) * x_bytes / gpu.bytes_per_us,
         latency=latency_of(line, gpu, batch),
-        eager=eager and eager_time(eager, x_bytes, gpu),
+        eager=eager_time(eager, x_bytes, gpu) if eager else None,
         instructions=line["instructions"],
         budget=operation.budget,
     )
@@ -143,12 +146,16 @@ def with_norm(sweeps: Iterable[Prediction], gpu: Gpu, batch: int) -> Iterable[Pr
     for name, (operations, launches, units) in NORM_TAILS.items():
         for stage in STAGES:
             for layout in ("nchw", "nhwc"):
-                parts = [found.get((o, stage, layout)) for o in operations]
-                if None in parts:
+                keys = [(operation, stage, layout) for operation in operations]
+                if not found.keys() >= {*keys}:
                     continue
+                parts = [found[key] for key in keys]
                 x_bytes = bytes_of(dict(stage=stage), batch)
                 yield Prediction(
-                    *(name, stage, layout, "sweeps"),
+                    operation=name,
+                    stage=stage,
+                    layout=layout,
+                    way="sweeps",
                     floor=units * x_bytes / gpu.bytes_per_us,
                     issue=sum(p.issue for p in parts),
                     memory=sum(p.memory for p in parts),

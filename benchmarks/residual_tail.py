@@ -5,9 +5,9 @@ residual), the end of a plain ResNet's block. The norm is in training mode, but 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class LayerTail(nn.Module):
         return self.se(self.bn(u), residual)
 
 
-def fused_tail(bn: nn.Module, se: nn.Module) -> nn.Module:
+def fused_tail(bn: nn.BatchNorm2d, se: se_kernels.SqueezeExcite) -> nn.Module:
     """All of it as one operation of se_kernels."""
     module = se_kernels.BatchNormSqueezeExcite(bn.num_features)
     module.bn, module.se = bn, se
@@ -99,6 +99,7 @@ class ResidualTail:
         s = sets[0]
         with torch.no_grad():
             sums = [define(s, weights, point.trains, se).sum for se in (True, False)]
+            assert s.residual is not None  # as ``residual`` asks
             clear_of_the_corner(s.residual, sums)
         contenders = build(settings.kinds, settings.backends, weights, point)
         eager, plain = build(["eager", "plain"], [], weights, point)
@@ -113,7 +114,7 @@ def make_tail_weights(point: Point, device: torch.device, generator: torch.Gener
     """Those of a trained network: ordinary scales and shifts; running statistics near those of the
     inputs, which are 0 and 2."""
     channels, dtype = point.shape.channels, DTYPES[point.dtype]
-    noise = dict(device=device, generator=generator)
+    noise: dict[str, Any] = dict(device=device, generator=generator)
     wide = torch.promote_types(dtype, torch.float32)
     norm = {
         "weight": torch.rand(channels, **noise) + 0.5,
@@ -140,12 +141,12 @@ def build(
         bn.load_state_dict(weights.norm, strict=False)  # none of num_batches_tracked
         return bn
 
-    def se(make, *args, **kwargs) -> nn.Module:
+    def se(make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         module = make(*args, **kwargs).to(device=device, dtype=dtype, memory_format=layout)
         set_weights(module, weights.w1, weights.w2)
         return module
 
-    def fused_se(backend: str) -> nn.Module:
+    def fused_se(backend: str) -> se_kernels.SqueezeExcite:
         options = dict(rd_channels=point.shape.reduced, post="relu", backend=backend)
         return se(se_kernels.SqueezeExcite, channels, **options)
 
@@ -180,12 +181,12 @@ class Defined:
     sum: Tensor  # (N,C,H,W), before the ReLU
     normed: Tensor  # (N,C,H,W)
     leaves: dict[str, Tensor]  # by the names of their gradients
-    z: Tensor | None = None  # (N,C)
-    gate: Tensor | None = None  # (N,C)
+    se: tuple[Tensor, Tensor] | None = None  # z, gate (N,C)
 
 
 def define(s: InputSet, weights: Weights, training: bool, se: bool) -> Defined:
     """y in float64, with its graph in training mode unless autograd is off."""
+    assert s.residual is not None
     given = {
         "dx": s.x,
         "dr": s.residual,
@@ -196,18 +197,17 @@ def define(s: InputSet, weights: Weights, training: bool, se: bool) -> Defined:
     }
     leaves = {q: t.detach().double().requires_grad_(training) for q, t in given.items()}
     u, residual, weight, bias, w1, w2 = leaves.values()
-    statistics = (None, None)
-    if not training:
-        statistics = weights.norm["running_mean"], weights.norm["running_var"]
-    options = dict(eps=nn.BatchNorm2d(1).eps, pre="identity")
-    t = reference.normed(u, weight, bias, *statistics, torch.float64, **options)
+    running = ("running_mean", "running_var")
+    mean, var = (None if training else weights.norm[name] for name in running)
+    eps = nn.BatchNorm2d(1).eps
+    t = reference.normed(u, weight, bias, mean, var, torch.float64, eps=eps, pre="identity")
     if not se:
         total = t + residual
         return Defined(F.relu(total), total, t, leaves)
     z = reference.squeeze(t)
     gate = reference.excite(z, w1, w2)
     total = reference.scale(t, gate, residual)
-    return Defined(F.relu(total), total, t, leaves, z, gate)
+    return Defined(F.relu(total), total, t, leaves, (z, gate))
 
 
 def judge(s: InputSet, weights: Weights, training: bool, se: bool) -> verify.Judge:
@@ -219,22 +219,24 @@ def judge(s: InputSet, weights: Weights, training: bool, se: bool) -> verify.Jud
         walks = {"y": math.sqrt(height * width + channels) / 4}
         return verify.Judge.of({"y": found.y}, walks)
     found.normed.retain_grad()
-    if se:
-        found.gate.retain_grad()
+    if found.se is not None:
+        found.se[1].retain_grad()
+    assert s.dy is not None
     found.y.backward(s.dy.double())
     with torch.no_grad():
         results = {"y": found.y.detach(), **moved_statistics(s.x, weights)}
         results |= {q: leaf.grad for q, leaf in found.leaves.items() if leaf.grad is not None}
         dt, leaves = found.normed.grad, found.leaves
+        assert dt is not None
         weight, bias = (leaves[q][:, None, None] for q in NORM_GRADIENTS)
         terms = {"dbn_weight": dt * (found.normed - bias) / weight, "dbn_bias": dt}
         sizes = {
             q: verify.norms(torch.maximum(t.square().sum((0, 2, 3)).sqrt(), results[q].abs()))
             for q, t in terms.items()
         }
-        if se:
+        if found.se is not None:
             weight_sizes = verify.WeightSizes(leaves["dw1"], leaves["dw2"])
-            weight_sizes.add(found.z, found.gate)
+            weight_sizes.add(*found.se)
             sizes |= weight_sizes.norms()
     walk = math.sqrt(height * width + images + channels)
     walks = dict.fromkeys(results, walk) | {"dr": 0.0}
@@ -244,7 +246,8 @@ def judge(s: InputSet, weights: Weights, training: bool, se: bool) -> verify.Jud
 
 def moved_statistics(u: Tensor, weights: Weights) -> dict[str, Tensor]:
     """The running statistics after one call in training mode, (C) in float64."""
-    momentum, u = nn.BatchNorm2d(1).momentum, u.detach().double()
+    u, momentum = u.detach().double(), nn.BatchNorm2d(1).momentum
+    assert momentum is not None
     of_batch = {
         "running_mean": u.mean((0, 2, 3)),
         "running_var": u.var((0, 2, 3), correction=1),

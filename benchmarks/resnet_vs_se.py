@@ -90,4 +90,5 @@ class ResNetVsSE:
 
 
 def _placed(model: nn.Module, settings: Settings, layout: str) -> nn.Module:
-    return model.to(device=settings.device, memory_format=MEMORY_FORMATS[layout])
+    # torch's stub has no memory_format
+    return model.to(device=settings.device, memory_format=MEMORY_FORMATS[layout])  # type: ignore[call-overload]

@@ -5,6 +5,7 @@ change of the machine's speed meets all of them. Ratios are taken within a round
 reduced, so such a change cancels.
 """
 
+import functools
 import gc
 import math
 import time
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 FLUSH_BYTES = 256 * 2**20  # at least; several times the L2 of any GPU so far
 
@@ -111,7 +113,7 @@ def in_turn(
         nonlocal k
         for name, contender in contenders.items():
             contender.prepare(k)
-            took = clock.time(lambda c=contender, k=k: c.call(k))
+            took = clock.time(functools.partial(contender.call, k))
             if keep:
                 seconds[name].append(took)
             k = (k + 1) % sets
@@ -140,13 +142,13 @@ def no_garbage_collection():
             gc.enable()
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: ArrayLike) -> dict[str, float]:
     """``p20_us``, ``p50_us`` and ``p80_us``: microseconds, linear between samples."""
     p20, p50, p80 = np.percentile(np.asarray(seconds, dtype=float), [20, 50, 80]) * 1e6
     return {"p20_us": float(p20), "p50_us": float(p50), "p80_us": float(p80)}
 
 
-def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+def paired_ratio(above: ArrayLike, below: ArrayLike) -> float:
     """The median over the rounds of above/below; both hold one number per round.
 
     Raises:
@@ -155,12 +157,12 @@ def paired_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     return float(np.median(paired_ratios(above, below)))
 
 
-def paired_ratios(above: Sequence[float], below: Sequence[float]) -> np.ndarray:
+def paired_ratios(above: ArrayLike, below: ArrayLike) -> np.ndarray:
     """above/below of each round; raises as ``paired_ratio``."""
-    above, below = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
-    if above.shape != below.shape or above.size == 0:
-        raise ValueError(f"expected as many rounds of each, got {above.size} and {below.size}")
-    return above / below
+    over, under = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
+    if over.shape != under.shape or over.size == 0:
+        raise ValueError(f"expected as many rounds of each, got {over.size} and {under.size}")
+    return over / under
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

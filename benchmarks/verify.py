@@ -81,7 +81,7 @@ class Judge:
     ) -> "Judge":
         """The sizes are those of the results, where none are given."""
         of_results = {name: norms(result) for name, result in results.items()}
-        return cls(results, of_results | (sizes or {}), {name: walks[name] for name in results})
+        return cls(results, of_results | dict(sizes or {}), {name: walks[name] for name in results})
 
 
 class WeightSizes:
@@ -94,6 +94,7 @@ class WeightSizes:
     def add(self, z: Tensor, gate: Tensor) -> None:
         """The terms of some images: z (N,C), and a sigmoid gate (N,C) that has its gradient."""
         with torch.no_grad():
+            assert gate.grad is not None
             de2, z2 = (gate.grad * gate * (1 - gate)).square(), z.square()
             self.squares["dw1"] += (de2 @ self.w2.square()).T @ z2
             self.squares["dw2"] += de2.T @ (z2 @ self.w1.square().T)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -43,7 +43,8 @@ ROOM = 3 * GIGABYTE  # for torch without CUDA, its packages and a build
 
 def groups() -> dict[str, dict[str, str]]:
     """{group: {name: version}} of the pins."""
-    found, group = {}, None
+    found: dict[str, dict[str, str]] = {}
+    group: dict[str, str] = {}
     for line in REQUIREMENTS.read_text().splitlines():
         if heading := re.fullmatch(r"# \[(\w+)\]", line):
             group = found.setdefault(heading[1], {})
@@ -67,7 +68,7 @@ def is_own_environment() -> bool:
     return "include-system-site-packages = false" in config.read_text()
 
 
-def is_missing(name: str, pinned: str, exact: bool) -> bool:
+def is_missing(name: str, pinned: str | None, exact: bool) -> bool:
     have = installed(name)
     if exact:
         return have is None or public(have) != pinned
@@ -97,8 +98,8 @@ def install_requirements(wanted: Iterable[str]) -> None:
     triton = {name: pin for name, pin in last.items() if name == "triton"}
     if sys.platform == "linux" and triton and not torch_requires("triton"):
         install_where_possible(triton, exact)
-    fit_torch = {name: pin for name, pin in last.items() if name in FIT_TORCH}
-    if fit_torch and public(installed("torch")) != groups()["torch"]["torch"]:
+    fit_torch: dict[str, str | None] = {n: pin for n, pin in last.items() if n in FIT_TORCH}
+    if fit_torch and public(installed("torch") or "") != groups()["torch"]["torch"]:
         fit_torch["torchvision"] = None
     install_where_possible(fit_torch, exact)
 
@@ -107,7 +108,7 @@ def requirement(name: str, pin: str) -> str:
     return f"{name}{'==' if sys.version_info >= PINNED_FOR else '<='}{pin}"
 
 
-def install_where_possible(pins: dict[str, str | None], exact: bool) -> None:
+def install_where_possible(pins: Mapping[str, str | None], exact: bool) -> None:
     wanted = [
         requirement(name, pin) if pin else f"{name}>={OLDEST_TORCHVISION}"
         for name, pin in pins.items()
@@ -172,7 +173,7 @@ def settings() -> dict[str, str]:
 def built_with(build_info: Path) -> dict[str, str]:
     """The settings of the last build."""
     for node in ast.parse(build_info.read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id == "SETTINGS":
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SETTINGS":
             return ast.literal_eval(node.value)
     return {}
 

@@ -5,6 +5,7 @@ Every bar of a time is of a committed record, but for those of `predicted`, whic
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -179,12 +180,11 @@ def predicted() -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), sharey=True, layout="constrained")
     for axis, operation in zip(axes, ("forward", "backward"), strict=True):
         at = [found[operation, "nchw", stage] for stage in STAGES]
-        for i, (label, color, times) in enumerate(
-            (
-                ("eager, predicted", GREY, [p.eager for p in at]),
-                ("CUDA, predicted", BLUE, [p.time for p in at]),
-            )
-        ):
+        bars: list[tuple[str, str, list[float]]] = [
+            ("eager, predicted", GREY, [p.eager or math.nan for p in at]),
+            ("CUDA, predicted", BLUE, [p.time for p in at]),
+        ]
+        for i, (label, color, times) in enumerate(bars):
             shares = [100 * p.floor / time for p, time in zip(at, times, strict=True)]
             places = [k + (i - 0.5) * 0.38 for k in range(len(STAGES))]
             axis.bar(places, shares, 0.36, color=color, label=label, hatch="//", ec="white")

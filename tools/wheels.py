@@ -49,11 +49,11 @@ def pythons() -> list[str]:
     """One interpreter of each version, from PATH and pyenv's folder."""
     folders = [*map(Path, os.environ["PATH"].split(os.pathsep))]
     folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
-    found = {}
+    found: dict[int, str] = {}
     for minor in VERSIONS:
         candidates = [folder / f"python3.{minor}" for folder in folders]
-        for path in filter(os.path.exists, candidates):
-            command = [path, "-c", "import sys; print(sys.version_info[:2], sys.prefix)"]
+        for path in filter(Path.exists, candidates):
+            command = [str(path), "-c", "import sys; print(sys.version_info[:2], sys.prefix)"]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             if result.stdout.startswith(f"(3, {minor})"):  # pyenv's shims may refuse
                 found[minor] = str(path)
@@ -148,7 +148,9 @@ def prove(python: str, kind: str, torches: list[str]) -> Row:
 
 def pinned_torch() -> str:
     pins = (ROOT / "requirements-dev.txt").read_text()
-    return re.search(r"^torch==\S+", pins, re.M)[0]
+    found = re.search(r"^torch==\S+", pins, re.M)
+    assert found is not None
+    return found[0]
 
 
 def main() -> None:

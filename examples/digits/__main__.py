@@ -86,9 +86,9 @@ def main(output, contenders, seeds, stop_after, **settings):
     last = min(settings.epochs, stop_after or settings.epochs)
     failures = []
     with processes.started() as group:
-        if settings.batch % group.count:
+        if settings.batch % group.number:
             raise click.BadParameter(
-                f"expected a multiple of the {group.count} processes, got {settings.batch}",
+                f"expected a multiple of the {group.number} processes, got {settings.batch}",
                 param_hint="--batch",
             )
         steps = data.steps_of(train_images, settings.batch)

@@ -36,4 +36,5 @@ def network(
         se = replace(se, backend=backend)
     torch.manual_seed(seed)
     model = ResNet(stages, CLASSES, se=se, in_channels=1, stem="cifar")
-    return model.to(dtype=dtype, memory_format=torch.channels_last)
+    # torch's stub has no memory_format
+    return model.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -20,16 +20,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 class Processes(NamedTuple):
     rank: int
-    count: int
+    number: int
     device: torch.device
 
     def share(self, tensor: Tensor) -> Tensor:
         """The rows of this process, on its device."""
-        return tensor.tensor_split(self.count)[self.rank].to(self.device)
+        return tensor.tensor_split(self.number)[self.rank].to(self.device)
 
     def total(self, numbers: list[float]) -> list[float]:
         """Element by element, the sums over all processes."""
-        if self.count == 1:
+        if self.number == 1:
             return numbers
         sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums)
@@ -37,7 +37,7 @@ class Processes(NamedTuple):
 
     def joined(self, model: nn.Module) -> nn.Module:
         """The model to train with: ``model`` itself, whose parameters stay its own."""
-        if self.count == 1:
+        if self.number == 1:
             return model
         if self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -48,7 +48,7 @@ class Processes(NamedTuple):
         return DistributedDataParallel(model)
 
     def wait(self) -> None:
-        if self.count > 1:
+        if self.number > 1:
             dist.barrier()
 
 
@@ -79,10 +79,11 @@ class JointBatchNorm(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         var = _mean_over_processes(centred.square().mean((0, 2, 3)))
         count = x.numel() / x.shape[1] * dist.get_world_size()
+        assert self.momentum is not None
         with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+            self.get_buffer("num_batches_tracked").add_(1)
+            self.get_buffer("running_mean").lerp_(mean, self.momentum)
+            self.get_buffer("running_var").lerp_(var * count / (count - 1), self.momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
 

@@ -95,7 +95,7 @@ class Run:
             self.optimizer.step()
             self.schedule.step()
             missed = (logits.argmax(1) != labels).sum().item()
-            missed, joint_loss = processes.total([missed, loss.item() / processes.count])
+            missed, joint_loss = processes.total([missed, loss.item() / processes.number])
             wrong += missed
             self.curves.loss.append(joint_loss)
             on_step()
@@ -137,7 +137,7 @@ class Run:
             "contender": self.contender,
             "seed": self.seed,
             "parameters": self.parameters,
-            "processes": self.processes.count,
+            "processes": self.processes.number,
             "device": self.processes.device.type,
             **settings,
             **versions,

@@ -126,14 +126,17 @@ class Run:
     def check(self, step: Step) -> Outcome:
         """Goes on after a kernel that hung or crashed, with the next."""
         backend, began = step.checks, time.monotonic()
+        assert backend is not None
         end = began + min(step.seconds, self.left())
         self.results.begin_check(backend)
-        first, total, last = 1, None, Outcome("failed")
+        first, last = 1, Outcome("failed")
+        total: int | None = None
         while total is None or first <= total:
             seconds = end - time.monotonic()
             if seconds <= 0:
                 break
             command = self.command(step, [backend], "--from", str(first))
+            assert command is not None
             last = steps.run(command, seconds)
             self.results.settle(backend, {"limit": "unknown"}.get(last.ended, str(last)))
             trials = self.results.trials(backend)

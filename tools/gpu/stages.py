@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 MODELS = ("seresnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnety_032")
 TESTS = (
@@ -108,8 +109,8 @@ def _options(name: str, values: Sequence[str]) -> tuple[str, ...]:
 def _network(sizes: Sizes) -> Iterator[Step]:
     """SE-ResNet-50's training step (autocast), that compiled, and inference."""
     point = ("network", "--dtype", DTYPE, "--layout", "channels_last", "--batch", str(sizes.batch))
-    given = dict(backends=FUSED, calls=("block", "norm"), layouts=("channels_last",))
-    given |= dict(kind="network", one=True)
+    given: dict[str, Any] = dict(backends=FUSED, calls=("block", "norm"))
+    given |= dict(layouts=("channels_last",), kind="network", one=True)
     train, inference = sizes.network_modes[0], sizes.network_modes[-1]
 
     def step(name: str, limit: float, *more: str) -> Step:
@@ -144,7 +145,7 @@ def _ways(sizes: Sizes) -> Iterator[Step]:
     arguments = _benchmark(sizes, *point, *kinds, seconds=0.3)
     for way in ("cluster", "two_sweeps"):
         environment = {"SE_KERNELS_CUDA_WAY": way}
-        given = dict(way=way, kind="layer", environment=environment)
+        given: dict[str, Any] = dict(way=way, kind="layer", environment=environment)
         yield Step(way, 18, arguments, ("cuda",), ("block",), **given)
     yield Step("triton", 18, arguments, ("triton",), ("block",), kind="layer")
 
@@ -171,11 +172,12 @@ def _drop_in(sizes: Sizes) -> Step:
     size = ("--layout", "channels_last", "--batch", str(sizes.batch), *sizes.image)
     mode = ("--mode", sizes.network_modes[0])
     arguments = _benchmark(sizes, *point, *size, *mode, seconds=2)
-    given = dict(layouts=("channels_last",), kind="model", one=True)
+    given: dict[str, Any] = dict(layouts=("channels_last",), kind="model", one=True)
     return Step("timm", 40, arguments, FUSED, ("block", "norm"), **given)
 
 
 def _tests(sizes: Sizes) -> Step:
+    files: tuple[str, ...]
     if sizes is HOST:  # `make test` runs them there
         files, which = ("cuda",), "way_that_is_unknown"
         workers = "0"

@@ -24,16 +24,16 @@ class Row(NamedTuple):
 def lines(records: Sequence[Mapping]) -> Iterator[str]:
     blocks = [row for record in records if "shape" in record for row in _block_rows(record)]
     networks = [row for record in records if "image_size" in record for row in _networks(record)]
-    worst = sorted((row for row in blocks if row.over), key=lambda row: -row.over)[:WORST]
+    worst = sorted((row for row in blocks if row.over), key=lambda row: -(row.over or 0.0))[:WORST]
     groups: dict[str, list[Row]] = {}
     for row in blocks:
         groups.setdefault(row.group, []).append(row)
     means = [_mean(name, rows) for name, rows in groups.items()]
     cells = [HEADINGS, *([_cells(row) for row in (*worst, *means, *networks)])]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        first, *rest = (text.rjust(width) for text, width in zip(row, widths, strict=True))
-        yield "  ".join([row[0].ljust(len(first)), *rest]).rstrip()
+    for texts in cells:
+        first, *rest = (text.rjust(width) for text, width in zip(texts, widths, strict=True))
+        yield "  ".join([texts[0].ljust(len(first)), *rest]).rstrip()
 
 
 def _block_rows(record: Mapping) -> Iterator[Row]:
@@ -75,8 +75,8 @@ def _mean(group: str, rows: Sequence[Row]) -> Row:
         known = [value for value in values if value]
         return math.exp(sum(map(math.log, known)) / len(known)) if known else None
 
-    floors = [row.floor for row in rows]
-    floor = sum(floors) if all(floors) else None
+    floors = [row.floor for row in rows if row.floor]
+    floor = sum(floors) if len(floors) == len(rows) else None
     ratios = (mean(getattr(row, name) for row in rows) for name in ("over", "eager", "compiled"))
     what = f"{group}, all {len(rows)}"
     return Row(group, what, floor, sum(row.time for row in rows), *ratios)
