@@ -97,6 +97,7 @@ def assert_close_gradients(results, expected):
         )
 
 
+@pytest.mark.sampled(every=1, on_host=0)  # the graph is the same whichever backend it names
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_network_trains_over_batch_sizes_without_recompilation(backend, layout):
     torch.manual_seed(0)
@@ -243,6 +244,7 @@ def export(network, arguments, dimensions, strict):
         return torch.export.export(network, arguments, dynamic_shapes=dimensions, strict=strict)
 
 
+@pytest.mark.sampled(every=1, on_host=0)  # the graph is the same whichever backend it names
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_export(backend, layout, strict):
