@@ -1,7 +1,5 @@
 """The block and its phases: one launch forward, one launch backward."""
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -27,10 +25,6 @@ from se_kernels.layout import (
 )
 from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
-
-# "cluster" or "two_sweeps" makes every launch go that way or raise; see docs/kernels.md
-way = os.environ.get("SE_KERNELS_CUDA_WAY") or "automatic"
-
 
 def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
     """y (N, C, H, W)."""
@@ -65,12 +59,11 @@ def _run_forward(
     workspace = workspace_of(x, sizes)
     library.native.forward(
         *launch(x, workspace),
-        way,
         *(*sizes, squeeze, act, act_slope, gate, post),
         *place(x),
         *place(residual),
         *place(y),
-        *map(pointer, (w1, w2, b1, b2, z, a, s)),
+        *map(pointer, (w1, w2, b1, b2, None, z, a, s)),
     )
 
 
@@ -84,7 +77,7 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
     x, dy, y, w1, w2 = on_elements(x, dy, y, w1, w2)
     layout, x = readable(x)
-    dy, y = like_layout(dy, layout), like_layout(y, layout)
+    dy, mask = like_layout(dy, layout), _packed(y, x, layout)
     w1, w2 = row_major(w1), row_major(w2)
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
@@ -92,14 +85,12 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     workspace = workspace_of(x, sizes)
     library.native.backward(
         *launch(x, workspace),
-        way,
         *(*sizes, squeeze, act, act_slope, gate, post),
         *place(x),
         *place(dy),
-        *place(y),
         *place(dx),
         *place(dr),
-        *map(pointer, (w1, w2, a, s, de, da, h)),
+        *map(pointer, (w1, w2, mask, a, s, de, da, h)),
     )
     weight_gradients(gradients[2:], needs[2:], de, da, h, z)
     return gradients
@@ -134,7 +125,7 @@ def scale(x, s, residual, post):
             *place(x),
             *place(residual),
             *place(y),
-            s.data_ptr(),
+            *map(pointer, (s, None)),
         )
     return y
 
@@ -146,7 +137,7 @@ def scale_backward(dy, x, y, s, post, needs):
     if s.numel() > 0:
         dy, x, y, s = on_elements(dy, x, y, s)
         layout, x = readable(x)
-        dy, y, s = like_layout(dy, layout), like_layout(y, layout), s.contiguous()
+        dy, mask, s = like_layout(dy, layout), _packed(y, x, layout), s.contiguous()
         sizes = sizes_of(x, 0, s.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.scale_backward(
@@ -154,10 +145,9 @@ def scale_backward(dy, x, y, s, post, needs):
             *(*alone(sizes), post),
             *place(x),
             *place(dy),
-            *place(y),
             *place(dx),
             *place(dr),
-            *map(pointer, (s, ds)),
+            *map(pointer, (mask, s, ds)),
         )
     return gradients
 
@@ -182,15 +172,19 @@ def squeeze_backward(g, x, s, dz, squeeze):
     return dx
 
 
+def _packed(y, x, layout):
+    """The mask of y: one bit an element, rows of whole bytes."""
+    if y is None:
+        return None
+    bits = ~(like_layout(y, layout) <= 0)
+    bits = bits.flatten(2) if layout == "nchw" else bits.flatten(2).transpose(1, 2)
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=y.device)
+    return (bits * weights).sum(-1, dtype=torch.uint8).contiguous()
+
+
 def explain(x: Tensor, w1: Tensor) -> str:
-    """Which way the forward kernel goes for x (N, C, H, W) and w1 (R, C), and why, in words."""
+    """How the forward kernel cuts x (N, C, H, W) with w1 (R, C), in words."""
     layout, x = readable(x)
     sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
-    y = empty_output(x)
-    return library.native.explain(
-        *(device_of(x), 0, 0, way, *sizes, "avg", "relu", 0.0, "sigmoid", "none"),
-        *place(x),
-        *place(None),
-        *place(y),
-        *[0] * 7,
-    )
+    return library.native.explain(device_of(x), *sizes)
