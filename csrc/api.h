@@ -58,7 +58,7 @@ struct Forward {
 };
 
 struct Backward {
-  Input x, dy, y;  // y: what csrc/cuda reads in place of the mask
+  Input x, dy;
   const void *w1, *w2;
   const void *z, *a, *s;
   Output dx, dr;  // each of these may be null
@@ -81,7 +81,7 @@ struct ScaleForward {
 };
 
 struct ScaleBackward {
-  Input x, dy, y;  // y as in Backward
+  Input x, dy;
   const void* s;
   Output dx, dr;  // dx = g s; each of these may be null
   void* ds;       // may be null

@@ -26,15 +26,6 @@ struct Call {
   void* workspace;  // workspace_bytes of the GPU's memory, aligned to 128
 };
 
-// mask: as of NormScale; null unless Post::relu.
-struct Forward {
-  Input x, residual;
-  const void *w1, *w2, *b1, *b2;  // b1, b2 may be null
-  Output y;
-  std::uint8_t* mask;
-  void *z, *a, *s;  // each may be null
-};
-
 struct Backward {
   Input x, dy;
   const std::uint8_t* mask;
@@ -44,29 +35,15 @@ struct Backward {
   void *de, *da, *h;  // (N,C), (N,R), (N,R): the weights' gradients are products of these
 };
 
-struct Scale {
-  Input x, residual;
-  const void* s;
-  Output y;
-  std::uint8_t* mask;
-};
-
-struct ScaleBackward {
-  Input x, dy;
-  const std::uint8_t* mask;
-  const void* s;
-  Output dx, dr;  // dx = g s; each of these may be null
-  void* ds;       // may be null
-};
-
 Gpu gpu_at(int device);
 
 std::int64_t workspace_bytes(const Problem&, const Gpu&);
 
+// Each of z, a, s of Forward may be null.
 void forward(const Problem&, const Forward&, const Call&);
 void backward(const Problem&, const Backward&, const Call&);
 void squeeze(const Problem&, const SqueezeForward&, const Call&);
-void scale(const Problem&, const Scale&, const Call&);
+void scale(const Problem&, const ScaleForward&, const Call&);
 void scale_backward(const Problem&, const ScaleBackward&, const Call&);
 void squeeze_backward(const Problem&, const SqueezeBackward&, const Call&);
 

@@ -180,33 +180,30 @@ SE_DEVICE void load_block(const Weights& w, const Product& p, int m0, int k, A (
   }
 }
 
-// Sums `values` over lanes whose numbers differ in the bits of mask `top` down to `bottom`; each is
-// left with a share of them, from the first'th on. How many.
-template <int N, class A>
+// Sums `values`, of which `held` are left, over lanes that differ in the bits of mask `top` down to
+// `bottom`: each lane gives half of them away and keeps the sums of the rest, from the first'th on.
+// How many it is left with; of lanes that hold the same one writes.
+template <int held, int N, class A>
 SE_DEVICE int scatter_sums(A (&values)[N], int top, int bottom, int& first, bool& writes) {
-  int held = N;
-  first = 0, writes = true;
-  SE_UNROLL
-  for (int level = 0; level < 5; ++level) {
-    const int mask = top >> level;
-    if (mask < bottom || mask == 0) continue;
-    const bool upper = (thread_index() & mask) != 0;
-    const int half = N >> (level + 1);
-    if (half > 0) {
-      SE_UNROLL
-      for (int j = 0; j < half; ++j) {
-        const A sent = upper ? values[j] : values[j + half];
-        const A kept = upper ? values[j + half] : values[j];
-        values[j] = kept + shuffle_xor(sent, mask);
-      }
-      if (upper) first += half;
-      held = half;
-    } else {
-      values[0] += shuffle_xor(values[0], mask);
-      if (upper) writes = false;
+  if (top < bottom || top == 0) return held;
+  const bool upper = (thread_index() & top) != 0;
+  if constexpr (held > 1) {
+    constexpr int half = held / 2;
+    SE_UNROLL
+    for (int j = 0; j < half; ++j) {
+      const A sent = upper ? values[j] : values[j + half];
+      const A kept = upper ? values[j + half] : values[j];
+      values[j] = kept + shuffle_xor(sent, top);
     }
+    if (upper) first += half;
+    return scatter_sums<half>(values, top / 2, bottom, first, writes);
+  } else {
+    for (int mask = top; mask >= bottom && mask > 0; mask /= 2) {
+      values[0] += shuffle_xor(values[0], mask);
+      if (thread_index() & mask) writes = false;
+    }
+    return 1;
   }
-  return held;
 }
 
 template <int NI, bool transposed, bool wide, class A, class Emit>
@@ -228,6 +225,7 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
   int shares = 1;  // warps that share a tile's k
   while (2 * shares * tiles <= warps) shares *= 2;
   const int at_once = warps / shares;
+  SE_ROLLED
   for (int begin = 0; begin < tiles; begin += at_once) {
     const int tile = begin + warp / shares, share = warp % shares, i0 = tile % across * NI,
               m0 = p.first + tile / across * wide_columns + m_lane * kColumns;
@@ -236,6 +234,7 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
       int rows[NI];  // those past the last image repeat it
       SE_UNROLL
       for (int i = 0; i < NI; ++i) rows[i] = smaller(i0 + i, p.images - 1) * p.K;
+      SE_ROLLED
       for (int k = 4 * (share * along_k + k_lane); k < p.K; k += 4 * shares * along_k) {
         A block[4][4];
         load_block<transposed, wide>(w, p, m0, k, block);
@@ -256,10 +255,11 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
         }
       }
     }
-    int first;
-    bool writes;
-    const int held = transposed ? scatter_sums(sums, kWarp / 2, along_m, first, writes)
-                                : scatter_sums(sums, along_k / 2, 1, first, writes);
+    int first = 0;
+    bool writes = true;
+    const int held =
+        scatter_sums<NI * kColumns>(sums, transposed ? kWarp / 2 : along_k / 2,
+                                    transposed ? along_m : 1, first, writes);
     // (warps, along m, NI, columns)
     SE_UNROLL
     for (int j = 0; j < NI * kColumns; ++j)
@@ -267,6 +267,7 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
         scratch[warp * kSlots + m_lane * NI * kColumns + first + j] = sums[j];
     block_barrier();
     const int size = NI * wide_columns;
+    SE_ROLLED
     for (int o = thread_index(); o < smaller(at_once, tiles - begin) * size; o += thread_count()) {
       const int local = o / size, at = o - local * size, group = at / (NI * kColumns),
                 i = at / kColumns % NI, done = begin + local,
@@ -274,6 +275,7 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
                 column = done / across * wide_columns + group * kColumns + at % kColumns;
       if (image >= p.images || column >= p.columns) continue;
       A total = 0;
+      SE_ROLLED
       for (int k = 0; k < shares; ++k) total += scratch[(local * shares + k) * kSlots + at];
       emit(image, p.first + column, total);
     }

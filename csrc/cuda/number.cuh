@@ -125,6 +125,7 @@ SE_DEVICE int divide(int i, const Divisor& divisor) {
 // time.
 template <int Batch, class Load, class Use>
 SE_DEVICE void walk(int begin, int end, int step, const Load& load, const Use& use) {
+  SE_ROLLED
   for (int i = begin; i < end; i += Batch * step) {
     decltype(load(0)) batch[Batch];
     SE_UNROLL

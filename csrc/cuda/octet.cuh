@@ -185,7 +185,7 @@ struct Constants {
 };
 template <class A, Channels channels>
 struct Constants<A, channels, 0> {
-  static constexpr int k = 0;
+  int k = 0;
 };
 
 template <class M, Channels channels, int K>
@@ -219,6 +219,7 @@ SE_DEVICE Constants<typename M::A, channels, K> constants_of(const Table<typenam
 // fill(c, numbers) gives the K numbers of channel c.
 template <int K, class A, class Fill>
 SE_DEVICE void fill_table(const Table<A>& table, const Tile& tile, const Fill& fill) {
+  SE_ROLLED
   for (int i = thread_index(); i < tile.channels; i += thread_count()) {
     A numbers[K];
     fill(tile.c0 + i, numbers);
@@ -264,8 +265,10 @@ SE_DEVICE void store_flat_mask(std::uint8_t* mask, const Tile& tile, const Sizes
   const int bytes = mask_row_bytes(Layout::nchw, sizes),
             lanes = smaller(power_of_two((bytes + 7) / 8), kWarp),
             lane = thread_index() % lanes;
+  SE_ROLLED
   for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
     std::uint8_t* to = mask + (std::int64_t(tile.n) * sizes.channels + tile.c0 + row) * bytes;
+    SE_ROLLED
     for (int byte = lane; byte < bytes; byte += lanes) {
       const int first = row * sizes.pixels + byte * kOctet, left = sizes.pixels - byte * kOctet;
       const unsigned char* from = bits + first / kOctet;

@@ -141,7 +141,7 @@ void squeeze(const Problem& p, const SqueezeForward& f, const Call& call) {
   local.launch(all);
 }
 
-void scale(const Problem& p, const Scale& f, const Call& call) {
+void scale(const Problem& p, const ScaleForward& f, const Call& call) {
   const Local local(p, call, false);
   ForwardParameters all{};
   all.sweep = local.sweep(Sweep::second, {f.x, f.residual, as_input(f.y)});

@@ -101,8 +101,8 @@ struct Moments : Numbers<Moments<A>, A, 4> {
   }
 };
 
-// Sums of the numbers less the first of them, and of the squares of that: of a few numbers, the
-// first of which is as near to their mean as any.
+// Sums of the numbers less the mean of the first few of them (of each channel's first), and of the
+// squares of that: of a few numbers, so that little cancels.
 template <class A, int V>
 struct CollectMoments {
   A count = 0, shift[V], total[V] = {}, squares[V] = {};
@@ -110,16 +110,26 @@ struct CollectMoments {
   template <int W>
   SE_DEVICE void add(const A (&x)[W], int here) {
     if (count == A(0)) {
+      A first[V] = {};
       SE_UNROLL
-      for (int j = 0; j < V; ++j) shift[j] = x[j] - x[j] == A(0) ? x[j] : A(0);
+      for (int j = 0; j < W; ++j)
+        if (V > 1 || j < here) first[V == 1 ? 0 : j] += x[j];
+      SE_UNROLL
+      for (int c = 0; c < V; ++c) {
+        if (V == 1) first[c] *= reciprocal(A(here));
+        shift[c] = first[c] - first[c] == A(0) ? first[c] : A(0);
+      }
     }
     count += V == 1 ? A(here) : A(1);
+    A sum[V] = {}, square[V] = {};
     SE_UNROLL
     for (int j = 0; j < W; ++j) {
       const int c = V == 1 ? 0 : j;
       const A d = V > 1 || j < here ? x[j] - shift[c] : A(0);
-      total[c] += d, squares[c] += d * d;
+      sum[c] += d, square[c] += d * d;
     }
+    SE_UNROLL
+    for (int c = 0; c < V; ++c) total[c] += sum[c], squares[c] += square[c];
   }
   SE_DEVICE Moments<A> get(int j) const {
     Moments<A> out;

@@ -105,6 +105,7 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
   } else if constexpr (M::layout == Layout::nchw) {
     const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet,
               lanes = lanes_of(tile.channels, loads), lane = thread_index() % lanes;
+    SE_ROLLED
     for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
       const auto begun = begin(octet_of_row(tile, row, 0));
       walk<Batch>(
@@ -114,6 +115,7 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
   } else {
     const int columns = (tile.channels + kOctet - 1) / kOctet,
               width = smaller(power_of_two(columns), thread_count()), rows = thread_count() / width;
+    SE_ROLLED
     for (int column = thread_index() % width; column < columns; column += width) {
       const auto begun = begin(octet_of_column(tile, column, tile.p0));
       walk<Batch>(
@@ -132,6 +134,7 @@ template <class Collect, class A, class WalkRow, class Emit>
 SE_DEVICE void collect_rows(int rows, int lanes, A* scratch, const WalkRow& walk_row,
                             const Emit& emit) {
   const int lane = thread_index() % lanes, side_by_side = thread_count() / lanes;
+  SE_ROLLED
   for (int first = 0; first < rows; first += side_by_side) {
     const int row = first + thread_index() / lanes;
     Collect collect;
@@ -163,6 +166,7 @@ SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_
   const int columns = (channels + kOctet - 1) / kOctet, threads = thread_count(),
             width = smaller(power_of_two(columns), threads), rows = threads / width,
             row = thread_index() / width, place = thread_index() % width;
+  SE_ROLLED
   for (int first = 0; first < columns; first += width) {
     const int column = first + place;
     Collect collect;
@@ -201,29 +205,33 @@ SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_
   }
 }
 
-// Tensors of a flat tile in shared memory, one behind the other: two numbers of each (one of 32
-// bits), from a word.
+// Tensors of a flat tile in shared memory, one behind the other.
 template <class X, int Tensors>
 struct Staged {
   const unsigned char* data;
   int bytes;  // of a tensor
-  static constexpr int kPair = 4 / int(sizeof(X));
 
+  // W numbers from the i-th on; of 16 bits two at a time, from an even one on.
   template <int W>
   SE_DEVICE void read(int i, float (&v)[Tensors][W]) const {
     SE_UNROLL
     for (int t = 0; t < Tensors; ++t) {
       const unsigned char* from = data + t * bytes + std::size_t(i) * sizeof(X);
-      if constexpr (W == 2)
-        widen_pair(*reinterpret_cast<const std::uint32_t*>(from), X{}, v[t][0], v[t][1]);
-      else
-        v[t][0] = widen(*reinterpret_cast<const X*>(from));
+      if constexpr (sizeof(X) == 2 && W % 2 == 0) {
+        SE_UNROLL
+        for (int k = 0; k < W / 2; ++k)
+          widen_pair(reinterpret_cast<const std::uint32_t*>(from)[k], X{}, v[t][2 * k],
+                     v[t][2 * k + 1]);
+      } else {
+        SE_UNROLL
+        for (int k = 0; k < W; ++k) v[t][k] = widen(reinterpret_cast<const X*>(from)[k]);
+      }
     }
   }
 };
 
 // The rows of a flat tile: each is cut in parts of side by side numbers, one of a thread.
-// use(collect, begun, numbers of each tensor) for two at a time, or for one.
+// use(collect, begun, numbers of each tensor) for eight at a time, or for one.
 template <class M, template <class, int> class Collect, int Tensors, class Begin, class Use,
           class Emit>
 SE_DEVICE void reduce_staged(const Tile& tile, const Sizes& sizes, const unsigned char* stage,
@@ -249,25 +257,16 @@ SE_DEVICE void reduce_staged(const Tile& tile, const Sizes& sizes, const unsigne
           staged.read(i, v);
           use(collect, begun, v);
         };
-        if constexpr (Staged<X, Tensors>::kPair == 2) {
-          if (i < end && i % 2 == 1) one(i++);
-          for (; i + 8 <= end; i += 8) {
-            float v[4][Tensors][2];
-            SE_UNROLL
-            for (int k = 0; k < 4; ++k) staged.read(i + 2 * k, v[k]);
-            SE_UNROLL
-            for (int k = 0; k < 4; ++k) use(collect, begun, v[k]);
-          }
-        } else {
-          for (; i + 4 <= end; i += 4) {
-            float v[4][Tensors][1];
-            SE_UNROLL
-            for (int k = 0; k < 4; ++k) staged.read(i + k, v[k]);
-            SE_UNROLL
-            for (int k = 0; k < 4; ++k) use(collect, begun, v[k]);
-          }
+        const int odd = sizeof(X) == 2 && i < end && i % 2 == 1 ? i++ : -1;
+        SE_ROLLED
+        for (; i + kOctet <= end; i += kOctet) {
+          float v[Tensors][kOctet];
+          staged.read(i, v);
+          use(collect, begun, v);
         }
+        SE_ROLLED
         for (; i < end; ++i) one(i);
+        if (odd >= 0) one(odd);
       },
       [&](int row, const auto& sums) { emit(tile.c0 + row, sums); });
 }

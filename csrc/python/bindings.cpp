@@ -48,7 +48,6 @@ void run_backward(Size images, Size channels, Size reduced, Size pixels, int x_t
                             act_slope, gate, post, threads);
   const Backward b{input(x, x_i, x_c, x_p),
                    input(dy, dy_i, dy_c, dy_p),
-                   Input{},
                    in(w1),
                    in(w2),
                    in(z),
@@ -94,9 +93,13 @@ void run_scale_backward(Size images, Size channels, Size pixels, int x_type, int
                         Size dr_i, Size dr_c, Size dr_p, Pointer s, Pointer ds) {
   const Problem p =
       problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
-  const ScaleBackward b{
-      input(x, x_i, x_c, x_p),      input(dy, dy_i, dy_c, dy_p),  Input{}, in(s),
-      output(dx, dx_i, dx_c, dx_p), output(dr, dr_i, dr_c, dr_p), out(ds), bits(mask)};
+  const ScaleBackward b{input(x, x_i, x_c, x_p),
+                        input(dy, dy_i, dy_c, dy_p),
+                        in(s),
+                        output(dx, dx_i, dx_c, dx_p),
+                        output(dr, dr_i, dr_c, dr_p),
+                        out(ds),
+                        bits(mask)};
   const py::gil_scoped_release release;
   raise(scale_backward(p, b));
 }

@@ -26,7 +26,6 @@ inline cuda::Gpu gpu_of(int device) {
 inline cuda::Call call(int device, Pointer stream, Pointer workspace) {
   return {gpu_of(device), out(stream), out(workspace)};
 }
-inline std::uint8_t* bits(Pointer mask) { return static_cast<std::uint8_t*>(out(mask)); }
 
 // cuda_norm_bindings.cpp: the calls with a batch norm.
 void add_norm(pybind11::module_&);

@@ -33,17 +33,17 @@ void run_forward(int device, Pointer stream, Pointer workspace, Size images, Siz
                  Pointer z, Pointer a, Pointer s) {
   const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
                           act_slope, gate, post);
-  const cuda::Forward f{input(x, x_i, x_c, x_p),
-                        input(residual, r_i, r_c, r_p),
-                        in(w1),
-                        in(w2),
-                        in(b1),
-                        in(b2),
-                        output(y, y_i, y_c, y_p),
-                        bits(mask),
-                        out(z),
-                        out(a),
-                        out(s)};
+  const Forward f{input(x, x_i, x_c, x_p),
+                  input(residual, r_i, r_c, r_p),
+                  in(w1),
+                  in(w2),
+                  in(b1),
+                  in(b2),
+                  output(y, y_i, y_c, y_p),
+                  out(z),
+                  out(a),
+                  out(s),
+                  bits(mask)};
   const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::forward(p, f, c);
@@ -58,13 +58,13 @@ std::string explain(int device, Size images, Size channels, Size reduced, Size p
 
 void run_backward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
                   Size reduced, Size pixels, int x_type, int w_type, bool nhwc, Name squeeze,
-                  Name act, double act_slope, Name gate, Name post, Pointer x, Size x_i, Size x_c,
+                  Name act, double act_slope, Name gate, Pointer x, Size x_i, Size x_c,
                   Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer dx, Size dx_i,
                   Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1,
                   Pointer w2, Pointer mask, Pointer a, Pointer s, Pointer de, Pointer da,
                   Pointer h) {
   const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
-                          act_slope, gate, post);
+                          act_slope, gate, "none");
   const cuda::Backward b{input(x, x_i, x_c, x_p),
                          input(dy, dy_i, dy_c, dy_p),
                          bits(mask),
@@ -98,26 +98,26 @@ void run_scale(int device, Pointer stream, Pointer workspace, Size images, Size 
                Size x_c, Size x_p, Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y,
                Size y_i, Size y_c, Size y_p, Pointer s, Pointer mask) {
   const Problem p = problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", post, 1);
-  const cuda::Scale f{input(x, x_i, x_c, x_p), input(residual, r_i, r_c, r_p), in(s),
-                      output(y, y_i, y_c, y_p), bits(mask)};
+  const ScaleForward f{input(x, x_i, x_c, x_p), input(residual, r_i, r_c, r_p), in(s),
+                       output(y, y_i, y_c, y_p), bits(mask)};
   const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::scale(p, f, c);
 }
 
 void run_scale_backward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
-                        Size pixels, int x_type, int compute_type, bool nhwc, Name post, Pointer x,
-                        Size x_i, Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p,
-                        Pointer dx, Size dx_i, Size dx_c, Size dx_p, Pointer dr, Size dr_i,
-                        Size dr_c, Size dr_p, Pointer mask, Pointer s, Pointer ds) {
-  const Problem p = problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", post, 1);
-  const cuda::ScaleBackward b{input(x, x_i, x_c, x_p),
-                              input(dy, dy_i, dy_c, dy_p),
-                              bits(mask),
-                              in(s),
-                              output(dx, dx_i, dx_c, dx_p),
-                              output(dr, dr_i, dr_c, dr_p),
-                              out(ds)};
+                        Size pixels, int x_type, int compute_type, bool nhwc, Pointer x, Size x_i,
+                        Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer dx,
+                        Size dx_i, Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c,
+                        Size dr_p, Pointer mask, Pointer s, Pointer ds) {
+  const Problem p = problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", "none", 1);
+  const ScaleBackward b{input(x, x_i, x_c, x_p),
+                        input(dy, dy_i, dy_c, dy_p),
+                        in(s),
+                        output(dx, dx_i, dx_c, dx_p),
+                        output(dr, dr_i, dr_c, dr_p),
+                        out(ds),
+                        bits(mask)};
   const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::scale_backward(p, b, c);

@@ -24,7 +24,7 @@ class Recorded:
     workspace: int  # its address, 0 without one
 
 
-def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype, way) -> Recorded:
+def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype) -> Recorded:
     """Of ``operation`` for x of ``shape`` (N, C, H, W), the FCs in float32."""
     n, channels = shape[:2]
     reduced = channels // REDUCTION
@@ -49,14 +49,13 @@ def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype, way) -
 
         return made
 
-    makers = (block.workspace_of, norm._workspace, block.way)
-    block.workspace_of, norm._workspace = map(workspace, makers[:2])
-    block.way = way
+    makers = (block.workspace_of, norm._workspace)
+    block.workspace_of, norm._workspace = map(workspace, makers)
     try:
         with host.gpu(gpu), host.recording() as recorded:
             rest = _call(operation, image, small, x, w1, w2, a, s)
     finally:
-        block.workspace_of, norm._workspace, block.way = makers
+        block.workspace_of, norm._workspace = makers
     keep = [x, w1, w2, a, s, *kept, *rest]
     return Recorded(
         [Launch(*launch) for launch in recorded],

@@ -21,13 +21,12 @@ from se_kernels.layout import (
     empty_scale_gradients,
     flat,
     like_layout,
-    packed,
     readable,
     row_major,
-    unpacked,
 )
 from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
+
 
 def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
     """y (N, C, H, W)."""
@@ -47,13 +46,14 @@ def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
         a = torch.zeros(images, w1.shape[0], **small)
         return y, empty_mask(x, post == "relu"), z, a if b1 is None else a + b1, s
     a = torch.empty(images, w1.shape[0], **small)
-    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z, a, s)
-    return y, packed(y, x) if post == "relu" else empty_mask(x, False), z, a, s
+    mask = empty_mask(x, post == "relu")
+    kept = (mask if post == "relu" else None, z, a, s)
+    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept)
+    return y, mask, z, a, s
 
 
-def _run_forward(
-    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
-):
+def _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept):
+    """``kept``: mask, z, a and s, which may be None; none of them for an inference."""
     x, residual, w1, w2, b1, b2 = on_elements(x, residual, w1, w2, b1, b2)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
@@ -66,7 +66,7 @@ def _run_forward(
         *place(x),
         *place(residual),
         *place(y),
-        *map(pointer, (w1, w2, b1, b2, None, z, a, s)),
+        *map(pointer, (w1, w2, b1, b2, *(kept or [None] * 4))),
     )
 
 
@@ -78,10 +78,9 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
             gradient.zero_()
         return gradients
     dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
-    y, post = _stand_in(mask, x)
     x, dy, w1, w2 = on_elements(x, dy, w1, w2)
     layout, x = readable(x)
-    dy, mask = like_layout(dy, layout), _packed(y, x, layout)
+    dy, mask = like_layout(dy, layout), flat(mask)
     w1, w2 = row_major(w1), row_major(w2)
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
@@ -89,7 +88,7 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
     workspace = workspace_of(x, sizes)
     library.native.backward(
         *launch(x, workspace),
-        *(*sizes, squeeze, act, act_slope, gate, post),
+        *(*sizes, squeeze, act, act_slope, gate),
         *place(x),
         *place(dy),
         *place(dx),
@@ -98,11 +97,6 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
     )
     weight_gradients(gradients[2:], needs[2:], de, da, h, z)
     return gradients
-
-
-def _stand_in(mask, x):
-    """What the kernels still read for y: positive where a bit is set, else 0; and post."""
-    return (None, "none") if mask is None else (unpacked(mask, x).to(x.dtype), "relu")
 
 
 def squeeze(x, squeeze):
@@ -121,7 +115,7 @@ def squeeze(x, squeeze):
 
 def scale(x, s, residual, post, keep):
     """y (N, C, H, W), and its mask if it is to be kept."""
-    y = empty_output(x)
+    y, mask = empty_output(x), empty_mask(x, keep)
     if y.numel() > 0:
         x, s, residual = on_elements(x, s, residual)
         layout, x = readable(x)
@@ -134,9 +128,9 @@ def scale(x, s, residual, post, keep):
             *place(x),
             *place(residual),
             *place(y),
-            *map(pointer, (s, None)),
+            *map(pointer, (s, mask if keep else None)),
         )
-    return y, packed(y, x) if keep else empty_mask(x, False)
+    return y, mask
 
 
 def scale_backward(dy, x, mask, s, needs):
@@ -144,15 +138,14 @@ def scale_backward(dy, x, mask, s, needs):
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
     if s.numel() > 0:
-        y, post = _stand_in(mask, x)
         dy, x, s = on_elements(dy, x, s)
         layout, x = readable(x)
-        dy, mask, s = like_layout(dy, layout), _packed(y, x, layout), s.contiguous()
+        dy, mask, s = like_layout(dy, layout), flat(mask), s.contiguous()
         sizes = sizes_of(x, 0, s.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.scale_backward(
             *launch(x, workspace),
-            *(*alone(sizes), post),
+            *alone(sizes),
             *place(x),
             *place(dy),
             *place(dx),
@@ -180,17 +173,6 @@ def squeeze_backward(g, x, s, dz, squeeze):
             *map(pointer, (s, dz)),
         )
     return dx
-
-
-def _packed(y, x, layout):
-    """The mask of y: one bit an element, rows of whole bytes."""
-    if y is None:
-        return None
-    bits = ~(like_layout(y, layout) <= 0)
-    bits = bits.flatten(2) if layout == "nchw" else bits.flatten(2).transpose(1, 2)
-    bits = torch.nn.functional.pad(bits, (0, -bits.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=y.device)
-    return (bits * weights).sum(-1, dtype=torch.uint8).contiguous()
 
 
 def explain(x: Tensor, w1: Tensor) -> str:
