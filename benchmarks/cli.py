@@ -388,28 +388,19 @@ def quick_command(ctx, backend, plot, **options):
 @click.option("--gpu", type=click.Choice(list(GPUS)), required=True)
 @click.option("--batch", type=POSITIVE, default=256, help="Images.")
 @click.option(
-    "--way",
-    type=click.Choice(["automatic", "two_sweeps", "cluster", "all"]),
-    default="automatic",
-    help="Of the SE kernels; automatic: what the plan takes.",
-)
-@click.option(
     "--operation", "operations", multiple=True, help="Only these.  [default: all]", metavar="NAME"
 )
 @click.option("--json", "json_path", type=FILE, help="Append one JSON line per row.")
-def predict_command(gpu, batch, way, operations, json_path):
+def predict_command(gpu, batch, operations, json_path):
     """Predicted times of the CUDA kernels and of eager at SE-ResNet-50's stages, bfloat16.
 
     Of a launch the largest of three: issue (the instructions counted in the machine code, at 0.6 a
     cycle and scheduler), memory (bytes at copy bandwidth), latency (what each block waits).
     Nothing is run. Where benchmarks/results has times of this GPU, measured over predicted too.
     """
-    ways = ("two_sweeps", "cluster") if way == "all" else (way,)
-    if "cluster" in ways and way != "all" and GPUS[gpu].capability < 90:
-        raise click.BadParameter(f"clusters need compute capability 9.0, not had by {gpu}")
     try:
         old = instructions.recorded()[0] != instructions.fingerprint() != ""
-        found = predict.predict(GPUS[gpu], batch, ways)
+        found = predict.predict(GPUS[gpu], batch)
     except (OSError, ValueError, KeyError) as error:
         raise click.ClickException(f"recorded instructions: {error}") from error
     known = sorted({p.operation for p in found})

@@ -18,28 +18,27 @@ BUDGET_A_UNIT = 65.6
 
 @dataclass(frozen=True)
 class Operation:
-    """units: tensors of x's size that have to cross device memory, ``least`` with a mask in place
-    of y; the budget follows from these. tail: of the kernel's name."""
+    """units: tensors of x's size that have to cross device memory; the budget follows from these.
+    tail: of the kernel's name."""
 
     units: float
-    least: float
     tail: bool = False
 
     @property
     def budget(self) -> float:
         """Warp instructions for each 512 bytes of x."""
-        return BUDGET_A_UNIT * self.least
+        return BUDGET_A_UNIT * self.units
 
 
 OPERATIONS = {
-    "forward": Operation(2, 2),
-    "forward tail": Operation(3, 3 + MASK, tail=True),
-    "backward": Operation(3, 3),
-    "backward tail": Operation(5, 4 + MASK, tail=True),  # y is read for its mask
-    "norm_moments": Operation(1, 1),
-    "norm_scale": Operation(3 + MASK, 3 + MASK),
-    "norm_scale_backward": Operation(3 + MASK, 3 + MASK, tail=True),
-    "norm_squeeze_backward": Operation(3, 3),
+    "forward": Operation(2),
+    "forward tail": Operation(3 + MASK, tail=True),
+    "backward": Operation(3),
+    "backward tail": Operation(4 + MASK, tail=True),
+    "norm_moments": Operation(1),
+    "norm_scale": Operation(3 + MASK),
+    "norm_scale_backward": Operation(3 + MASK, tail=True),
+    "norm_squeeze_backward": Operation(3, tail=True),
 }
 
 

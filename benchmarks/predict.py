@@ -1,7 +1,7 @@
 """Predicted times of the kernels and of eager, from counted instructions and public figures.
 
 Of a launch the largest of three: the time to issue its instructions, to move its bytes, and to wait
-(each block for its loads, its fences and its cluster, as many blocks at a time as fit).
+(each block for its loads and its fences, as many blocks at a time as fit).
 """
 
 import re
@@ -16,8 +16,8 @@ from .occupancy import resident_blocks
 
 PIECE = 512  # bytes of x: 16 of each lane of a warp
 # Microseconds that a block waits: for loads of x, for other loads (out of the L2), for a fence of
-# the GPU, for its cluster
-MEMORY_WAIT, CACHE_WAIT, FENCE, EXCHANGE = 0.8, 0.4, 0.6, 0.8
+# the GPU
+MEMORY_WAIT, CACHE_WAIT, FENCE = 0.8, 0.4, 0.6
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class Prediction:
     operation: str
     stage: str
     layout: str
-    way: str
     floor: float
     issue: float
     memory: float
@@ -95,19 +94,17 @@ def latency_of(line: dict, gpu: Gpu, batch: int) -> float:
         one = (
             kind["wide_waits"] * MEMORY_WAIT
             + kind["other_waits"] * CACHE_WAIT
-            + (kind["exchanges"] * EXCHANGE or kind["fences"] * FENCE)
+            + kind["fences"] * FENCE
         )
         total += kind["count"] * one
         longest = max(longest, one)
-    if line["way"] == "cluster":  # more images are more turns
-        return more * longest * max(1.0, line["blocks"] / at_a_time)
     return max(longest, more * total / at_a_time)
 
 
 def units_of(line: dict, gpu: Gpu) -> float:
     """Tensors of x's size that cross device memory."""
     units = OPERATIONS[line["operation"]].units
-    if line["way"] == "two_sweeps":
+    if not line["operation"].startswith("norm"):
         group = bytes_of(line, line["group_images"])
         tensors = 2 if line["operation"].startswith("backward") else 1
         if (
@@ -125,8 +122,7 @@ def of_line(line: dict, gpu: Gpu, batch: int) -> Prediction:
         operation=line["operation"],
         stage=line["stage"],
         layout=line["layout"],
-        way=line["way"],
-        floor=operation.least * x_bytes / gpu.bytes_per_us,
+        floor=operation.units * x_bytes / gpu.bytes_per_us,
         issue=line["instructions"] * x_bytes / PIECE / gpu.instructions_per_us,
         memory=units_of(line, gpu) * x_bytes / gpu.bytes_per_us,
         latency=latency_of(line, gpu, batch),
@@ -155,7 +151,6 @@ def with_norm(sweeps: Iterable[Prediction], gpu: Gpu, batch: int) -> Iterable[Pr
                     operation=name,
                     stage=stage,
                     layout=layout,
-                    way="sweeps",
                     floor=units * x_bytes / gpu.bytes_per_us,
                     issue=sum(p.issue for p in parts),
                     memory=sum(p.memory for p in parts),
@@ -168,23 +163,10 @@ def with_norm(sweeps: Iterable[Prediction], gpu: Gpu, batch: int) -> Iterable[Pr
                 )
 
 
-def predict(gpu: Gpu, batch: int, ways: Iterable[str] = ("automatic",)) -> list[Prediction]:
-    """Every recorded kernel and stage.
-
-    A GPU without clusters sweeps twice; else the ways are those of ``ways``: "automatic", what the
-    plan takes on an H200, "two_sweeps", "cluster".
-    """
+def predict(gpu: Gpu, batch: int) -> list[Prediction]:
+    """Every recorded kernel and stage, and the tail with its norm."""
     _, lines = instructions.recorded()
-    found = []
-    for line in lines:
-        if line["way"] == "sweep":
-            wanted = True
-        elif gpu.capability < 90:
-            wanted = line["way"] == "two_sweeps"
-        else:
-            wanted = line["way"] in ways or ("automatic" in ways and line["automatic"])
-        if wanted:
-            found.append(of_line(line, gpu, batch))
+    found = [of_line(line, gpu, batch) for line in lines]
     return [*found, *with_norm(found, gpu, batch)]
 
 

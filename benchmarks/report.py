@@ -359,7 +359,7 @@ def _traffic_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
     table = _table(title, "shape", "N", "kernel")
     for heading in (
         *("units", "once", "floor", "rest", "sectors", "other", "wavefronts", "under way"),
-        *("barriers a tile", "clusters' a tile", "requests /512", "shuffles /512"),
+        *("barriers a tile", "requests /512", "shuffles /512"),
     ):
         table.add_column(heading, justify="right", max_width=10)
     before = None
@@ -375,7 +375,7 @@ def _traffic_table(records: Sequence[dict], key: tuple[str, ...]) -> Table:
             f"{counts['rest']:.2f}",
             *(_number(counts[u], ".2f") for u in ("vector_sectors", "other_sectors", "wavefronts")),
             _number(counts["under_way"], ".0f"),
-            *(f"{counts[u]:.1f}" for u in ("barriers_a_tile", "cluster_barriers_a_tile")),
+            f"{counts['barriers_a_tile']:.1f}",
             *(f"{counts[u]:.1f}" for u in ("requests_a_warp", "shuffles_a_warp")),
         )
         before = shape
@@ -432,14 +432,14 @@ def _groups(records: Iterable[dict], *fields: str) -> list[tuple[tuple, list[dic
 
 def prediction_table(found: Sequence, what: str) -> Table:
     """Predicted times of kernels and of eager, in µs."""
-    table = _table(f"Predicted, {what}; not measured", "operation", "stage", "layout", "way")
+    table = _table(f"Predicted, {what}; not measured", "operation", "stage", "layout")
     for heading in ("instr.", "budget", "floor", "issue", "memory", "latency", "predicted", "by"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("eager", justify="right", no_wrap=True)
     for p in found:
         slower = p.eager is not None and p.eager < p.time
         table.add_row(
-            *(p.operation.replace("_", " "), p.stage, p.layout, p.way.replace("_", " ")),
+            *(p.operation.replace("_", " "), p.stage, p.layout),
             *(_number(n, ",.0f") for n in (p.instructions, p.budget)),
             *(f"{t:,.0f}" for t in (p.floor, p.issue, p.memory, p.latency, p.time)),
             p.limit,

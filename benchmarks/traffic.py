@@ -9,7 +9,6 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +36,7 @@ GPU = {
     "shared_bytes_in_all": 228 << 10,
     "threads": 256,
 }
-# whole groups of two sweeps, and two turns of a cluster at least
+# whole groups of images
 BATCHES = {"conv2": 2, "conv3": 4, "conv4": 8, "conv5": 16}
 OTHER_BATCH = 8
 
@@ -97,24 +96,24 @@ def _forward(case: Case) -> list[Tensor]:
 
 def _forward_tail(case: Case) -> list[Tensor]:
     w1, w2 = case.weights
-    y, *_ = cuda.forward(case.x, w1, w2, None, None, case.residual, *VARIANT, "relu")
-    return [case.x, case.residual, y]
+    y, mask, *_ = cuda.forward(case.x, w1, w2, None, None, case.residual, *VARIANT, "relu")
+    return [case.x, case.residual, y, mask]
 
 
-def _run_backward(case: Case, y: Tensor | None, post: str) -> list[Tensor]:
+def _run_backward(case: Case, mask: Tensor | None) -> list[Tensor]:
     w1, w2 = case.weights
     s = z = case.per_image
-    needs = (True, y is not None, False, False, False, False)
-    dx, dr, *_ = cuda.backward(case.dy, case.x, w1, w2, y, z, case.hidden, s, *VARIANT, post, needs)
-    return [case.x, case.dy, dx] + ([] if y is None else [y, dr])
+    needs = (True, mask is not None, False, False, False, False)
+    dx, dr, *_ = cuda.backward(case.dy, case.x, w1, w2, mask, z, case.hidden, s, *VARIANT, needs)
+    return [case.x, case.dy, dx] + ([] if mask is None else [mask, dr])
 
 
 def _backward(case: Case) -> list[Tensor]:
-    return _run_backward(case, None, "none")
+    return _run_backward(case, None)
 
 
 def _backward_tail(case: Case) -> list[Tensor]:
-    return _run_backward(case, case.residual, "relu")
+    return _run_backward(case, case.mask)
 
 
 def _moments(case: Case) -> list[Tensor]:
@@ -156,19 +155,16 @@ class Kernel:
     name: str
     floor: float
     run: Callable[[Case], list[Tensor]]
-    way: str = "automatic"
 
 
 MASK = 1 / 16
 KERNELS = {
     kernel.name: kernel
     for kernel in (
-        Kernel("forward_two_sweeps", 2, _forward, "two_sweeps"),
-        Kernel("forward_cluster", 2, _forward, "cluster"),
-        Kernel("forward_two_sweeps_tail", 3 + MASK, _forward_tail, "two_sweeps"),
-        Kernel("backward_two_sweeps", 3, _backward, "two_sweeps"),
-        Kernel("backward_cluster", 3, _backward, "cluster"),
-        Kernel("backward_two_sweeps_tail", 4 + MASK, _backward_tail, "two_sweeps"),
+        Kernel("forward_local", 2, _forward),
+        Kernel("forward_local_tail", 3 + MASK, _forward_tail),
+        Kernel("backward_local", 3, _backward),
+        Kernel("backward_local_tail", 4 + MASK, _backward_tail),
         Kernel("norm_moments", 1, _moments),
         Kernel("norm_squeeze", 1, _squeeze),
         Kernel("norm_scale", 3 + MASK, _scale),
@@ -222,41 +218,24 @@ def stand_in():
 
 
 def count(point: Point, here: Environment) -> list[dict]:
-    """A record of each kernel that takes the point."""
+    """A record of each kernel."""
     host, gpu = stand_in()
     case = Case(point.shape, point.batch, point.dtype, point.layout)
     found = []
     with host.gpu(gpu), host.order(0):
         for name in point.kernels:
             counts = count_kernel(host, KERNELS[name], case)
-            if counts is not None:
-                found.append(record(point, name, counts, here))
+            found.append(record(point, name, counts, here))
     return found
 
 
-def count_kernel(host, kernel: Kernel, case: Case) -> dict | None:
-    """The counts of its launch, without those of each place in its code; None where no cluster can
-    take the case."""
-    with going(kernel.way), host.counting() as traffic:
-        try:
-            tensors = kernel.run(case)
-        except RuntimeError as error:
-            if kernel.way == "cluster" and "one pass in a cluster" in str(error):
-                return None
-            raise
+def count_kernel(host, kernel: Kernel, case: Case) -> dict:
+    """The counts of its launch, without those of each place in its code."""
+    with host.counting() as traffic:
+        tensors = kernel.run(case)
     (launch,) = traffic.launches()
     del launch["sites"]
     return launch | figures(launch, case.x, tensors, traffic)
-
-
-@contextmanager
-def going(way: str):
-    """Meanwhile the block's kernels go that way, or raise."""
-    before, cuda.block.way = cuda.block.way, way
-    try:
-        yield
-    finally:
-        cuda.block.way = before
 
 
 def figures(launch: dict, x: Tensor, tensors: list[Tensor], traffic) -> dict:
@@ -266,7 +245,7 @@ def figures(launch: dict, x: Tensor, tensors: list[Tensor], traffic) -> dict:
     asked = sum(moved.read + moved.written for moved in large)
     once = sum(moved.read_once + moved.written_once for moved in large)
     vectors = launch["vector_loads"], launch["vector_stores"]
-    tiles = tiles_of(launch, x.shape[0])
+    tiles = launch["tickets"] or launch["blocks"]
     return dict(
         x_bytes=x_bytes,
         tiles=tiles,
@@ -279,7 +258,6 @@ def figures(launch: dict, x: Tensor, tensors: list[Tensor], traffic) -> dict:
         wavefronts=over_least("wavefronts", launch["shared_loads"], launch["shared_stores"]),
         under_way=launch["vector_loads"]["bytes"] / launch["rounds"] if launch["rounds"] else None,
         barriers_a_tile=launch["barriers"] / tiles,
-        cluster_barriers_a_tile=launch["cluster_barriers"] / tiles,
         requests_a_warp=sum(launch[kind]["requests"] for kind in ACCESSES) * WARP_BYTES / x_bytes,
         shuffles_a_warp=launch["shuffles"] * WARP_BYTES / x_bytes,
     )
@@ -289,13 +267,6 @@ ACCESSES = (
     *("vector_loads", "vector_stores", "loads", "stores"),
     *("shared_loads", "shared_stores", "remote_loads"),
 )
-
-
-def tiles_of(launch: dict, images: int) -> int:
-    """Tickets; without them the images' slices of a cluster, or blocks."""
-    if launch["tickets"]:
-        return launch["tickets"]
-    return images * launch["cluster"] if launch["bulk_copies"] else launch["blocks"]
 
 
 def over_least(unit: str, *counts: dict) -> float | None:

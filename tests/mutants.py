@@ -159,16 +159,16 @@ class Lines:
 
 
 def se_workloads(host):
-    """Forward and backward of the block, both ways, and its phases."""
+    """Forward and backward of the block, and its phases."""
     from operator_cases import Case, make, run
-    from test_cuda import GPUS, SHAPES, TAIL, can_pass_once, going, kernel
+    from test_cuda import GPUS, SHAPES, TAIL, kernel
     from test_phases import phase_by_phase, with_excitation
 
-    def workload(case, gpu, way, function):
+    def workload(case, gpu, function):
         inputs, dy = make(case)
 
         def call():
-            with host.gpu(GPUS[gpu]), going(way):
+            with host.gpu(GPUS[gpu]):
                 run(function, inputs, dy, **case.variant)
 
         return call
@@ -185,14 +185,11 @@ def se_workloads(host):
                 SHAPES[shape], reduced=5, dtype=dtype, squeeze=squeeze, layout=layout, **tail
             )
             name = f"{shape}, {gpu}, {layout}, {dtype}, {squeeze}"
-            yield f"two sweeps, {name}", workload(case, gpu, "two_sweeps", kernel)
-            with host.gpu(GPUS[gpu]):
-                if can_pass_once(case, make(case)[0]):
-                    yield f"cluster, {name}", workload(case, gpu, "cluster", kernel)
+            yield f"block, {name}", workload(case, gpu, kernel)
             if dtype == torch.float32:
                 for phases in (with_excitation, phase_by_phase):
                     function = functools.partial(phases, backend="cuda")
-                    yield f"{phases.__name__}, {name}", workload(case, gpu, "automatic", function)
+                    yield f"{phases.__name__}, {name}", workload(case, gpu, function)
 
 
 def norm_workloads(host):

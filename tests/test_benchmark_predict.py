@@ -12,19 +12,16 @@ from benchmarks.gpus import GPUS, Gpu
 # 1,000 bytes/µs to copy; 10 x 4 x 0.6 x 1,000 = 24,000 instructions/µs; waits in whole
 GPU = Gpu("Made", 90, 10, 1 / 0.86, 1 / 0.9, 1 << 30)
 X = 256 * 2048 * 49 * 2  # bytes of x at conv5
-KIND = dict(name="first", count=80, wide_waits=2, other_waits=5, fences=1, exchanges=0)
+KIND = dict(name="first", count=80, wide_waits=2, other_waits=5, fences=1)
 LINE = dict(
     operation="forward",
     stage="conv5",
     layout="nchw",
-    way="two_sweeps",
     batch=256,
-    kernel="forward_two_sweeps<bfloat16, nchw>",
-    automatic=True,
+    kernel="forward_local<bfloat16, nchw>",
     registers=64,
     threads=256,
     shared_bytes=0,
-    cluster=1,
     blocks=80,
     group_images=1,
     instructions=240.0,
@@ -47,13 +44,6 @@ def test_a_group_that_the_cache_cannot_hold_is_read_again():
     small = Gpu("Small", 90, 10, 1, 1, l2_bytes=300_000)
     assert predict.units_of(LINE, GPU) == 2
     assert predict.units_of(LINE, small) == 3  # two images of 200,704 bytes
-
-
-def test_more_images_take_more_turns():
-    cluster = dict(LINE, way="cluster", cluster=8, kinds=[dict(KIND, count=80, exchanges=10)])
-    once, twice = (predict.latency_of(cluster, GPU, n) for n in (256, 512))
-    assert once == pytest.approx(2 * (3.6 + 8))  # its fences are part of the exchange
-    assert twice == pytest.approx(2 * once)
 
 
 def test_the_larger_time_is_named():
@@ -110,7 +100,6 @@ def test_the_command(recorded):
     "arguments, message",
     [
         (["--gpu", "v100"], "'v100' is not one of"),
-        (["--gpu", "t4", "--way", "cluster"], "clusters need compute capability 9.0"),
         (["--gpu", "h200", "--operation", "sideways"], "expected of ['forward'], got ['sideways']"),
         (["--gpu", "h200", "--batch", "0"], "0 is not in the range"),
     ],

@@ -26,7 +26,7 @@ from se_kernels.verification import (
     suites,
 )
 from se_kernels.verification.backends import Served
-from se_kernels.verification.trial import CALLS, Took, going
+from se_kernels.verification.trial import CALLS, Took
 
 SMALL = suites.dozen(slow=True)
 FEW = [SMALL[5], SMALL[11]]  # a block and a norm
@@ -93,17 +93,14 @@ def test_every_kernel_of_the_library_is_launched(host_gpu_of_cuda):
         def go(call=call, judge=judge, inputs=inputs, dy=dy, trial=trial):
             judge.run(call, inputs, dy, **trial.case.variant, backend="cuda")
 
-        with going(trial.way):
-            launched |= {launch.kernel for launch in launches_of(go)}
+        launched |= {launch.kernel for launch in launches_of(go)}
     block = [
-        f"{direction}_{way}<{number}, {layout}>"
-        for direction, way, number, layout in itertools.product(
+        f"{direction}_local<{number}, {layout}>"
+        for direction, number, layout in itertools.product(
             ("forward", "backward"),
-            ("two_sweeps", "cluster"),
             ("float32", "bfloat16", "float16", "any"),
             ("nchw", "nhwc"),
         )
-        if (way, number) != ("cluster", "any")
     ]
     norm = [
         f"norm_{sweep}<{number}, {layout}>"

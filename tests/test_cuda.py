@@ -1,7 +1,5 @@
-"""The CUDA kernels' two ways: which is taken and why, every cut of every problem, blocks in any
-order, on pretended GPUs of every size. The operator tests run on the backend too."""
-
-import contextlib
+"""The CUDA kernels: every cut of every problem, blocks in any order, on pretended GPUs of every
+size. The operator tests run on the backend too."""
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from random_cases import check_placed, placed_cases, random_cases
 
 import se_kernels
 from se_kernels.backends import cuda
-from se_kernels.backends.cuda import block, library
+from se_kernels.backends.cuda import library
 
 pytestmark = [
     pytest.mark.native,
@@ -24,7 +22,6 @@ on_host = pytest.mark.skipif(
     reason="pretends to be other GPUs",
 )
 
-WAYS = ("cluster", "two_sweeps")
 TAIL = dict(residual=True, post="relu")
 
 
@@ -38,97 +35,22 @@ def host():
     return HostGpu(CUDA)
 
 
-@contextlib.contextmanager
-def going(way):
-    before, block.way = block.way, way
-    try:
-        yield
-    finally:
-        block.way = before
-
-
 def kernel(*arguments, **options):
     return se_kernels.squeeze_excite(*arguments, **options, backend="cuda")
 
 
-def w1_like(x, reduced=4):
-    return torch.ones(reduced, x.shape[1], dtype=torch.float32, device=x.device)
-
-
-# --- the predicate ------------------------------------------------------------------------------
-
-# (8, 16, 4, 4) in bfloat16 fits; each change is refused, for this reason
-X = torch.zeros(8, 16, 4, 4, dtype=torch.bfloat16)
-GAPS = torch.zeros(8, 32, 4, 4, dtype=torch.bfloat16)[:, ::2]
-SHIFTED = torch.zeros(8 * 256 + 1, dtype=torch.bfloat16)[1:].view(8, 16, 4, 4)
-REFUSED = {
-    "float64": (X.double(), Gpu(), "expected sums in float32, got float64"),
-    "odd bytes": (X[:, :3, :3, :3].contiguous(), Gpu(), "a multiple of 16 bytes, got 54 bytes"),
-    "gaps": (GAPS, Gpu(), "images without gaps"),
-    "shifted": (SHIFTED, Gpu(), "images that start at 16 bytes"),
-    "few channels last": (
-        X[:, :4].contiguous(memory_format=torch.channels_last),
-        Gpu(),
-        "a multiple of 8 channels in channels_last, got 4",
-    ),
-    "older": (X, Gpu(capability=89), "compute capability 9.0 or later, got 8.9"),
-    "large": (
-        torch.zeros(1, 16, 64, 64, dtype=torch.bfloat16),
-        Gpu(shared_bytes=4 << 10, shared_bytes_in_all=8 << 10),
-        "16 blocks of shared memory, got 131072 bytes",
-    ),
-    "wide": (
-        torch.zeros(1, 512, 4, 4, dtype=torch.bfloat16),
-        Gpu(shared_bytes=3 << 10, shared_bytes_in_all=6 << 10),
-        "fits a cluster's shared memory, with its FCs",
-    ),
-}
-
-
 @on_host
-@pytest.mark.parametrize("case", REFUSED)
-def test_two_sweeps_are_taken_for_a_reason(host, case):
-    x, gpu, reason = REFUSED[case]
-    with host.gpu(gpu):
-        assert reason in cuda.explain(x, w1_like(x))
-        assert cuda.explain(x, w1_like(x)).startswith("two sweeps")
-        with (
-            going("cluster"),
-            pytest.raises(RuntimeError, match=f"one pass in a cluster: .*{reason}"),
-        ):
-            cuda.explain(x, w1_like(x))
-
-
-@on_host
-def test_one_pass_is_taken_where_it_can_be(host):
-    with host.gpu(Gpu()):
-        for memory_format in (torch.contiguous_format, torch.channels_last):
-            x = X.contiguous(memory_format=memory_format)
-            assert cuda.explain(x, w1_like(x)).startswith("one pass")
-        with going("two_sweeps"):
-            assert cuda.explain(X, w1_like(X)).startswith("two sweeps (as asked)")
-
-
-@on_host
-def test_a_way_that_is_unknown_is_refused():
-    with going("one_pass"), pytest.raises(ValueError, match="way: unknown name 'one_pass'"):
-        cuda.explain(X, w1_like(X))
-
-
-@on_host
-@pytest.mark.parametrize("way, kernels", [("cluster", "cluster"), ("two_sweeps", "two_sweeps")])
-def test_one_launch_forward_and_one_backward(host, way, kernels):
+def test_one_launch_forward_and_one_backward(host):
     case = Case(shape=(8, 16, 4, 4), reduced=4, dtype=torch.bfloat16, **TAIL)
     inputs, dy = make(case)
     leaves = {n: t.requires_grad_() for n, t in inputs.items() if t is not None}
-    with going(way):
-        before = host.launches()
-        y = kernel(**leaves, **case.variant)
-        assert host.launches() == before + 1
-        assert f"forward_{kernels}<bfloat16, nchw>" in host.last_launch()
-        y.backward(dy)
-        assert host.launches() == before + 2
-        assert f"backward_{kernels}<bfloat16, nchw>" in host.last_launch()
+    before = host.launches()
+    y = kernel(**leaves, **case.variant)
+    assert host.launches() == before + 1
+    assert "forward_local<bfloat16, nchw>" in host.last_launch()
+    y.backward(dy)
+    assert host.launches() == before + 2
+    assert "backward_local<bfloat16, nchw>" in host.last_launch()
 
 
 # --- every cut ----------------------------------------------------------------------------------
@@ -161,7 +83,7 @@ def test_the_second_sweep_waits_for_the_first(host, poisoned_outputs, layout, sq
     inputs, dy = make(case)
     judge = check_against_eager if reduced else check  # eager's convolution has one at least
     for seed in range(8):
-        with host.gpu(GPUS["one"]), host.order(seed), going("two_sweeps"):
+        with host.gpu(GPUS["one"]), host.order(seed):
             judge(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
@@ -174,31 +96,18 @@ def test_odd_rows_of_few_channels_fit_the_shared_memory(host):
         check_against_eager(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
-def can_pass_once(case, inputs):
-    """Forward and backward."""
-    with going("cluster"):
-        try:
-            cuda.explain(inputs["x"], inputs["w1"])
-        except RuntimeError:
-            return False
-    return case.squeeze == "avg"
-
-
 @on_host
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_right_on_every_gpu(host, poisoned_outputs, shape, dtype, way, layout, gpu):
+def test_right_on_every_gpu(host, poisoned_outputs, shape, dtype, layout, gpu):
     for squeeze, tail in (("avg", {}), ("avg", TAIL), ("avgmax", TAIL)):
         case = Case(
             shape=SHAPES[shape], reduced=5, dtype=dtype, squeeze=squeeze, layout=layout, **tail
         )
         inputs, dy = make(case)
         with host.gpu(GPUS[gpu]):
-            possible = way == "two_sweeps" or can_pass_once(case, inputs)
-        with host.gpu(GPUS[gpu]), going(way if possible else "automatic"):
             check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
@@ -220,24 +129,22 @@ def test_random_cases_on_random_gpus_in_random_orders(host, poisoned_outputs, dt
     @given(
         placed_cases(dtype, weight_dtypes=[torch.float32]),
         GPU,
-        st.sampled_from(["automatic", "two_sweeps"]),
         st.integers(0, 100),
         st.sampled_from([1, 2, 0]),
     )
-    def judge(placed, gpu, way, seed, resident):
-        with host.gpu(gpu), host.order(seed, resident), going(way):
+    def judge(placed, gpu, seed, resident):
+        with host.gpu(gpu), host.order(seed, resident):
             check_placed(kernel, "cpu", placed)
 
     judge()
 
 
 @on_host
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_the_same_bits_in_every_order(host, way, layout):
+def test_the_same_bits_in_every_order(host, layout):
     case = Case(shape=(9, 24, 6, 8), reduced=6, layout=layout, **TAIL)
     inputs, dy = make(case)
-    with host.gpu(GPUS["many"]), going(way):
+    with host.gpu(GPUS["many"]):
         with host.order(0):
             first = run(kernel, inputs, dy, **case.variant)
         for seed in range(1, 9):
@@ -246,13 +153,9 @@ def test_the_same_bits_in_every_order(host, way, layout):
                     assert torch.equal(result, first[name]), f"{name}, seed {seed}"
 
 
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-def test_a_stage_of_the_paper_at_its_own_size(device, way, layout):
+def test_a_stage_of_the_paper_at_its_own_size(device, layout):
     """conv5 of SE-ResNet-50, two images: 256 threads a block on a GPU."""
-    if device == "cuda" and way == "cluster" and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("clusters came with compute capability 9.0")
     case = Case(shape=(2, 2048, 7, 7), reduced=128, dtype=torch.bfloat16, layout=layout, **TAIL)
     inputs, dy = make(case, device)
-    with going(way):
-        check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
+    check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))

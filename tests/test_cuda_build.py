@@ -117,15 +117,14 @@ CODES = {"f": "float32", "8bfloat16": "bfloat16", "7float16": "float16", "3Any":
 
 def mangled(kernel: Kernel) -> str:
     number = next(code for code, number in CODES.items() if number == kernel.number)
-    tails = {"forward": ("NS0_5PlainE", "NS0_4TailE"), "backward": ("Lb0E", "Lb1E")}
-    if kernel.way == "scale_backward":
-        tails["norm"] = tails["backward"]
-    tail = tails.get(kernel.direction, ("", ""))[kernel.tail]
+    tail = f"Lb{int(kernel.tail)}E"
+    if kernel.direction == "norm":
+        backward = kernel.phase.endswith("backward")
+        tail = f"LNS0_5TermsE{2 if kernel.tail else 3}E" if backward else ""
     return (
-        f"_ZN10se_kernels4cuda12_GLOBAL__N__1_{kernel.direction}_{kernel.way}I"
+        f"_ZN10se_kernels4cuda12_GLOBAL__N__1_{kernel.direction}_{kernel.phase}I"
         + (number if number == "f" else f"NS0_{number}E")
         + f"LNS_6LayoutE{int(kernel.layout == 'nhwc')}E"
-        + ("" if kernel.direction == "norm" else "NS0_8IdentityE")
         + f"{tail}EvNS0_1PE"
     )
 
@@ -155,14 +154,10 @@ def test_what_kernels_should_hold_passes(capability):
     [
         (80, "MOV R1, c[0x0][0x28]", "LDL R1, [R1]", "accesses to local memory"),
         (80, "MOV R1, c[0x0][0x28]", "@P0 STL.64 [R1+0x8], R2", "accesses to local memory"),
-        (80, "LDG.E.NA.128", "LDG.E.NA.64", r"expected 8 LDG\\S\*\\.128, found 0"),
-        (80, "STG.E.NA.128", "STG.E.NA.64", r"expected 4 STG\\S\*\\.128, found 0"),
-        (80, "LDS.E.NA.128", "LDS.U16", r"expected 2 LDS\\S\*\\.128, found 0"),
-        (90, "LDS.E.NA.128", "LDS.U16", r"expected 6 LDS\\S\*\\.128, found 0"),
-        (90, "UBLKCP", "LDG.E", "expected 2 UBLKCP, found 0"),
-        (90, "UCGABAR_ARV", "BAR.SYNC", "expected 1 UCGABAR_ARV, found 0"),
-        (80, "MOV R1, c[0x0][0x28]", "UCGABAR_WAIT", "instructions of clusters before 9.0"),
-        (80, "forward_two_sweepsIf", "another", "forward_two_sweeps<float32, nchw>: missing"),
+        (80, "LDG.E.NA.128", "LDG.E.NA.64", r"expected 32 LDG\\S\*\\.128, found 0"),
+        (80, "STG.E.NA.128", "STG.E.NA.64", r"expected 16 STG\\S\*\\.128, found 0"),
+        (80, "STS.E.NA.128", "STS.U16", r"expected 8 STS\\S\*\\.128, found 0"),
+        (80, "forward_localIf", "another", "forward_local<float32, nchw>: missing"),
     ],
 )
 def test_doctored_machine_code_is_found(capability, sound, doctored, finding):
@@ -181,7 +176,7 @@ def test_one_lost_access_is_found():
 
 
 def test_usage_is_read():
-    kernel = Kernel("backward", "cluster", "float16", "nhwc", True)
+    kernel = Kernel("backward", "local", "float16", "nhwc", True)
     usage = (
         "arch = sm_120\n"
         " Function _Zanother:\n  REG:9 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:776\n"

@@ -184,7 +184,6 @@ def test_the_current_gpu_stays_the_current_one(gpu_kernel, layout):
 
 def test_a_launch_that_fails_names_the_kernel_and_its_configuration(cuda_kernel):
     """In a process of its own, whose GPU is lost to it after an assertion on the device."""
-    need_clusters()
     script = (
         "import torch, se_kernels\n"
         "x, w1, w2 = torch.ones(8, 64, 8, 8), torch.ones(4, 64), torch.ones(64, 4)\n"
@@ -197,14 +196,14 @@ def test_a_launch_that_fails_names_the_kernel_and_its_configuration(cuda_kernel)
         "except RuntimeError:\n"
         "    call()\n"
     )
-    environment = {**os.environ, "SE_KERNELS_CUDA_WAY": "cluster"}
+    environment = {**os.environ}
     environment["PYTHONPATH"] = str(Path(se_kernels.__file__).parent.parent)
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120
     )
     assert result.returncode != 0
     assert re.search(
-        r"RuntimeError: kernel forward_cluster<float32, nchw> with \d+ blocks of \d+ threads in "
+        r"RuntimeError: kernel forward_local<float32, nchw> with \d+ blocks of \d+ threads in "
         r"clusters of \d+, \d+ bytes of shared memory each: .*assert",
         result.stderr,
     ), result.stderr

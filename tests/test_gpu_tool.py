@@ -74,7 +74,7 @@ def refused(capsys, *arguments):
 
 def test_an_unknown_stage_is_refused(capsys, tmp_path):
     err = refused(capsys, "tail", "speed", "--results", str(tmp_path / "results"))
-    assert "stages: expected some of build, smoke, network, tail, ways, layer" in err
+    assert "stages: expected some of build, smoke, network, tail, sweeps, layer" in err
     assert err.endswith("got 'speed'\n")
     assert not (tmp_path / "results").exists()
 
@@ -190,7 +190,7 @@ def test_a_second_call_goes_on_with_what_is_left(make_gpu, results, tmp_path, ca
     plan = {
         "smoke": [python("short", note, "short", seconds=10)],
         "tail": [python("long", note, "long", seconds=1000)],
-        "ways": [python("other", note, "other", seconds=10)],
+        "sweeps": [python("other", note, "other", seconds=10)],
     }
     assert make_gpu(plan, "--seconds", "60") == 0
     assert ran.read_text() == "short other "
@@ -199,7 +199,7 @@ def test_a_second_call_goes_on_with_what_is_left(make_gpu, results, tmp_path, ca
     assert ran.read_text() == "short other long "
     assert make_gpu(plan) == 0
     assert ran.read_text() == "short other long "
-    assert make_gpu(plan, "ways") == 0  # named: again
+    assert make_gpu(plan, "sweeps") == 0  # named: again
     assert ran.read_text() == "short other long other "
 
 
@@ -288,7 +288,7 @@ def test_killed_at_any_moment_it_loses_one_point_at_most(tmp_path, seed):
 
 
 def trial(backend, verdict, number=1, **fields):
-    of = dict(kind="kernel", call="block", dtype="bfloat16", layout="nchw", way="automatic")
+    of = dict(kind="kernel", call="block", dtype="bfloat16", layout="nchw")
     return {**of, "backend": backend, "number": number, "trial": "t", "verdict": verdict, **fields}
 
 
@@ -303,9 +303,6 @@ def trial(backend, verdict, number=1, **fields):
         (trial("cuda", "wrong: y", dtype="float16"), {}, ["cuda", "triton"]),
         (trial("cuda", "wrong: y", call="norm"), {}, ["cuda", "triton"]),
         (trial("cuda", "wrong: y", call="norm"), {"calls": ("norm",)}, ["triton"]),
-        (trial("cuda", "wrong: y", way="cluster"), {}, ["triton"]),
-        (trial("cuda", "wrong: y", way="cluster"), {"way": "two_sweeps"}, ["cuda", "triton"]),
-        (trial("cuda", "wrong: y", way="cluster"), {"way": "cluster"}, ["triton"]),
     ],
 )
 def test_a_broken_kernel_leaves_out_what_uses_it(results, broken, options, fit):
@@ -347,7 +344,7 @@ for number in range(first, 6):
     print(f"[{number}/5] cuda trial {number}", flush=True)
     for verdict in ("begun", "right"):
         record = dict(kind="kernel", backend="cuda", number=number, total=5, trial=f"t{number}")
-        record |= dict(call="block", dtype="bfloat16", layout="nchw", way="automatic")
+        record |= dict(call="block", dtype="bfloat16", layout="nchw")
         with open(path, "a") as file:
             file.write(json.dumps({**record, "verdict": verdict}) + "\\n")
         if verdict == "begun" and number == 2:
@@ -383,7 +380,7 @@ def limit(names):
 
 
 def test_two_calls_have_room_for_all_stages():
-    first = ("build", "smoke", "network", "tail", "ways")
+    first = ("build", "smoke", "network", "tail", "sweeps")
     assert tuple(PLAN)[:5] == first
     assert limit(first) <= tool.FIRST_CALL == 420
     assert limit(PLAN.keys() - {*first}) <= 240
@@ -426,9 +423,8 @@ def test_commands_exist(sizes, monkeypatch, results):
             assert module in ("se_kernels", "tools.gpu.build")
 
 
-def test_both_ways_and_triton_are_measured():
-    assert [step.way for step in PLAN["ways"]] == ["cluster", "two_sweeps", None]
-    assert [step.backends for step in PLAN["ways"]] == [("cuda",), ("cuda",), ("triton",)]
+def test_cuda_and_triton_are_measured():
+    assert [step.backends for step in PLAN["sweeps"]] == [("cuda",), ("triton",)]
 
 
 # --- the build -----------------------------------------------------------------------------------

@@ -20,18 +20,15 @@ struct Gpu {
   int threads;              // of a block, a multiple of 32
 };
 
-// One pass over x in a cluster's shared memory; or two sweeps, the second out of the L2.
-enum class Way { automatic, cluster, two_sweeps };
-
 struct Call {
   Gpu gpu;
-  Way way;
   void* stream;
   void* workspace;  // workspace_bytes of the GPU's memory, aligned to 128
 };
 
 struct Backward {
-  Input x, dy, y;  // y only for Post::relu
+  Input x, dy;
+  const std::uint8_t* mask;
   const void *w1, *w2;
   const void *a, *s;
   Output dx, dr;      // each of these may be null
@@ -42,7 +39,7 @@ Gpu gpu_at(int device);
 
 std::int64_t workspace_bytes(const Problem&, const Gpu&);
 
-// z, a, s of Forward may be null.
+// Each of z, a, s of Forward may be null.
 void forward(const Problem&, const Forward&, const Call&);
 void backward(const Problem&, const Backward&, const Call&);
 void squeeze(const Problem&, const SqueezeForward&, const Call&);
@@ -50,9 +47,8 @@ void scale(const Problem&, const ScaleForward&, const Call&);
 void scale_backward(const Problem&, const ScaleBackward&, const Call&);
 void squeeze_backward(const Problem&, const SqueezeBackward&, const Call&);
 
-// With a batch norm before the block, a sweep each; Call::way is not looked at. The workspace is
-// that of norm_workspace_bytes, may be null where that is 0, and is looked at by moments, squeeze
-// and scale_backward.
+// With a batch norm before the block, a sweep each. The workspace is that of norm_workspace_bytes,
+// may be null where that is 0, and is looked at by moments, squeeze and scale_backward.
 std::int64_t norm_workspace_bytes(const Problem&, const Gpu&);
 void norm_moments(const Problem&, const NormMoments&, const Call&);
 void norm_squeeze(const Problem&, const NormSqueeze&, const Call&);
@@ -60,7 +56,7 @@ void norm_scale(const Problem&, const NormScale&, const Call&);
 void norm_scale_backward(const Problem&, const NormScaleBackward&, const Call&);
 void norm_squeeze_backward(const Problem&, const NormSqueezeBackward&, const Call&);
 
-// Which way forward goes, and why.
-std::string explain(const Problem&, const Forward&, const Call&);
+// How forward is cut, in words.
+std::string explain(const Problem&, const Gpu&);
 
 }  // namespace se_kernels::cuda

@@ -1,5 +1,5 @@
-// excite: equation 3, z (N,C) to s (N,C), and its backward, ds to de, da, dz; over a group of
-// images at once, so that a weight is read once a group.
+// excite: equation 3, z (N,C) to s (N,C), and its backward, ds to de, da, dz. Each of the FCs is a
+// product of a group of images by some rows, so that a weight is read once per group.
 #pragma once
 
 #include <cmath>
@@ -123,107 +123,180 @@ struct Weights {
   }
 };
 
-template <class W, class A>
-struct Typed {
-  const W* data;
-  SE_DEVICE A operator()(std::int64_t i) const { return A(widen(data[i])); }
-};
-template <class A>
-struct Untyped {
-  Weights weights;
-  SE_DEVICE A operator()(std::int64_t i) const { return weights.at<A>(i); }
+struct alignas(8) Vector8 {
+  std::uint32_t words[2];
 };
 
-// body(read) with read(i) the i-th weight: the type is looked at once.
-template <class A, class Body>
-SE_DEVICE void with_weights(const Weights& weights, const Body& body) {
-  if constexpr (sizeof(A) == 8) {
-    body(Untyped<A>{weights});
-  } else if (weights.type == DType::float32) {
-    body(Typed<float, A>{static_cast<const float*>(weights.data)});
-  } else if (weights.type == DType::bfloat16) {
-    body(Typed<bfloat16, A>{static_cast<const bfloat16*>(weights.data)});
-  } else {
-    body(Typed<float16, A>{static_cast<const float16*>(weights.data)});
+SE_DEVICE void load_four(const float* from, float (&v)[4]) {
+  const Vector16 raw = *reinterpret_cast<const Vector16*>(from);
+  SE_UNROLL
+  for (int j = 0; j < 4; ++j) v[j] = word_to_float(raw.words[j]);
+}
+SE_DEVICE void load_four(const Weights& from, std::int64_t i, float (&v)[4]) {
+  if (from.type == DType::float32) return load_four(static_cast<const float*>(from.data) + i, v);
+  const Vector8 raw =
+      *reinterpret_cast<const Vector8*>(static_cast<const std::uint16_t*>(from.data) + i);
+  SE_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    if (from.type == DType::bfloat16)
+      widen_pair(raw.words[j], bfloat16{}, v[2 * j], v[2 * j + 1]);
+    else
+      widen_pair(raw.words[j], float16{}, v[2 * j], v[2 * j + 1]);
   }
 }
 
-constexpr int kImagesAtOnce = 4;
+// A product out[i][m] = Σ_k in[i][k] w(m, k) of `images` rows of in (stride K) and columns first to
+// first + columns of M. w(m, k) lies at m K + k; transposed at k M + m.
+struct Product {
+  int images, first, columns, M, K;
+};
 
-// emit(k, m, Σ_i w[first + m row + i] in[k][i]) for images k and rows m; in (images, stride) is in
-// shared memory. Lanes go along i.
-template <class A, class Emit>
-SE_DEVICE void contract_inner(const Weights& weights, std::int64_t first, int rows,
-                              std::int64_t row, int length, const A* in, int stride, int images,
-                              const Emit& emit) {
-  const int lanes = smaller(power_of_two(length), kWarp), lane = thread_index() % lanes,
-            side_by_side = thread_count() / lanes;
-  with_weights<A>(weights, [&](const auto& read) {
-    for (int begin = 0; begin < rows; begin += side_by_side) {
-      const int m = begin + thread_index() / lanes;
-      const std::int64_t at = first + m * row;
-      for (int k0 = 0; k0 < images; k0 += kImagesAtOnce) {
-        A sums[kImagesAtOnce] = {};
-        if (m < rows)
-          walk<4>(
-              lane, length, lanes, [&](int i) { return read(at + i); },
-              [&](int i, A w) {
-                SE_UNROLL
-                for (int k = 0; k < kImagesAtOnce; ++k)
-                  if (k0 + k < images) sums[k] += w * in[(k0 + k) * stride + i];
-              });
-        for (int mask = lanes / 2; mask > 0; mask /= 2) {
-          SE_UNROLL
-          for (int k = 0; k < kImagesAtOnce; ++k) sums[k] += shuffle_xor(sums[k], mask);
-        }
-        SE_UNROLL
-        for (int k = 0; k < kImagesAtOnce; ++k)
-          if (lane == 0 && m < rows && k0 + k < images) emit(k0 + k, m, sums[k]);
+// A warp has NI images by 4 columns of each group of lanes, and a block kSlots numbers of a warp in
+// `scratch`.
+constexpr int kColumns = 4, kLanesOfColumns = 8, kTileImages = 8,
+              kSlots = kTileImages * kColumns * kLanesOfColumns;
+
+// v[m][k]; past K 0, past M the last of them again.
+template <bool transposed, bool wide, class A>
+SE_DEVICE void load_block(const Weights& w, const Product& p, int m0, int k, A (&v)[4][4]) {
+  SE_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    if constexpr (wide && !transposed) {
+      load_four(w, std::int64_t(smaller(m0 + j, p.M - 1)) * p.K + k, v[j]);
+    } else if constexpr (wide) {
+      A column[4];
+      load_four(w, std::int64_t(k + j) * p.M + smaller(m0, p.M - 4), column);
+      SE_UNROLL
+      for (int m = 0; m < 4; ++m) v[m][j] = column[m];
+    } else {
+      SE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const int m = smaller(m0 + j, p.M - 1);
+        const std::int64_t at =
+            transposed ? std::int64_t(k + i) * p.M + m : std::int64_t(m) * p.K + k + i;
+        v[j][i] = k + i < p.K ? w.at<A>(at) : A(0);
       }
     }
-  });
+  }
 }
 
-// emit(k, m, Σ_i w[first + i row + m] in[k][i]): lanes go along m, and what threads are left share
-// i. scratch: kImagesAtOnce numbers a thread.
-template <class A, class Emit>
-SE_DEVICE void contract_outer(const Weights& weights, std::int64_t first, int columns,
-                              std::int64_t row, int length, const A* in, int stride, int images,
-                              A* scratch, const Emit& emit) {
-  const int lanes = smaller(power_of_two(columns), thread_count()), lane = thread_index() % lanes,
-            part = thread_index() / lanes, parts = thread_count() / lanes;
-  with_weights<A>(weights, [&](const auto& read) {
-    for (int begin = 0; begin < columns; begin += lanes) {
-      const int m = begin + lane;
-      for (int k0 = 0; k0 < images; k0 += kImagesAtOnce) {
-        A sums[kImagesAtOnce] = {};
-        if (m < columns)
-          walk<4>(
-              part, length, parts, [&](int i) { return read(first + i * row + m); },
-              [&](int i, A w) {
-                SE_UNROLL
-                for (int k = 0; k < kImagesAtOnce; ++k)
-                  if (k0 + k < images) sums[k] += w * in[(k0 + k) * stride + i];
-              });
-        if (parts > 1) {
-          SE_UNROLL
-          for (int k = 0; k < kImagesAtOnce; ++k)
-            scratch[k * thread_count() + thread_index()] = sums[k];
-          block_barrier();
-          if (part == 0)
-            for (int other = 1; other < parts; ++other) {
-              SE_UNROLL
-              for (int k = 0; k < kImagesAtOnce; ++k)
-                sums[k] += scratch[k * thread_count() + other * lanes + lane];
-            }
-          block_barrier();
-        }
+// Sums `values`, of which `held` are left, over lanes that differ in the bits of mask `top` down to
+// `bottom`: each lane gives half of them away and keeps the sums of the rest, from the first'th on.
+// How many it is left with; of lanes that hold the same one writes.
+template <int held, int N, class A>
+SE_DEVICE int scatter_sums(A (&values)[N], int top, int bottom, int& first, bool& writes) {
+  if (top < bottom || top == 0) return held;
+  const bool upper = (thread_index() & top) != 0;
+  if constexpr (held > 1) {
+    constexpr int half = held / 2;
+    SE_UNROLL
+    for (int j = 0; j < half; ++j) {
+      const A sent = upper ? values[j] : values[j + half];
+      const A kept = upper ? values[j + half] : values[j];
+      values[j] = kept + shuffle_xor(sent, top);
+    }
+    if (upper) first += half;
+    return scatter_sums<half>(values, top / 2, bottom, first, writes);
+  } else {
+    for (int mask = top; mask >= bottom && mask > 0; mask /= 2) {
+      values[0] += shuffle_xor(values[0], mask);
+      if (thread_index() & mask) writes = false;
+    }
+    return 1;
+  }
+}
+
+template <int NI, bool transposed, bool wide, class A, class Emit>
+SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A* scratch,
+                              const Emit& emit) {
+  const int warps = thread_count() / kWarp, warp = thread_index() / kWarp,
+            lane = thread_index() % kWarp;
+  // lanes side by side along k, groups of them along m; transposed the other way round
+  const int most = transposed ? (p.columns + kColumns - 1) / kColumns : (p.K + 15) / 16,
+            near = transposed
+                       ? smaller(power_of_two(most), kLanesOfColumns)
+                       : smaller(larger(power_of_two(most), kWarp / kLanesOfColumns), kWarp),
+            along_m = transposed ? near : kWarp / near, along_k = kWarp / along_m,
+            m_lane = transposed ? lane % near : lane / near,
+            k_lane = transposed ? lane / near : lane % near;
+  const int wide_columns = kColumns * along_m, across = (p.images + NI - 1) / NI,
+            tiles = across * ((p.columns + wide_columns - 1) / wide_columns);
+  if (tiles == 0) return;
+  int shares = 1;  // warps that share a tile's k
+  while (2 * shares * tiles <= warps) shares *= 2;
+  const int at_once = warps / shares;
+  SE_ROLLED
+  for (int begin = 0; begin < tiles; begin += at_once) {
+    const int tile = begin + warp / shares, share = warp % shares, i0 = tile % across * NI,
+              m0 = p.first + tile / across * wide_columns + m_lane * kColumns;
+    A sums[NI * kColumns] = {};
+    if (tile < tiles && warp < at_once * shares) {
+      int rows[NI];  // those past the last image repeat it
+      SE_UNROLL
+      for (int i = 0; i < NI; ++i) rows[i] = smaller(i0 + i, p.images - 1) * p.K;
+      SE_ROLLED
+      for (int k = 4 * (share * along_k + k_lane); k < p.K; k += 4 * shares * along_k) {
+        A block[4][4];
+        load_block<transposed, wide>(w, p, m0, k, block);
         SE_UNROLL
-        for (int k = 0; k < kImagesAtOnce; ++k)
-          if (part == 0 && m < columns && k0 + k < images) emit(k0 + k, m, sums[k]);
+        for (int i = 0; i < NI; ++i) {
+          A v[4];
+          if constexpr (wide) {
+            load_four(in + rows[i] + k, v);
+          } else {
+            SE_UNROLL
+            for (int j = 0; j < 4; ++j) v[j] = k + j < p.K ? in[rows[i] + k + j] : A(0);
+          }
+          SE_UNROLL
+          for (int m = 0; m < kColumns; ++m) {
+            SE_UNROLL
+            for (int j = 0; j < 4; ++j) sums[i * kColumns + m] += block[m][j] * v[j];
+          }
+        }
       }
     }
-  });
+    int first = 0;
+    bool writes = true;
+    const int held =
+        scatter_sums<NI * kColumns>(sums, transposed ? kWarp / 2 : along_k / 2,
+                                    transposed ? along_m : 1, first, writes);
+    // (warps, along m, NI, columns)
+    SE_UNROLL
+    for (int j = 0; j < NI * kColumns; ++j)
+      if (writes && j < held)
+        scratch[warp * kSlots + m_lane * NI * kColumns + first + j] = sums[j];
+    block_barrier();
+    const int size = NI * wide_columns;
+    SE_ROLLED
+    for (int o = thread_index(); o < smaller(at_once, tiles - begin) * size; o += thread_count()) {
+      const int local = o / size, at = o - local * size, group = at / (NI * kColumns),
+                i = at / kColumns % NI, done = begin + local,
+                image = done % across * NI + i,
+                column = done / across * wide_columns + group * kColumns + at % kColumns;
+      if (image >= p.images || column >= p.columns) continue;
+      A total = 0;
+      SE_ROLLED
+      for (int k = 0; k < shares; ++k) total += scratch[(local * shares + k) * kSlots + at];
+      emit(image, p.first + column, total);
+    }
+    if (begin + at_once < tiles) block_barrier();
+  }
+}
+
+// emit(image, m, out[image][m]) for the whole product.
+template <bool transposed, class A, class Emit>
+SE_DEVICE void multiply(const Weights& w, const A* in, const Product& p, A* scratch,
+                        const Emit& emit) {
+  if constexpr (sizeof(A) == 4) {
+    const std::uintptr_t four = w.type == DType::float32 ? 16 : 8;
+    if (p.K % 4 == 0 && (!transposed || p.M % 4 == 0) &&
+        reinterpret_cast<std::uintptr_t>(w.data) % four == 0 &&
+        reinterpret_cast<std::uintptr_t>(in) % sizeof(Vector16) == 0) {
+      if (p.images <= 2) return multiply_tiles<2, transposed, true>(w, in, p, scratch, emit);
+      return multiply_tiles<kTileImages, transposed, true>(w, in, p, scratch, emit);
+    }
+  }
+  multiply_tiles<kTileImages, transposed, false>(w, in, p, scratch, emit);
 }
 
 }  // namespace se_kernels::cuda

@@ -1,5 +1,5 @@
 // The operations with a batch norm before the block: how each is cut, what it launches.
-#include "norm.cuh"
+#include "kernels.cuh"
 #include "problem.cuh"
 
 namespace se_kernels::cuda {
@@ -7,34 +7,37 @@ namespace {
 
 struct NormPlan {
   NormKernel kernel;
-  NormTraits traits;
+  int sums, staged, constants;
   bool reversed;
 };
 
 // What was read last is read first by the sweep after it: moments, squeeze, scale; without an
 // activation moments, scale; scale_backward, squeeze_backward.
 NormPlan plan_of(NormKernel kernel, Pre pre) {
+  const bool identity = pre == Pre::identity;
   switch (kernel) {
     case NormKernel::moments:
-      return {kernel, {4, 1, false}, false};
+      return {kernel, 4, 1, 0, false};
     case NormKernel::squeeze:
-      return {kernel, {1, 1, false}, true};
+      return {kernel, 1, 1, 3, true};
     case NormKernel::scale:
-      return {kernel, {0, 0, true}, pre == Pre::identity};
+      return {kernel, 0, 0, 4, identity};
     case NormKernel::scale_backward:
-      return {kernel, {pre == Pre::identity ? 2 : kMostSums, 2, false}, false};
+      return {kernel, identity ? 2 : kMostSums, 2, identity ? 1 : 3, false};
     case NormKernel::squeeze_backward:
       break;
   }
-  return {kernel, {0, 0, false}, true};
+  return {kernel, 0, 0, identity ? 4 : 7, true};
 }
 
-Cut cut_for(const Problem& p, const NormPlan& plan, const Gpu& gpu) {
-  return norm_cut_of(sizes_of(p), traits_of(p, plan.traits.staged == 2), plan.traits, gpu);
+Traits traits_for(const Problem& p, const NormPlan& plan) {
+  Traits traits = types_of(p);
+  traits.sums = plan.sums, traits.staged = plan.staged, traits.constants = plan.constants;
+  return traits;
 }
 
-NormParameters parameters_of(const Problem& p, const Norm& norm) {
-  NormParameters parameters{};
+SweepParameters parameters_of(const Problem& p, const Norm& norm) {
+  SweepParameters parameters{};
   parameters.sizes = sizes_of(p);
   parameters.mean = norm.mean, parameters.scale = norm.scale, parameters.bias = norm.bias;
   parameters.pre = norm.pre, parameters.relu = p.post == Post::relu;
@@ -42,24 +45,24 @@ NormParameters parameters_of(const Problem& p, const Norm& norm) {
 }
 
 // sums: the first of `planes` planes (N,C), one behind the other.
-void find(NormParameters& parameters, const Problem& p, void* sums, int planes) {
+void find(SweepParameters& parameters, const Problem& p, void* sums, int planes) {
   const std::int64_t plane = p.images * p.channels * (is_wide(p) ? 8 : 4);
   for (int k = 0; k < planes; ++k)
     parameters.found[k] = static_cast<unsigned char*>(sums) + k * plane;
 }
 
-void launch(const Problem& p, NormParameters& parameters, NormKernel kernel,
+void launch(const Problem& p, SweepParameters& parameters, NormKernel kernel,
             std::initializer_list<Input> images, const Call& call) {
   const NormPlan plan = plan_of(kernel, parameters.pre);
-  const Traits traits = traits_of(p, plan.traits.staged == 2);
+  const Traits traits = traits_for(p, plan);
   const Sizes& sizes = parameters.sizes;
-  const Cut cut = parameters.cut = cut_for(p, plan, call.gpu);
-  parameters.access = norm_access_of(cut, sizes, traits, images);
-  parameters.shared = norm_shared_of(cut, sizes, traits, plan.traits, call.gpu, parameters.access);
+  const Cut cut = parameters.cut = cut_of(sizes, traits, call.gpu);
+  parameters.access = access_of(cut, sizes, traits, images);
+  parameters.shared = shared_of(cut, sizes, traits, call.gpu, parameters.access, false);
   parameters.reversed = plan.reversed;
-  if (plan.traits.sums > 0 && cut.splits > 1) {
+  if (plan.sums > 0 && cut.splits > 1) {
     parameters.counters = static_cast<std::uint32_t*>(at(call, 0));
-    parameters.parts = at(call, aligned(norm_counters_bytes(cut)));
+    parameters.parts = at(call, aligned(split_counters_bytes(cut, sizes)));
   }
   const bool backward =
       kernel == NormKernel::scale_backward || kernel == NormKernel::squeeze_backward;
@@ -80,38 +83,38 @@ std::int64_t norm_workspace_bytes(const Problem& p, const Gpu& gpu) {
   for (const NormKernel kernel :
        {NormKernel::moments, NormKernel::squeeze, NormKernel::scale_backward})
     for (const Pre pre : {Pre::identity, Pre::relu}) {
-      const NormPlan plan = plan_of(kernel, pre);
-      const Cut cut = cut_for(p, plan, gpu);
-      const std::int64_t numbers = plan.traits.sums * p.images * cut.splits * p.channels,
-                         parts = cut.splits == 1 ? 0 : numbers * (is_wide(p) ? 8 : 4);
-      most = std::max(most, aligned(norm_counters_bytes(cut)) + aligned(parts));
+      const Traits traits = traits_for(p, plan_of(kernel, pre));
+      const Sizes sizes = sizes_of(p);
+      const Cut cut = cut_of(sizes, traits, gpu);
+      most = std::max(most, aligned(split_counters_bytes(cut, sizes)) +
+                                aligned(parts_bytes(cut, sizes, traits)));
     }
   return most;
 }
 
 void norm_moments(const Problem& p, const NormMoments& f, const Call& call) {
-  NormParameters parameters = parameters_of(p, Norm{});
+  SweepParameters parameters = parameters_of(p, Norm{});
   parameters.x = images_of(p, f.x);
   parameters.found[0] = f.mean, parameters.found[1] = f.m2;
   launch(p, parameters, NormKernel::moments, {f.x}, call);
 }
 
 void norm_squeeze(const Problem& p, const NormSqueeze& f, const Call& call) {
-  NormParameters parameters = parameters_of(p, f.norm);
+  SweepParameters parameters = parameters_of(p, f.norm);
   parameters.x = images_of(p, f.x);
   find(parameters, p, f.z, 1);
   launch(p, parameters, NormKernel::squeeze, {f.x}, call);
 }
 
 void norm_scale(const Problem& p, const NormScale& f, const Call& call) {
-  NormParameters parameters = parameters_of(p, f.norm);
+  SweepParameters parameters = parameters_of(p, f.norm);
   parameters.x = images_of(p, f.x), parameters.residual = images_of(p, f.residual);
   parameters.y = images_of(p, f.y), parameters.s = f.s, parameters.mask = f.mask;
   launch(p, parameters, NormKernel::scale, {f.x, f.residual, as_input(f.y)}, call);
 }
 
 void norm_scale_backward(const Problem& p, const NormScaleBackward& b, const Call& call) {
-  NormParameters parameters = parameters_of(p, b.norm);
+  SweepParameters parameters = parameters_of(p, b.norm);
   parameters.dy = images_of(p, b.dy), parameters.x = images_of(p, b.x);
   parameters.dr = images_of(p, b.dr), parameters.mask = const_cast<std::uint8_t*>(b.mask);
   find(parameters, p, b.sums, b.norm.pre == Pre::identity ? 2 : kMostSums);
@@ -119,7 +122,7 @@ void norm_scale_backward(const Problem& p, const NormScaleBackward& b, const Cal
 }
 
 void norm_squeeze_backward(const Problem& p, const NormSqueezeBackward& b, const Call& call) {
-  NormParameters parameters = parameters_of(p, b.norm);
+  SweepParameters parameters = parameters_of(p, b.norm);
   parameters.dy = images_of(p, b.g), parameters.dx = images_of(p, b.dx);
   if (b.slope || b.norm.pre != Pre::identity) parameters.x = images_of(p, b.x);
   parameters.mask = const_cast<std::uint8_t*>(b.mask);

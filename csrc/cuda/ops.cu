@@ -1,30 +1,33 @@
-// The operations: which way each goes, where its numbers lie, what it launches.
-#include <stdexcept>
-
-#include "backward.cuh"
-#include "forward.cuh"
+// The operations: where the numbers of each lie, what it launches.
+#include "kernels.cuh"
 #include "problem.cuh"
-#include "runtime.cuh"
 
 namespace se_kernels::cuda {
 namespace {
 
 Variant variant_of(const Problem& p) { return {p.squeeze, p.act, p.act_slope, p.gate}; }
 
-// Where things lie in the workspace.
-struct Workspace {
-  std::int64_t bytes = 0, counters, parts, partials, hidden, z, a, s, peak, ties;
+Traits traits_of(const Problem& p, bool backward) {
+  const bool peaks = p.squeeze != Squeeze::avg;
+  Traits traits = types_of(p);
+  traits.sums = peaks ? 3 : 1;
+  traits.staged = traits.tensors = backward ? 2 : 1;
+  traits.constants = !backward ? 1 : peaks ? 4 : 2;
+  return traits;
+}
 
-  Workspace(const Problem& p, const Cut& cut) {
-    const std::int64_t number = is_wide(p) ? 8 : 4;
-    counters = place(counters_bytes(cut));
-    parts = place(cut.splits == 1 ? 0 : 3 * p.images * cut.splits * p.channels * number);
-    partials = place(std::int64_t(cut.groups) * cut.blocks * cut.images * p.reduced * number);
-    hidden = place(p.images * p.reduced * number);
-    z = place(p.images * p.channels * number);
-    a = place(p.images * p.reduced * number);
-    s = place(p.images * p.channels * number);
-    peak = z, ties = s;  // of backward
+// Where things lie in the workspace: the counters of the schedule, then those of the splits.
+struct Workspace {
+  std::int64_t bytes = 0, parts, hidden, z, a, s, ties;
+
+  Workspace(const Problem& p, const Cut& cut, const Traits& traits) {
+    place(schedule_counters_bytes(cut) + split_counters_bytes(cut, sizes_of(p)));
+    parts = place(parts_bytes(cut, sizes_of(p), traits));
+    hidden = place(p.images * p.reduced * traits.sum_bytes);
+    z = place(p.images * p.channels * traits.sum_bytes);
+    a = place(p.images * p.reduced * traits.sum_bytes);
+    s = place(p.images * p.channels * traits.sum_bytes);
+    ties = place(p.squeeze == Squeeze::avg ? 0 : p.images * p.channels * traits.sum_bytes);
   }
   std::int64_t place(std::int64_t size) {
     const std::int64_t here = bytes;
@@ -33,174 +36,158 @@ struct Workspace {
   }
 };
 
-Passing passing_of(const Call& call, const Workspace& space) {
-  return {at(call, space.parts), at(call, space.partials), at(call, space.hidden),
-          static_cast<std::uint32_t*>(at(call, space.counters))};
-}
+// One call: its cut and its workspace.
+struct Local {
+  const Problem& p;
+  const Call& call;
+  Sizes sizes;
+  Traits traits;
+  Cut cut;
+  Workspace space;
 
-template <class Parameters>
-void launch_forward(const Problem& p, const Parameters& parameters, bool tail, const Call& call) {
-  with_number(p, [&](auto number) {
-    launch_forward<decltype(number)>(parameters, p.layout, tail, call.gpu, call.stream);
-  });
-}
-template <class Parameters>
-void launch_backward(const Problem& p, const Parameters& parameters, bool tail, const Call& call) {
-  with_number(p, [&](auto number) {
-    launch_backward<decltype(number)>(parameters, p.layout, tail, call.gpu, call.stream);
-  });
-}
+  Local(const Problem& p, const Call& call, bool backward)
+      : p(p),
+        call(call),
+        sizes(sizes_of(p)),
+        traits(traits_of(p, backward)),
+        cut(cut_of(sizes, traits, call.gpu)),
+        space(p, cut, traits) {}
 
-ClusterPlan plan_forward(const Problem& p, const Forward& f, const Gpu& gpu) {
-  return cluster_plan(sizes_of(p), traits_of(p, false), gpu, {f.x, f.residual, as_input(f.y)});
-}
+  SweepParameters sweep(Sweep which, std::initializer_list<Input> images) const {
+    SweepParameters sweep{};
+    sweep.sizes = sizes, sweep.cut = only(cut, sizes, which);
+    sweep.squeeze = p.squeeze, sweep.pre = Pre::identity, sweep.relu = p.post == Post::relu;
+    sweep.access = access_of(cut, sizes, traits, images);
+    sweep.shared = shared_of(cut, sizes, traits, call.gpu, sweep.access, true);
+    sweep.counters = counters() + schedule_counters_bytes(cut) / 4;
+    sweep.parts = at(call, space.parts);
+    return sweep;
+  }
+  std::uint32_t* counters() const { return static_cast<std::uint32_t*>(at(call, 0)); }
 
-// Whether the plan is followed; an error where it must be and cannot.
-bool follows(const ClusterPlan& plan, const Call& call) {
-  if (call.way == Way::cluster && !plan.why_not.empty())
-    throw std::runtime_error("one pass in a cluster: " + plan.why_not);
-  if (call.way == Way::automatic) return plan.why_not.empty() && plan.slower.empty();
-  return call.way == Way::cluster;
-}
-
-void sweep_forward(const Problem& p, const ForwardParameters& block, Sweep sweep,
-                   std::initializer_list<Input> images, const Call& call) {
-  const Sizes sizes = sizes_of(p);
-  const Traits traits = traits_of(p, false);
-  const Cut cut = cut_of(sizes, traits, call.gpu);
-  const Workspace space(p, cut);
-  ForwardTwoSweeps parameters{block, only(cut, sweep), shared_of(cut, traits, call.gpu),
-                              passing_of(call, space), access_of(cut, sizes, traits, images)};
-  const OnDevice device(call.gpu.device);
-  launch_forward(p, parameters, block.relu || block.residual.data, call);
-}
-
-void sweep_backward(const Problem& p, const BackwardParameters& block, Sweep sweep,
-                    std::initializer_list<Input> images, const Call& call) {
-  const Sizes sizes = sizes_of(p);
-  const Traits traits = traits_of(p, true);
-  const Cut cut = cut_of(sizes, traits, call.gpu);
-  const Workspace space(p, cut);
-  BackwardTwoSweeps parameters{block, only(cut, sweep), shared_of(cut, traits, call.gpu),
-                               passing_of(call, space), access_of(cut, sizes, traits, images)};
-  parameters.passing.hidden = block.da;
-  parameters.block.peak = at(call, space.peak), parameters.block.ties = at(call, space.ties);
-  const OnDevice device(call.gpu.device);
-  launch_backward(p, parameters, block.y.data || block.dr.data, call);
-}
+  void launch(const ForwardParameters& f) const {
+    const OnDevice device(call.gpu.device);
+    with_number(p, [&](auto number) {
+      launch_forward<decltype(number)>(f, p.layout, f.sweep.residual.data || f.sweep.relu, call.gpu,
+                                       call.stream);
+    });
+  }
+  // Phases alone may lack a tensor: those are the tail's.
+  void launch(const BackwardParameters& b) const {
+    const OnDevice device(call.gpu.device);
+    const bool tail = b.sweep.mask || b.sweep.dr.data || !b.excites;
+    with_number(p, [&](auto number) {
+      launch_backward<decltype(number)>(b, p.layout, tail, call.gpu, call.stream);
+    });
+  }
+};
 
 }  // namespace
 
 Gpu gpu_at(int device) { return properties_of(device); }
 
 std::int64_t workspace_bytes(const Problem& p, const Gpu& gpu) {
-  const auto bytes = [&](bool backward) {
-    return Workspace(p, cut_of(sizes_of(p), traits_of(p, backward), gpu)).bytes;
-  };
-  return std::max(bytes(false), bytes(true));
+  Problem most = p;
+  most.squeeze = Squeeze::max;
+  std::int64_t bytes = 0;
+  for (const bool backward : {false, true})
+    for (const Problem& one : {p, most}) {
+      const Traits traits = traits_of(one, backward);
+      bytes = std::max(bytes, Workspace(one, cut_of(sizes_of(one), traits, gpu), traits).bytes);
+    }
+  return bytes;
 }
 
 void forward(const Problem& p, const Forward& f, const Call& call) {
-  const Workspace space(p, cut_of(sizes_of(p), traits_of(p, false), call.gpu));
-  const ForwardParameters block{sizes_of(p),
-                                variant_of(p),
-                                images_of(p, f.x),
-                                images_of(p, f.residual),
-                                images_of(p, f.y),
-                                {f.w1, p.w_type},
-                                {f.w2, p.w_type},
-                                {f.b1, p.w_type},
-                                {f.b2, p.w_type},
-                                f.z ? f.z : at(call, space.z),
-                                f.a ? f.a : at(call, space.a),
-                                f.s ? f.s : at(call, space.s),
-                                true,
-                                p.post == Post::relu};
-  const ClusterPlan plan = plan_forward(p, f, call.gpu);
-  if (!follows(plan, call))
-    return sweep_forward(p, block, Sweep::both, {f.x, f.residual, as_input(f.y)}, call);
-  const OnDevice device(call.gpu.device);
-  launch_forward(p, ForwardCluster{block, plan.slices, plan.shared},
-                 block.relu || block.residual.data, call);
+  const Local local(p, call, false);
+  ForwardParameters all{};
+  all.sweep = local.sweep(Sweep::both, {f.x, f.residual, as_input(f.y)});
+  all.sweep.x = images_of(p, f.x), all.sweep.residual = images_of(p, f.residual);
+  all.sweep.y = images_of(p, f.y), all.sweep.mask = f.mask;
+  all.variant = variant_of(p);
+  all.w1 = {f.w1, p.w_type}, all.w2 = {f.w2, p.w_type};
+  all.b1 = {f.b1, p.w_type}, all.b2 = {f.b2, p.w_type};
+  all.z = f.z ? f.z : at(call, local.space.z), all.a = f.a ? f.a : at(call, local.space.a);
+  all.s = f.s ? f.s : at(call, local.space.s), all.hidden = at(call, local.space.hidden);
+  all.sweep.s = all.s;
+  all.counters = local.counters(), all.excites = true;
+  local.launch(all);
 }
 
 void backward(const Problem& p, const Backward& b, const Call& call) {
-  BackwardParameters block{};
-  block.sizes = sizes_of(p), block.variant = variant_of(p);
-  block.dy = images_of(p, b.dy), block.x = images_of(p, b.x), block.y = images_of(p, b.y);
-  block.dr = images_of(p, b.dr), block.dx = images_of(p, b.dx);
-  block.w1 = {b.w1, p.w_type}, block.w2 = {b.w2, p.w_type};
-  block.a = b.a, block.s = b.s, block.de = b.de, block.da = b.da, block.h = b.h;
-  block.excites = true;
-  const std::initializer_list<Input> images{b.x, b.dy, b.y, as_input(b.dx), as_input(b.dr)};
-  ClusterPlan plan;
-  if (b.dx.data)
-    plan = cluster_plan(sizes_of(p), traits_of(p, true), call.gpu, images);
-  else
-    plan.why_not = "expected dx to be wanted";
-  if (!follows(plan, call))
-    return sweep_backward(p, block, b.dx.data ? Sweep::both : Sweep::first_and_excite, images,
-                          call);
-  const OnDevice device(call.gpu.device);
-  launch_backward(p, BackwardCluster{block, plan.slices, plan.shared}, b.y.data || b.dr.data, call);
+  const Local local(p, call, true);
+  BackwardParameters all{};
+  all.sweep = local.sweep(b.dx.data ? Sweep::both : Sweep::first_and_excite,
+                          {b.x, b.dy, as_input(b.dx), as_input(b.dr)});
+  all.sweep.x = images_of(p, b.x), all.sweep.dy = images_of(p, b.dy);
+  all.sweep.dr = images_of(p, b.dr), all.sweep.mask = const_cast<std::uint8_t*>(b.mask);
+  all.sweep.s = b.s, all.variant = variant_of(p);
+  all.w1 = {b.w1, p.w_type}, all.w2 = {b.w2, p.w_type};
+  all.a = b.a, all.de = b.de, all.da = b.da, all.h = b.h;
+  all.dz = at(call, local.space.z), all.sweep.d = all.dz;
+  all.peak = at(call, local.space.s), all.ties = at(call, local.space.ties);
+  all.sweep.peak = all.peak, all.sweep.ties = all.ties;
+  all.sweep.dx = images_of(p, b.dx);
+  all.counters = local.counters(), all.excites = true;
+  local.launch(all);
 }
 
 void squeeze(const Problem& p, const SqueezeForward& f, const Call& call) {
-  ForwardParameters block{};
-  block.sizes = sizes_of(p), block.variant = variant_of(p);
-  block.x = images_of(p, f.x), block.z = f.z;
-  sweep_forward(p, block, Sweep::first, {f.x}, call);
+  const Local local(p, call, false);
+  ForwardParameters all{};
+  all.sweep = local.sweep(Sweep::first, {f.x});
+  all.sweep.x = images_of(p, f.x);
+  all.variant = variant_of(p), all.z = f.z, all.counters = local.counters();
+  local.launch(all);
 }
 
 void scale(const Problem& p, const ScaleForward& f, const Call& call) {
-  ForwardParameters block{};
-  block.sizes = sizes_of(p), block.variant = variant_of(p);
-  block.x = images_of(p, f.x), block.residual = images_of(p, f.residual);
-  block.y = images_of(p, f.y), block.s = const_cast<void*>(f.s);
-  block.relu = p.post == Post::relu;
-  sweep_forward(p, block, Sweep::second, {f.x, f.residual, as_input(f.y)}, call);
+  const Local local(p, call, false);
+  ForwardParameters all{};
+  all.sweep = local.sweep(Sweep::second, {f.x, f.residual, as_input(f.y)});
+  all.sweep.x = images_of(p, f.x), all.sweep.residual = images_of(p, f.residual);
+  all.sweep.y = images_of(p, f.y), all.sweep.mask = f.mask, all.sweep.s = f.s;
+  all.variant = variant_of(p), all.counters = local.counters();
+  local.launch(all);
 }
 
 void scale_backward(const Problem& p, const ScaleBackward& b, const Call& call) {
-  BackwardParameters block{};
-  block.sizes = sizes_of(p), block.variant = variant_of(p);
-  block.variant.squeeze = Squeeze::avg;
-  block.dy = images_of(p, b.dy), block.y = images_of(p, b.y);
-  block.dx = images_of(p, b.dx), block.dr = images_of(p, b.dr);
-  block.s = b.s, block.ds = b.ds;
-  if (b.ds) block.x = images_of(p, b.x);
-  sweep_backward(p, block, Sweep::first, {b.x, b.dy, b.y, as_input(b.dx), as_input(b.dr)}, call);
+  Problem mean = p;
+  mean.squeeze = Squeeze::avg;
+  const Local local(mean, call, true);
+  BackwardParameters all{};
+  all.sweep = local.sweep(Sweep::first, {b.x, b.dy, as_input(b.dx), as_input(b.dr)});
+  all.sweep.dy = images_of(p, b.dy), all.sweep.mask = const_cast<std::uint8_t*>(b.mask);
+  all.sweep.dx = images_of(p, b.dx), all.sweep.dr = images_of(p, b.dr), all.sweep.s = b.s;
+  if (b.ds) all.sweep.x = images_of(p, b.x);
+  all.variant = variant_of(mean), all.ds = b.ds, all.counters = local.counters();
+  local.launch(all);
 }
 
 void squeeze_backward(const Problem& p, const SqueezeBackward& b, const Call& call) {
-  BackwardParameters block{};
-  block.sizes = sizes_of(p), block.variant = variant_of(p);
-  const std::initializer_list<Input> images{b.x, b.g, as_input(b.dx)};
-  if (p.squeeze != Squeeze::avg) {
-    block.x = images_of(p, b.x);
-    sweep_backward(p, block, Sweep::first, {b.x}, call);
+  const Local local(p, call, true);
+  BackwardParameters all{};
+  all.variant = variant_of(p), all.counters = local.counters();
+  all.peak = at(call, local.space.s), all.ties = at(call, local.space.ties);
+  const bool peaks = p.squeeze != Squeeze::avg;
+  if (peaks) {
+    all.sweep = local.sweep(Sweep::first, {b.x});
+    all.sweep.x = images_of(p, b.x);
+    local.launch(all);
   }
-  block.dy = images_of(p, b.g), block.dx = images_of(p, b.dx);
-  block.s = b.g.data ? b.s : nullptr, block.dz = b.dz;
-  sweep_backward(p, block, Sweep::second, images, call);
+  all.sweep = local.sweep(Sweep::second, {b.x, b.g, as_input(b.dx)});
+  if (peaks) all.sweep.x = images_of(p, b.x);
+  all.sweep.dy = images_of(p, b.g), all.sweep.dx = images_of(p, b.dx);
+  all.sweep.s = b.g.data ? b.s : nullptr, all.sweep.d = b.dz;
+  all.sweep.peak = all.peak, all.sweep.ties = all.ties;
+  local.launch(all);
 }
 
-std::string explain(const Problem& p, const Forward& f, const Call& call) {
-  const ClusterPlan plan = plan_forward(p, f, call.gpu);
-  if (follows(plan, call)) {
-    const Slices& slices = plan.slices;
-    return "one pass, " + std::to_string(slices.clusters) + " clusters of " +
-           std::to_string(slices.ranks) + " blocks, " + std::to_string(slices.images) +
-           " images at a time, " + std::to_string(plan.shared.bytes) + " bytes a block, some " +
-           std::to_string(int(plan.microseconds + 1)) + " us predicted";
-  }
-  const Cut cut = cut_of(sizes_of(p), traits_of(p, false), call.gpu);
-  const std::string why = call.way == Way::two_sweeps ? "as asked"
-                          : plan.why_not.empty()      ? plan.slower
-                                                      : plan.why_not;
-  return "two sweeps (" + why + "), " + std::to_string(cut.groups) + " groups of " +
-         std::to_string(cut.images) + " images, " + std::to_string(cut.blocks * cut.splits) +
-         " tiles each, the first sweep " + std::to_string(cut.lag) + " groups ahead";
+std::string explain(const Problem& p, const Gpu& gpu) {
+  const Cut cut = cut_of(sizes_of(p), traits_of(p, false), gpu);
+  return std::to_string(cut.groups) + " groups of " + std::to_string(cut.images) + " images, " +
+         std::to_string(cut.blocks * cut.splits) + " tiles each, the first sweep " +
+         std::to_string(cut.lag) + " groups ahead";
 }
 
 }  // namespace se_kernels::cuda

@@ -22,8 +22,10 @@ constexpr int kWarp = 32;
 
 #ifdef __CUDACC__
 #define SE_UNROLL _Pragma("unroll")
+#define SE_ROLLED _Pragma("unroll 1")  // more at a time take more registers
 #else
 #define SE_UNROLL
+#define SE_ROLLED
 #endif
 
 #ifndef __CUDACC__

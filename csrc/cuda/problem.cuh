@@ -20,13 +20,17 @@ inline int bytes_of(DType type) {
   return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
 }
 
-inline Sizes sizes_of(const Problem& p) {
-  return with_divisors(int(p.images), int(p.channels), int(p.reduced), int(p.pixels));
+inline Traits types_of(const Problem& p) {
+  Traits traits{};
+  traits.item_bytes = bytes_of(p.x_type), traits.weight_bytes = bytes_of(p.w_type);
+  traits.sum_bytes = is_wide(p) ? 8 : 4, traits.nhwc = p.layout == Layout::nhwc;
+  return traits;
 }
 
-inline Traits traits_of(const Problem& p, bool backward) {
-  return {bytes_of(p.x_type),       bytes_of(p.w_type), is_wide(p) ? 8 : 4,
-          p.layout == Layout::nhwc, backward,           p.squeeze != Squeeze::avg};
+// Of what the splits of a tile find.
+inline std::int64_t parts_bytes(const Cut& cut, const Sizes& sizes, const Traits& traits) {
+  if (cut.splits == 1) return 0;
+  return std::int64_t(traits.sums) * sizes.images * cut.splits * sizes.channels * traits.sum_bytes;
 }
 
 inline Input as_input(const Output& t) {

@@ -23,10 +23,8 @@ inline cuda::Gpu gpu_of(int device) {
 #endif
 }
 
-constexpr Name kWays[] = {"automatic", "cluster", "two_sweeps"};
-
-inline cuda::Call call(int device, Pointer stream, Pointer workspace, Name way) {
-  return {gpu_of(device), named<cuda::Way>(kWays, way, "way"), out(stream), out(workspace)};
+inline cuda::Call call(int device, Pointer stream, Pointer workspace) {
+  return {gpu_of(device), out(stream), out(workspace)};
 }
 
 // cuda_norm_bindings.cpp: the calls with a batch norm.

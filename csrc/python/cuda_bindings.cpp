@@ -25,44 +25,49 @@ Size workspace_bytes(int device, Size images, Size channels, Size reduced, Size 
                                gpu_of(device));
 }
 
-template <class Run>
-auto with_forward(const Run& run) {
-  return
-      [run](int device, Pointer stream, Pointer workspace, Name way, Size images, Size channels,
-            Size reduced, Size pixels, int x_type, int w_type, bool nhwc, Name squeeze, Name act,
-            double act_slope, Name gate, Name post, Pointer x, Size x_i, Size x_c, Size x_p,
-            Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y, Size y_i, Size y_c, Size y_p,
-            Pointer w1, Pointer w2, Pointer b1, Pointer b2, Pointer z, Pointer a, Pointer s) {
-        const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze,
-                                act, act_slope, gate, post);
-        const Forward f{input(x, x_i, x_c, x_p),
-                        input(residual, r_i, r_c, r_p),
-                        in(w1),
-                        in(w2),
-                        in(b1),
-                        in(b2),
-                        output(y, y_i, y_c, y_p),
-                        out(z),
-                        out(a),
-                        out(s)};
-        const cuda::Call c = call(device, stream, workspace, way);
-        const py::gil_scoped_release release;
-        return run(p, f, c);
-      };
-}
-
-void run_backward(int device, Pointer stream, Pointer workspace, Name way, Size images,
-                  Size channels, Size reduced, Size pixels, int x_type, int w_type, bool nhwc,
-                  Name squeeze, Name act, double act_slope, Name gate, Name post, Pointer x,
-                  Size x_i, Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p,
-                  Pointer y, Size y_i, Size y_c, Size y_p, Pointer dx, Size dx_i, Size dx_c,
-                  Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1, Pointer w2,
-                  Pointer a, Pointer s, Pointer de, Pointer da, Pointer h) {
+void run_forward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
+                 Size reduced, Size pixels, int x_type, int w_type, bool nhwc, Name squeeze,
+                 Name act, double act_slope, Name gate, Name post, Pointer x, Size x_i, Size x_c,
+                 Size x_p, Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y, Size y_i,
+                 Size y_c, Size y_p, Pointer w1, Pointer w2, Pointer b1, Pointer b2, Pointer mask,
+                 Pointer z, Pointer a, Pointer s) {
   const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
                           act_slope, gate, post);
+  const Forward f{input(x, x_i, x_c, x_p),
+                  input(residual, r_i, r_c, r_p),
+                  in(w1),
+                  in(w2),
+                  in(b1),
+                  in(b2),
+                  output(y, y_i, y_c, y_p),
+                  out(z),
+                  out(a),
+                  out(s),
+                  bits(mask)};
+  const cuda::Call c = call(device, stream, workspace);
+  const py::gil_scoped_release release;
+  cuda::forward(p, f, c);
+}
+
+std::string explain(int device, Size images, Size channels, Size reduced, Size pixels, int x_type,
+                    int w_type, bool nhwc) {
+  return cuda::explain(block(images, channels, reduced, pixels, x_type, w_type, nhwc, "avg",
+                             "identity", 0, "sigmoid", "none"),
+                       gpu_of(device));
+}
+
+void run_backward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
+                  Size reduced, Size pixels, int x_type, int w_type, bool nhwc, Name squeeze,
+                  Name act, double act_slope, Name gate, Pointer x, Size x_i, Size x_c,
+                  Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer dx, Size dx_i,
+                  Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1,
+                  Pointer w2, Pointer mask, Pointer a, Pointer s, Pointer de, Pointer da,
+                  Pointer h) {
+  const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
+                          act_slope, gate, "none");
   const cuda::Backward b{input(x, x_i, x_c, x_p),
                          input(dy, dy_i, dy_c, dy_p),
-                         input(y, y_i, y_c, y_p),
+                         bits(mask),
                          in(w1),
                          in(w2),
                          in(a),
@@ -72,7 +77,7 @@ void run_backward(int device, Pointer stream, Pointer workspace, Name way, Size 
                          out(de),
                          out(da),
                          out(h)};
-  const cuda::Call c = call(device, stream, workspace, way);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::backward(p, b, c);
 }
@@ -83,7 +88,7 @@ void run_squeeze(int device, Pointer stream, Pointer workspace, Size images, Siz
   const Problem p =
       problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze, "none", 1);
   const SqueezeForward f{input(x, x_i, x_c, x_p), out(z)};
-  const cuda::Call c = call(device, stream, workspace, "two_sweeps");
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::squeeze(p, f, c);
 }
@@ -91,30 +96,29 @@ void run_squeeze(int device, Pointer stream, Pointer workspace, Size images, Siz
 void run_scale(int device, Pointer stream, Pointer workspace, Size images, Size channels,
                Size pixels, int x_type, int compute_type, bool nhwc, Name post, Pointer x, Size x_i,
                Size x_c, Size x_p, Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y,
-               Size y_i, Size y_c, Size y_p, Pointer s) {
+               Size y_i, Size y_c, Size y_p, Pointer s, Pointer mask) {
   const Problem p = problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", post, 1);
   const ScaleForward f{input(x, x_i, x_c, x_p), input(residual, r_i, r_c, r_p), in(s),
-                       output(y, y_i, y_c, y_p)};
-  const cuda::Call c = call(device, stream, workspace, "two_sweeps");
+                       output(y, y_i, y_c, y_p), bits(mask)};
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::scale(p, f, c);
 }
 
 void run_scale_backward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
-                        Size pixels, int x_type, int compute_type, bool nhwc, Name post, Pointer x,
-                        Size x_i, Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p,
-                        Pointer y, Size y_i, Size y_c, Size y_p, Pointer dx, Size dx_i, Size dx_c,
-                        Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer s,
-                        Pointer ds) {
-  const Problem p = problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", post, 1);
+                        Size pixels, int x_type, int compute_type, bool nhwc, Pointer x, Size x_i,
+                        Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer dx,
+                        Size dx_i, Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c,
+                        Size dr_p, Pointer mask, Pointer s, Pointer ds) {
+  const Problem p = problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", "none", 1);
   const ScaleBackward b{input(x, x_i, x_c, x_p),
                         input(dy, dy_i, dy_c, dy_p),
-                        input(y, y_i, y_c, y_p),
                         in(s),
                         output(dx, dx_i, dx_c, dx_p),
                         output(dr, dr_i, dr_c, dr_p),
-                        out(ds)};
-  const cuda::Call c = call(device, stream, workspace, "two_sweeps");
+                        out(ds),
+                        bits(mask)};
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::scale_backward(p, b, c);
 }
@@ -128,7 +132,7 @@ void run_squeeze_backward(int device, Pointer stream, Pointer workspace, Size im
       problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze, "none", 1);
   const SqueezeBackward b{input(x, x_i, x_c, x_p), input(g, g_i, g_c, g_p), in(s), in(dz),
                           output(dx, dx_i, dx_c, dx_p)};
-  const cuda::Call c = call(device, stream, workspace, "two_sweeps");
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::squeeze_backward(p, b, c);
 }
@@ -164,12 +168,11 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("float64") = int(DType::float64);
   m.attr("bfloat16") = int(DType::bfloat16);
   m.attr("float16") = int(DType::float16);
-  m.attr("RESIDENT_BLOCKS") = cuda::kResidentBlocks;
   m.def("begin_survey", begin_survey);
   m.def("end_survey", end_survey);
   m.def("workspace_bytes", workspace_bytes);
-  m.def("forward", with_forward(cuda::forward));
-  m.def("explain", with_forward(cuda::explain));
+  m.def("forward", run_forward);
+  m.def("explain", explain);
   m.def("backward", run_backward);
   m.def("squeeze", run_squeeze);
   m.def("scale", run_scale);

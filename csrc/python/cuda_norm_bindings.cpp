@@ -11,15 +11,9 @@ Problem block(Size images, Size channels, Size pixels, int x_type, int compute_t
   return problem(images, channels, pixels, x_type, compute_type, nhwc, "avg", post, 1);
 }
 
-cuda::Call norm_call(int device, Pointer stream, Pointer workspace) {
-  return call(device, stream, workspace, "two_sweeps");
-}
-
 Norm norm(Pointer mean, Pointer scale, Pointer bias, Name pre) {
   return {in(mean), in(scale), in(bias), named<Pre>(kPres, pre, "pre")};
 }
-
-const std::uint8_t* bits(Pointer mask) { return static_cast<const std::uint8_t*>(in(mask)); }
 
 Size workspace_bytes(int device, Size images, Size channels, Size pixels, int x_type,
                      int compute_type, bool nhwc) {
@@ -32,7 +26,7 @@ void run_moments(int device, Pointer stream, Pointer workspace, Size images, Siz
                  Size x_c, Size x_p, Pointer mean, Pointer m2) {
   const Problem p = block(images, channels, pixels, x_type, compute_type, nhwc, "none");
   const NormMoments f{input(x, x_i, x_c, x_p), out(mean), out(m2)};
-  const cuda::Call c = norm_call(device, stream, workspace);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_moments(p, f, c);
 }
@@ -42,7 +36,7 @@ void run_squeeze(int device, Pointer stream, Pointer workspace, Size images, Siz
                  Pointer bias, Name pre, Pointer x, Size x_i, Size x_c, Size x_p, Pointer z) {
   const Problem p = block(images, channels, pixels, x_type, compute_type, nhwc, "none");
   const NormSqueeze f{input(x, x_i, x_c, x_p), norm(mean, scale, bias, pre), out(z)};
-  const cuda::Call c = norm_call(device, stream, workspace);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_squeeze(p, f, c);
 }
@@ -55,8 +49,8 @@ void run_scale(int device, Pointer stream, Pointer workspace, Size images, Size 
   const Problem p = block(images, channels, pixels, x_type, compute_type, nhwc, post);
   const NormScale f{input(x, x_i, x_c, x_p),       input(residual, r_i, r_c, r_p),
                     norm(mean, factor, bias, pre), in(s),
-                    output(y, y_i, y_c, y_p),      static_cast<std::uint8_t*>(out(mask))};
-  const cuda::Call c = norm_call(device, stream, workspace);
+                    output(y, y_i, y_c, y_p),      bits(mask)};
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_scale(p, f, c);
 }
@@ -69,7 +63,7 @@ void run_scale_backward(int device, Pointer stream, Pointer workspace, Size imag
   const Problem p = block(images, channels, pixels, x_type, compute_type, nhwc, "none");
   const NormScaleBackward b{input(dy, dy_i, dy_c, dy_p),   input(x, x_i, x_c, x_p),      bits(mask),
                             norm(mean, factor, bias, pre), output(dr, dr_i, dr_c, dr_p), out(sums)};
-  const cuda::Call c = norm_call(device, stream, workspace);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_scale_backward(p, b, c);
 }
@@ -90,7 +84,7 @@ void run_squeeze_backward(int device, Pointer stream, Pointer workspace, Size im
                               in(slope),
                               in(offset),
                               output(dx, dx_i, dx_c, dx_p)};
-  const cuda::Call c = norm_call(device, stream, workspace);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_squeeze_backward(p, b, c);
 }

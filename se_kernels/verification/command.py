@@ -169,7 +169,7 @@ class Log:
     def append(self, tally: Tally, number: int, trial: Trial, verdict: str) -> None:
         case = trial.case
         named = dict(kind="kernel", number=number, total=tally.total, trial=str(trial))
-        named |= dict(call=trial.call, way=trial.way, dtype=str(case.dtype)[6:])
+        named |= dict(call=trial.call, dtype=str(case.dtype)[6:])
         self.write(tally.of, named | dict(layout=case.layout, verdict=verdict))
 
     def write(self, of: Served, record: dict) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from se_kernels import dispatch
-from se_kernels.backends.cuda import block, library
 from se_kernels.backends.cuda.residency import Launch, launches_of
-from se_kernels.layout import empty_mask, empty_output
+from se_kernels.layout import empty_mask
 from se_kernels.verification.backends import Served
 from se_kernels.verification.block_case import LAYOUTS
 
@@ -19,7 +18,6 @@ STAGES = {  # of SE-ResNet-50: C, H and W, R
     "conv4": (1024, 14, 64),
     "conv5": (2048, 7, 128),
 }
-WAYS = ("cluster", "two_sweeps")
 ROUNDS, COPIES = 5, 4
 
 
@@ -43,10 +41,7 @@ def facts(of: Served) -> Iterator[tuple[str, dict]]:
 
 def heading(of: Served, images: int) -> str:
     pretended = ", of the pretended GPU" if of.slow else ""
-    return (
-        f"resident at a time{pretended}, N={images}, bfloat16; assumed: all clusters of a launch, "
-        f"{library.native.RESIDENT_BLOCKS} blocks a multiprocessor of two sweeps"
-    )
+    return f"resident at a time{pretended}, N={images}, bfloat16"
 
 
 def copy_bandwidth(device: str, size: int) -> float:
@@ -66,7 +61,7 @@ def copy_bandwidth(device: str, size: int) -> float:
 
 
 def stage_launches(stage: str, layout: str, images: int, device: str) -> list[Launch]:
-    """Those of the block both ways, forward and backward with residual and ReLU, and of the sweeps
+    """Those of the block, forward and backward with residual and ReLU, and of the sweeps
     with a batch norm, at one stage in bfloat16."""
     channels, side, reduced = STAGES[stage]
     half = dict(dtype=torch.bfloat16, device=device)
@@ -78,14 +73,14 @@ def stage_launches(stage: str, layout: str, images: int, device: str) -> list[La
     w1, w2 = torch.empty(reduced, channels, **half), torch.empty(channels, reduced, **half)
     z, s = torch.empty(images, channels, **single), torch.empty(images, channels, **single)
     a, norm = torch.empty(images, reduced, **single), torch.empty(3, channels, **single)
-    y, variant = empty_output(x), ("avg", "relu", 0.01, "sigmoid", "relu")
+    variant = "avg", "relu", 0.01, "sigmoid"
     cuda = dispatch.BACKENDS["cuda"]
     mask = empty_mask(x)
 
     def both() -> None:
-        cuda.forward(x, w1, w2, None, None, residual, *variant)
+        cuda.forward(x, w1, w2, None, None, residual, *variant, "relu")
         needs = (True, True, False, False, False, False)
-        cuda.backward(dy, x, w1, w2, y, z, a, s, *variant, needs)
+        cuda.backward(dy, x, w1, w2, mask, z, a, s, *variant, needs)
 
     def sweeps() -> None:
         cuda.norm_moments(x, False)
@@ -95,26 +90,12 @@ def stage_launches(stage: str, layout: str, images: int, device: str) -> list[La
             cuda.norm_scale_backward(dy, x, mask, norm, pre, True)
         cuda.norm_squeeze_backward(dy, x, None, norm, s, z, "identity", norm[0], norm[0])
 
-    found, before = [], block.way
-    for way in WAYS:
-        block.way = way
-        try:
-            found += launches_of(both)
-        except RuntimeError as error:
-            if way != "cluster" or "one pass" not in str(error):
-                raise  # else this way is not for this GPU or stage
-        finally:
-            block.way = before
-    return found + launches_of(sweeps)
+    return launches_of(both) + launches_of(sweeps)
 
 
 def described(launch: Launch) -> str:
-    text = (
+    return (
         f"{launch.kernel}: {launch.blocks} blocks of {launch.threads} threads, "
         f"{launch.shared_bytes} bytes of shared memory; {launch.resident_blocks} blocks a "
         "multiprocessor"
     )
-    if launch.cluster == 1:
-        return text
-    clusters = launch.blocks // launch.cluster
-    return f"{text}, {launch.resident_clusters} of {clusters} clusters of {launch.cluster}"

@@ -54,13 +54,12 @@ def _of_dtype(backend: str, dtype: torch.dtype) -> Iterator[Trial]:
     wide = dtype == F64
     # whole vectors of a row, cut into parts in channels_last; rows that start anywhere; numbers
     aligned, odd, numbers = (3, 128, 28, 28), (3, 1024, 7, 7), (3, 17, 5, 7)
-    ways = ("cluster", "two_sweeps") if backend == "cuda" and not wide else ("automatic",)
     for layout in LAYOUTS:
         given = dict(dtype=dtype, layout=layout)
         for tail in ({}, TAIL):
             for shape in (aligned, odd):
                 case = _Block((shape[0], 32, *shape[2:]) if wide else shape, 8, **given, **tail)
-                yield from (Trial("block", case, way) for way in ways)
+                yield Trial("block", case)
         yield Trial("block", _Block(numbers, 3, **given, **TAIL))
         yield Trial("block", _Block(aligned, 8, squeeze="avgmax", **given, **TAIL))
         yield Trial("excitation", _Block(aligned, 8, act="silu", **given, **TAIL))

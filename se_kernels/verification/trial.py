@@ -3,15 +3,13 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from se_kernels.backends.cuda import block as cuda_block
 from se_kernels.functional import squeeze_excite
 from se_kernels.norm import batch_norm_squeeze_excite
 from se_kernels.verification import block_case, norm_case
@@ -35,11 +33,10 @@ class Took:
 
 @dataclass(frozen=True)
 class Trial:
-    """``call`` is a key of CALLS; ``way``: of the CUDA kernels, as SE_KERNELS_CUDA_WAY."""
+    """``call`` is a key of CALLS."""
 
     call: str
     case: block_case.Case | norm_case.Case
-    way: str = "automatic"
 
     @property
     def of_norm(self) -> bool:
@@ -53,7 +50,6 @@ class Trial:
             words += ["training" if case.training else "evaluation", f"pre={case.pre}"]
         words += [case.squeeze, case.act, case.gate]
         words += ["residual"] * case.residual + [f"post={case.post}"] * (case.post != "none")
-        words += [self.way] * (self.way != "automatic")
         return " ".join(words)
 
     def command(self, backend: str, device: str) -> str:
@@ -65,11 +61,10 @@ class Trial:
             if getattr(self.case, field.name) != field.default
         }
         case = ", ".join(f"{name}={value!r}" for name, value in changed.items())
-        way = f", {self.way!r}" if self.way != "automatic" else ""
         interpreted = "TRITON_INTERPRET=1 " if os.environ.get("TRITON_INTERPRET") == "1" else ""
         return (
             f'{interpreted}python -c "import torch; from se_kernels.verification import Trial, '
-            f"{module}; Trial({self.call!r}, {module}.Case({case}){way})"
+            f"{module}; Trial({self.call!r}, {module}.Case({case}))"
             f'.verify({backend!r}, {device!r})"'
         )
 
@@ -80,12 +75,11 @@ class Trial:
         inputs, dy = judge.make(self.case, device)
         function = partial(CALLS[self.call], backend=backend)
         run = partial(judge.run, function, inputs, dy, **self.case.variant)
-        with going(self.way):
-            results, first = _timed(run, device)
-            self._check(inputs, dy, results)
-            if not (self.of_norm and self.case.training):
-                self._check(inputs, dy, run(need=()))
-            repeated, second = _timed(run, device) if again else (results, first)
+        results, first = _timed(run, device)
+        self._check(inputs, dy, results)
+        if not (self.of_norm and self.case.training):
+            self._check(inputs, dy, run(need=()))
+        repeated, second = _timed(run, device) if again else (results, first)
         for name, result in repeated.items():
             if not torch.equal(result, results[name]):
                 raise Mismatch(f"{name}: expected the same bits in a second call; {self.case}")
@@ -106,14 +100,3 @@ def _timed(run, device: str) -> tuple[dict[str, Tensor], float]:
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return results, time.perf_counter() - start
-
-
-@contextmanager
-def going(way: str) -> Iterator[None]:
-    """Meanwhile the CUDA kernels go that way; as before where it is "automatic"."""
-    before = cuda_block.way
-    cuda_block.way = before if way == "automatic" else way
-    try:
-        yield
-    finally:
-        cuda_block.way = before

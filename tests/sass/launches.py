@@ -7,6 +7,7 @@ from host_gpu import Gpu, HostGpu
 
 from sass.machine import Launch
 from se_kernels.backends.cuda import block, norm
+from se_kernels.layout import empty_mask
 
 REDUCTION = 16
 PLAIN = ("avg", "relu", 0.0, "sigmoid", "none")
@@ -23,7 +24,7 @@ class Recorded:
     workspace: int  # its address, 0 without one
 
 
-def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype, way) -> Recorded:
+def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype) -> Recorded:
     """Of ``operation`` for x of ``shape`` (N, C, H, W), the FCs in float32."""
     n, channels = shape[:2]
     reduced = channels // REDUCTION
@@ -48,14 +49,13 @@ def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype, way) -
 
         return made
 
-    makers = (block.workspace_of, norm._workspace, block.way)
-    block.workspace_of, norm._workspace = map(workspace, makers[:2])
-    block.way = way
+    makers = (block.workspace_of, norm._workspace)
+    block.workspace_of, norm._workspace = map(workspace, makers)
     try:
         with host.gpu(gpu), host.recording() as recorded:
             rest = _call(operation, image, small, x, w1, w2, a, s)
     finally:
-        block.workspace_of, norm._workspace, block.way = makers
+        block.workspace_of, norm._workspace = makers
     keep = [x, w1, w2, a, s, *kept, *rest]
     return Recorded(
         [Launch(*launch) for launch in recorded],
@@ -74,11 +74,10 @@ def _call(operation, image, small, x, w1, w2, a, s):
         return [*out, *([residual] if tail else [])]
     if operation.startswith("backward"):
         tail = operation.endswith("tail")
-        dy, y = image(), image() if tail else None
+        dy, mask = image(), empty_mask(x) if tail else None
         needs = (True, tail, False, False, False, False)
-        variant = TAIL if tail else PLAIN
-        out = block.backward(dy, x, w1, w2, y, small(), a, s, *variant, needs)
-        return [dy, *([y] if tail else []), *out]
+        out = block.backward(dy, x, w1, w2, mask, small(), a, s, *PLAIN[:-1], needs)
+        return [dy, *([mask] if tail else []), *out]
     constants, channels = small(3, x.shape[1]), small(x.shape[1])
     if operation == "norm_moments":
         return [*norm.norm_moments(x, False)]

@@ -45,12 +45,13 @@ class Counts:
     def total(self) -> int:
         return int(self.executed.sum())
 
-    def times(self, n: float) -> "Counts":
-        """Of a block that does this n times."""
-        if n == 1:
-            return self
-        each = (self.wide_waits, self.other_waits)
-        return Counts(np.rint(self.executed * n).astype(np.int64), *(round(n * w) for w in each))
+    def minus(self, other: "Counts") -> "Counts":
+        """What was executed beside that."""
+        return Counts(
+            self.executed - other.executed,
+            self.wide_waits - other.wide_waits,
+            self.other_waits - other.other_waits,
+        )
 
 
 class Machine:

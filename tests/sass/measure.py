@@ -1,11 +1,11 @@
-"""What a launch executes: blocks of each kind are run, and counted as often as the launch has them.
+"""What a launch executes: parts of each kind are run, and counted as often as the launch has them.
 
-Blocks differ in what they do, not in how much, so one of each kind stands for all: of two sweeps a
-tile of the first (that completes its channels, or not), a part of the excitation, a tile of the
-second; of a norm's sweep a tile; of clusters a block.
+Parts differ in what they do, not in how much, so one of each kind stands for all: of both sweeps a
+tile of the first (that completes its channels, or not), a part of either FC, a tile of the second;
+of a norm's sweep a tile.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from sass.launches import Recorded
 from sass.machine import Counts, Launch, Machine
 from sass.memory import ProcessMemory
 
-EXCITE_SIZE = 64  # Cut::excite_size, by which a cut is found among the parameters
 VECTOR_BYTES, LANES = 16, 32
 UNIT = VECTOR_BYTES * LANES  # bytes of x that a warp moves at a time
 
@@ -24,113 +23,99 @@ class Cut:
     """How a launch is cut: ``Cut`` of csrc/cuda/plan.h, as it lies among the parameters."""
 
     images: int
-    channels: int
-    span: int
     groups: int
+    channels: int
     blocks: int
+    span: int
     splits: int
-    excites: int
-    excite_size: int
+    first_fc_items: int
+    first_fc_rows: int
+    second_fc_items: int
+    second_fc_rows: int
+    first_fc_lag: int
+    second_fc_lag: int
     lag: int
-    ahead: int
-    chunk: int
-    first_item: int
-    items: int
-    reversed: bool = False
+    batch: int
+    reversed: bool
 
-    @property
-    def tiles(self) -> int:
-        return self.blocks * self.splits
+    def images_of(self, group: int) -> int:
+        return min(self.images, self.batch - group * self.images)
+
+    def ticket(self, step: int) -> int:
+        """The first one of a step of the schedule."""
+
+        def groups(lag):
+            return range(max(0, min(step - lag, self.groups)))
+
+        tiles = self.blocks * self.splits
+        return (
+            sum(tiles * self.images_of(g) for lag in (0, self.lag) for g in groups(lag))
+            + self.first_fc_items * len(groups(self.first_fc_lag))
+            + self.second_fc_items * len(groups(self.second_fc_lag))
+        )
+
+
+CUT_AT, REVERSED_AT = 7, 34  # in words: SweepParameters come first, in them Sizes
 
 
 def cut_of(launch: Launch) -> Cut:
-    """Of a launch with two sweeps, or with a norm."""
-    numbers = np.frombuffer(launch.parameters[: len(launch.parameters) // 4 * 4], np.int32)
-    for at in range(len(numbers) - 12):
-        cut = Cut(*map(int, numbers[at : at + 13]))
-        tiles = cut.groups * cut.tiles
-        if "two_sweeps" in launch.kernel:
-            items = 2 * tiles + cut.groups * cut.excites
-            right = cut.excite_size == EXCITE_SIZE and cut.items == launch.blocks == items
-        else:
-            right = tiles == launch.blocks and cut.images == 1 and cut.groups > 1
-        if right and min(cut.images, cut.channels, cut.span, cut.blocks, cut.splits) > 0:
-            # NormParameters: Access and Shared, then whether the last tile comes first
-            turned = "two_sweeps" not in launch.kernel and launch.parameters[4 * (at + 18)] == 1
-            return replace(cut, reversed=turned)
-    raise ValueError(f"no cut among the parameters of {launch.kernel}")
+    words = np.frombuffer(launch.parameters[: 4 * REVERSED_AT], np.int32)
+    reversed_ = launch.parameters[4 * REVERSED_AT] == 1
+    cut = Cut(*map(int, words[CUT_AT : CUT_AT + 13]), batch=int(words[0]), reversed=reversed_)
+    if not 0 < cut.images * cut.groups < cut.batch + cut.images:
+        raise ValueError(f"no cut among the parameters of {launch.kernel}")
+    return cut
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Blocks of a launch that do the same: one of them, how many, whether the counters say that it
-    is the last of its tile's splits."""
+    """Parts of a launch that do the same: the ticket or block of one of them, how many, whether the
+    counters say that it is the last of its tile's splits."""
 
     name: str
-    block: int
+    at: int
     count: int
     completes: bool = True
 
 
-TURNS = 2  # of a cluster that are run, to stand for all
-
-
-def shortened(launch: Launch) -> tuple[Launch, float]:
-    """A launch of clusters with two turns each, and of how many such the launch consists."""
-    numbers = np.frombuffer(launch.parameters[: len(launch.parameters) // 4 * 4], np.int32).copy()
-    batch = int(numbers[0])  # Sizes::images
-    for at in range(len(numbers) - 1, 1, -1):  # Slices: images, ranks, clusters
-        images, ranks, clusters = map(int, numbers[at - 2 : at + 1])
-        if ranks == launch.cluster and clusters * ranks == launch.blocks and 0 < images <= 16:
-            few = min(batch, TURNS * images * clusters)
-            numbers[0] = few
-            return replace(launch, parameters=numbers.tobytes()), batch / few
-    raise ValueError(f"no slices among the parameters of {launch.kernel}")
-
-
 def kinds_of(launch: Launch) -> list[Kind]:
-    if "cluster" in launch.kernel:
-        return [Kind("cluster", 0, launch.blocks)]
     cut = cut_of(launch)
-    if "two_sweeps" not in launch.kernel:
-        tiles, last = cut.groups * cut.blocks, launch.blocks - 1
+    tiles = cut.batch * cut.blocks
+    if launch.kernel.startswith("norm"):
+        last = tiles * cut.splits - 1
 
         def block_of(split):
             at = split * cut.blocks
             return last - at if cut.reversed else at
 
         return _splits("tile", block_of, tiles, cut.splits)
-    return sweep_kinds(cut)
-
-
-def sweep_kinds(cut: Cut) -> list[Kind]:
-    """Of two sweeps: from the start on first tiles of ``lag`` groups, then an excitation; at the
-    end second tiles."""
-    excite = cut.lag * cut.tiles
-    second = cut.items - cut.tiles  # of the last group
-    groups = cut.groups
+    first_fc, second_fc, second = map(
+        cut.ticket, (cut.first_fc_lag, cut.second_fc_lag, cut.lag + cut.groups - 1)
+    )
+    if cut.second_fc_lag == cut.first_fc_lag:
+        second_fc += cut.first_fc_items
+    for lag, items in (
+        (cut.first_fc_lag, cut.first_fc_items),
+        (cut.second_fc_lag, cut.second_fc_items),
+    ):
+        second += items if lag == cut.lag else 0
     return [
-        *_splits("first", lambda split: split * cut.blocks, groups * cut.blocks, cut.splits),
-        Kind("excite", excite, groups * cut.excites),
-        *_splits(
-            "second",
-            lambda split: second + split * cut.blocks,
-            groups * cut.blocks,
-            cut.splits,
-            False,
-        ),
+        *_splits("first", lambda split: split * cut.blocks, tiles, cut.splits),
+        Kind("first_fc", first_fc, cut.groups * cut.first_fc_items),
+        Kind("second_fc", second_fc, cut.groups * cut.second_fc_items),
+        *_splits("second", lambda split: second + split * cut.blocks, tiles, cut.splits, False),
     ]
 
 
-def _splits(name, block_of, count, splits, gathers=True) -> list[Kind]:
+def _splits(name, at, count, splits, gathers=True) -> list[Kind]:
     """A tile for each of its splits: the last may be smaller, the last to come gathers."""
     if splits == 1:
-        return [Kind(name, block_of(0), count)]
-    last = Kind(name, block_of(splits - 1), count, not gathers)
+        return [Kind(name, at(0), count)]
+    last = Kind(name, at(splits - 1), count, not gathers)
     if not gathers:
-        return [Kind(name, block_of(0), count * (splits - 1)), last]
-    others = [Kind(name, block_of(0), count * (splits - 2), False)] if splits > 2 else []
-    return [*others, Kind(name, block_of(0), count, True), last]
+        return [Kind(name, at(0), count * (splits - 1)), last]
+    others = [Kind(name, at(0), count * (splits - 2), False)] if splits > 2 else []
+    return [*others, Kind(name, at(0), count, True), last]
 
 
 @dataclass
@@ -153,20 +138,27 @@ class Measured:
 
 
 def measure(function: Function, recorded: Recorded, launch: Launch) -> Measured:
-    """Runs one block of each kind. Tensors are zero: nothing that is counted depends on them."""
-    kinds, times, whole = [], 1.0, launch
-    if "cluster" in launch.kernel:
-        launch, times = shortened(launch)
-    splits = 1 if "cluster" in launch.kernel else cut_of(launch).splits
+    """Runs one part of each kind. Tensors are zero: nothing that is counted depends on them."""
+    cut, kinds = cut_of(launch), []
     for kind in kinds_of(launch):
+        if launch.kernel.startswith("norm"):
+            kinds.append((kind, _run(function, recorded, launch, cut, kind, kind.at, [])))
+            continue
+        # a block works off many: what the second costs, behind the first
+        once, twice = (
+            _run(function, recorded, launch, cut, kind, 0, [kind.at] * n) for n in (1, 2)
+        )
+        kinds.append((kind, twice.minus(once)))
+    return Measured(launch, kinds)
 
-        def counter(address, kind=kind):
-            if "two_sweeps" in launch.kernel and address == recorded.workspace:
-                return kind.block  # the ticket
-            return splits - 1 if kind.completes else 0
 
-        memory = ProcessMemory(recorded.tensors, lenient=True, counters=counter)
-        block = 0 if "two_sweeps" in launch.kernel else kind.block
-        machine = Machine(function.code, launch, memory, block, function.tables)
-        kinds.append((kind, machine.run().times(times)))
-    return Measured(whole, kinds)
+def _run(function, recorded, launch, cut, kind, block, tickets) -> Counts:
+    left = iter(tickets)
+
+    def counter(address):
+        if tickets and address == recorded.workspace:
+            return next(left, 1 << 30)
+        return cut.splits - 1 if kind.completes else 0
+
+    memory = ProcessMemory(recorded.tensors, lenient=True, counters=counter)
+    return Machine(function.code, launch, memory, block, function.tables).run()

@@ -1,10 +1,11 @@
 """Records what the CUDA kernels execute: benchmarks/instructions.jsonl, for ``benchmarks predict``.
 
-``make instructions``, after ``make cuda``: a line for each operation, stage, layout and way, at
-N = 256 on an H200, from the code for compute capability 9.0.
+``make instructions``, after ``make cuda``: a line for each operation, stage and layout, at N = 256
+on an H200, from the code for compute capability 9.0.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from sass.measure import UNIT, Measured, cut_of, measure
 
 BATCH, CAPABILITY = 256, 90
 H200 = Gpu(CAPABILITY, 132, 50 << 20, 227 << 10, 228 << 10, 256)
-WAYS = ("two_sweeps", "cluster")
 HOTTEST = 4  # loops that a line lists
 
 
@@ -53,14 +53,14 @@ class Code:
 
 def kernel_named(name: str, dtype: torch.dtype, layout: str, tail: bool) -> Kernel:
     """The kernel of a recorded launch."""
-    direction, way = name.split("<")[0].split("_", 1)
-    return Kernel(direction, way, str(dtype)[6:], layout, tail)
+    direction, phase = name.split("<")[0].split("_", 1)
+    return Kernel(direction, phase, str(dtype)[6:], layout, tail)
 
 
 def line_of(measured: Measured, function: Function, registers: int, x_bytes: int) -> dict:
     """What is written down about a launch."""
     launch, executed, code = measured.launch, measured.executed(), function.code
-    pieces, warps = x_bytes / UNIT, launch.threads // 32
+    pieces = x_bytes / UNIT
     divides = dividing_subroutines(code)
     parts: dict[str, float] = {}
     for kind, counts in measured.kinds:
@@ -74,9 +74,8 @@ def line_of(measured: Measured, function: Function, registers: int, x_bytes: int
         resident=resident_blocks(CAPABILITY, registers, launch.threads, launch.shared_bytes),
         blocks=launch.blocks,
         threads=launch.threads,
-        cluster=launch.cluster,
         shared_bytes=launch.shared_bytes,
-        group_images=cut_of(launch).images if "cluster" not in launch.kernel else 0,
+        group_images=cut_of(launch).images,
         instructions=round(measured.per_unit(x_bytes), 1),
         parts={name: round(value, 1) for name, value in parts.items()},
         **rates,
@@ -87,7 +86,6 @@ def line_of(measured: Measured, function: Function, registers: int, x_bytes: int
                 wide_waits=counts.wide_waits,
                 other_waits=counts.other_waits,
                 fences=executed_of(code, counts.executed, "MEMBAR", "GPU"),
-                exchanges=executed_of(code, counts.executed, "UCGABAR_WAIT") // warps,
                 instructions=counts.total,
             )
             for kind, counts in measured.kinds
@@ -127,19 +125,12 @@ def hottest_loops(code, executed, divides, pieces) -> list[dict]:
     return rows[:HOTTEST]
 
 
-def record_one(
-    code: Code, host, operation, stage, layout, way, dtype=torch.bfloat16
-) -> dict | None:
-    """A line, None where the operation cannot go that way."""
+def record_one(code: Code, host, operation, stage, layout, dtype=torch.bfloat16) -> dict:
+    """A line."""
     channels, side = STAGES[stage]
     shape = (BATCH, channels, side, side)
     x_bytes = BATCH * channels * side * side * dtype.itemsize
-    try:
-        recorded = launches.record(host, H200, operation, shape, layout, dtype, way)
-    except RuntimeError as error:
-        if way == "cluster" and "one pass in a cluster" in str(error):
-            return None
-        raise
+    recorded = launches.record(host, H200, operation, shape, layout, dtype)
     launch = recorded.launches[-1]
     kernel = kernel_named(launch.kernel, dtype, layout, OPERATIONS[operation].tail)
     function = code.functions[kernel]
@@ -148,27 +139,15 @@ def record_one(
         operation=operation,
         stage=stage,
         layout=layout,
-        way="sweep" if operation.startswith("norm") else way,
         dtype=str(dtype)[6:],
         batch=BATCH,
         kernel=str(kernel),
-        automatic=way == automatic_way(host, operation, shape, layout, dtype),
         **line_of(measured, function, code.registers[kernel], x_bytes),
     )
 
 
-def automatic_way(host, operation, shape, layout, dtype) -> str:
-    """The way that the plan takes on an H200."""
-    recorded = launches.record(host, H200, operation, shape, layout, dtype, "automatic")
-    return "cluster" if "cluster" in recorded.launches[-1].kernel else "two_sweeps"
-
-
 def cases():
-    for operation in OPERATIONS:
-        for way in WAYS if not operation.startswith("norm") else WAYS[:1]:
-            for stage in STAGES:
-                for layout in ("nchw", "nhwc"):
-                    yield operation, stage, layout, way
+    return itertools.product(OPERATIONS, STAGES, ("nchw", "nhwc"))
 
 
 def main() -> None:
@@ -184,9 +163,8 @@ def main() -> None:
     lines = [json.dumps(dict(fingerprint=fingerprint()))]
     for case in cases():
         line = record_one(code, host, *case)
-        if line is not None:
-            lines.append(json.dumps(line))
-            print(*case, line["instructions"], flush=True)
+        lines.append(json.dumps(line))
+        print(*case, line["instructions"], flush=True)
     arguments.out.write_text("\n".join(lines) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Checks and measurements on a GPU: `make gpu`, or `make gpu GPU_STAGES="tail ways"`.
+"""Checks and measurements on a GPU: `make gpu`, or `make gpu GPU_STAGES="tail sweeps"`.
 
     python -m tools.gpu [STAGE ...] [--results DIR] [--seconds N] [--commit HASH] [--host]
 
@@ -6,7 +6,7 @@ build      the CUDA kernels for this GPU, in the checkout, unless a library for 
 smoke      every kernel once, at small and odd sizes, against the definition
 network    SE-ResNet-50's training step at N = 256, autocast: eager, fused; compiled; inference
 tail       the stages with batch norm, residual and ReLU, forward and backward, bfloat16
-ways       one pass in a cluster, two sweeps, and Triton
+sweeps     the block by CUDA and by Triton
 layer      the block against eager and torch.compile
 latency    the stages at N = 1, replayed from CUDA graphs
 drop_in    models of timm, before and after fuse

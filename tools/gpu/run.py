@@ -115,9 +115,7 @@ class Run:
             return missing
         for trial in self.results.broken(backend):
             of_step = trial["call"].partition(",")[0] in step.calls and trial["dtype"] == DTYPE
-            same_way = "automatic" in (trial["way"], step.way or "automatic")
-            same_way = same_way or trial["way"] == step.way
-            if of_step and same_way and trial["layout"] in step.layouts:
+            if of_step and trial["layout"] in step.layouts:
                 return f"{trial['trial']}: {trial['verdict']}"
         return None
 

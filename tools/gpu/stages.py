@@ -35,7 +35,7 @@ HOST = Sizes("cpu", 1, ("16x4x4:2",), ("--image-size", "32"), ("--rounds", "1"),
 @dataclass(frozen=True)
 class Step:
     """``python *arguments``, and ``--backend NAME`` for each of ``backends`` that is fit: that is
-    usable, and none of whose kernels for ``calls``, dtype, ``layouts`` and ``way`` is broken.
+    usable, and none of whose kernels for ``calls``, dtype and ``layouts`` is broken.
 
     ``kind``: of the results that it writes. ``one``: takes the first fit backend only.
     """
@@ -46,7 +46,6 @@ class Step:
     backends: Sequence[str] = ()
     calls: Sequence[str] = ()  # of the kernels' trials: "block", "norm"
     layouts: Sequence[str] = LAYOUTS
-    way: str | None = None
     kind: str | None = None
     one: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +80,7 @@ def _stages(sizes: Sizes, capability: str) -> dict[str, list[Step]]:
         "smoke": [_smoke(sizes, "cuda", 40, quiet=15), _smoke(sizes, "triton", 50, quiet=25)],
         "network": [*_network(sizes)],
         "tail": [_tail(sizes, layout) for layout in LAYOUTS],
-        "ways": [*_ways(sizes)],
+        "sweeps": [*_sweeps(sizes)],
         "layer": [_layer(sizes, layout) for layout in LAYOUTS],
         "latency": [_latency(sizes)],
         "drop_in": [_drop_in(sizes)],
@@ -139,15 +138,12 @@ def _tail(sizes: Sizes, layout: str) -> Step:
     return Step(layout, 25, arguments, FUSED, calls, (layout,), kind="tail", quiet=20)
 
 
-def _ways(sizes: Sizes) -> Iterator[Step]:
+def _sweeps(sizes: Sizes) -> Iterator[Step]:
     kinds = _options("--contender", ("fused", "copy"))
     point = _block(sizes, "layer", LAYOUTS, sizes.batch)
     arguments = _benchmark(sizes, *point, *kinds, seconds=0.3)
-    for way in ("cluster", "two_sweeps"):
-        environment = {"SE_KERNELS_CUDA_WAY": way}
-        given: dict[str, Any] = dict(way=way, kind="layer", environment=environment)
-        yield Step(way, 18, arguments, ("cuda",), ("block",), **given)
-    yield Step("triton", 18, arguments, ("triton",), ("block",), kind="layer")
+    for backend in ("cuda", "triton"):
+        yield Step(backend, 18, arguments, (backend,), ("block",), kind="layer")
 
 
 def _layer(sizes: Sizes, layout: str) -> Step:
@@ -179,7 +175,7 @@ def _drop_in(sizes: Sizes) -> Step:
 def _tests(sizes: Sizes) -> Step:
     files: tuple[str, ...]
     if sizes is HOST:  # `make test` runs them there
-        files, which = ("cuda",), "way_that_is_unknown"
+        files, which = ("cuda",), "one_launch_forward"
         workers = "0"
     else:
         files, which = TESTS, "triton or cuda or gpu"

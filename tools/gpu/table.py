@@ -38,14 +38,12 @@ def lines(records: Sequence[Mapping]) -> Iterator[str]:
 
 def _block_rows(record: Mapping) -> Iterator[Row]:
     floor = record["floor"].get("us")
-    way = record.get("variables", {}).get("SE_KERNELS_CUDA_WAY", "")
     for name, times in record["contenders"].items():
         if name.removeprefix("layer_") not in BACKENDS:
             continue
-        who = " ".join(filter(None, (name, way)))
         graph = " graph" if record.get("graph") else ""
         group = f"{record['kind']} {record['mode']}{graph} {record['dtype']} {record['layout']}"
-        group += f" N={record['batch']} {who}"
+        group += f" N={record['batch']} {name}"
         time = times["p50_us"]
         ratios = (record["ratios"].get(base, {}).get(name) for base in ("eager", "compile"))
         over = time / floor if floor else None

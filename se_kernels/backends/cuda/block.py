@@ -1,7 +1,5 @@
 """The block and its phases: one launch forward, one launch backward."""
 
-import os
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from se_kernels.backends.cuda.launch import (
 )
 from se_kernels.layout import (
     empty_gradients,
+    empty_mask,
     empty_output,
     empty_scale_gradients,
     flat,
@@ -27,9 +26,6 @@ from se_kernels.layout import (
 )
 from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
-
-# "cluster" or "two_sweeps" makes every launch go that way or raise; see docs/kernels.md
-way = os.environ.get("SE_KERNELS_CUDA_WAY") or "automatic"
 
 
 def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
@@ -41,22 +37,23 @@ def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 
 
 def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
-    """y (N, C, H, W), z (N, C), a (N, R), s (N, C)."""
+    """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
     small = dict(dtype=compute_dtype(x, w1), device=x.device)
     y = empty_output(x)
     images, channels = x.shape[:2]
     z, s = (torch.empty(images, channels, **small) for _ in range(2))
     if images == 0 or channels == 0:
         a = torch.zeros(images, w1.shape[0], **small)
-        return y, z, a if b1 is None else a + b1, s
+        return y, empty_mask(x, post == "relu"), z, a if b1 is None else a + b1, s
     a = torch.empty(images, w1.shape[0], **small)
-    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z, a, s)
-    return y, z, a, s
+    mask = empty_mask(x, post == "relu")
+    kept = (mask if post == "relu" else None, z, a, s)
+    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept)
+    return y, mask, z, a, s
 
 
-def _run_forward(
-    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
-):
+def _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept):
+    """``kept``: mask, z, a and s, which may be None; none of them for an inference."""
     x, residual, w1, w2, b1, b2 = on_elements(x, residual, w1, w2, b1, b2)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
@@ -65,16 +62,15 @@ def _run_forward(
     workspace = workspace_of(x, sizes)
     library.native.forward(
         *launch(x, workspace),
-        way,
         *(*sizes, squeeze, act, act_slope, gate, post),
         *place(x),
         *place(residual),
         *place(y),
-        *map(pointer, (w1, w2, b1, b2, z, a, s)),
+        *map(pointer, (w1, w2, b1, b2, *(kept or [None] * 4))),
     )
 
 
-def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
+def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs):
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
     if x.shape[0] == 0 or x.shape[1] == 0:
@@ -82,9 +78,9 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
             gradient.zero_()
         return gradients
     dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
-    x, dy, y, w1, w2 = on_elements(x, dy, y, w1, w2)
+    x, dy, w1, w2 = on_elements(x, dy, w1, w2)
     layout, x = readable(x)
-    dy, y = like_layout(dy, layout), like_layout(y, layout)
+    dy, mask = like_layout(dy, layout), flat(mask)
     w1, w2 = row_major(w1), row_major(w2)
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
@@ -92,14 +88,12 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     workspace = workspace_of(x, sizes)
     library.native.backward(
         *launch(x, workspace),
-        way,
-        *(*sizes, squeeze, act, act_slope, gate, post),
+        *(*sizes, squeeze, act, act_slope, gate),
         *place(x),
         *place(dy),
-        *place(y),
         *place(dx),
         *place(dr),
-        *map(pointer, (w1, w2, a, s, de, da, h)),
+        *map(pointer, (w1, w2, mask, a, s, de, da, h)),
     )
     weight_gradients(gradients[2:], needs[2:], de, da, h, z)
     return gradients
@@ -119,9 +113,9 @@ def squeeze(x, squeeze):
     return z
 
 
-def scale(x, s, residual, post):
-    """y (N, C, H, W)."""
-    y = empty_output(x)
+def scale(x, s, residual, post, keep):
+    """y (N, C, H, W), and its mask if it is to be kept."""
+    y, mask = empty_output(x), empty_mask(x, keep)
     if y.numel() > 0:
         x, s, residual = on_elements(x, s, residual)
         layout, x = readable(x)
@@ -134,30 +128,29 @@ def scale(x, s, residual, post):
             *place(x),
             *place(residual),
             *place(y),
-            s.data_ptr(),
+            *map(pointer, (s, mask if keep else None)),
         )
-    return y
+    return y, mask
 
 
-def scale_backward(dy, x, y, s, post, needs):
+def scale_backward(dy, x, mask, s, needs):
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
     if s.numel() > 0:
-        dy, x, y, s = on_elements(dy, x, y, s)
+        dy, x, s = on_elements(dy, x, s)
         layout, x = readable(x)
-        dy, y, s = like_layout(dy, layout), like_layout(y, layout), s.contiguous()
+        dy, mask, s = like_layout(dy, layout), flat(mask), s.contiguous()
         sizes = sizes_of(x, 0, s.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.scale_backward(
             *launch(x, workspace),
-            *(*alone(sizes), post),
+            *alone(sizes),
             *place(x),
             *place(dy),
-            *place(y),
             *place(dx),
             *place(dr),
-            *map(pointer, (s, ds)),
+            *map(pointer, (mask, s, ds)),
         )
     return gradients
 
@@ -183,14 +176,7 @@ def squeeze_backward(g, x, s, dz, squeeze):
 
 
 def explain(x: Tensor, w1: Tensor) -> str:
-    """Which way the forward kernel goes for x (N, C, H, W) and w1 (R, C), and why, in words."""
+    """How the forward kernel cuts x (N, C, H, W) with w1 (R, C), in words."""
     layout, x = readable(x)
     sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
-    y = empty_output(x)
-    return library.native.explain(
-        *(device_of(x), 0, 0, way, *sizes, "avg", "relu", 0.0, "sigmoid", "none"),
-        *place(x),
-        *place(None),
-        *place(y),
-        *[0] * 7,
-    )
+    return library.native.explain(device_of(x), *sizes)

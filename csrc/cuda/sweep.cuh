@@ -1,0 +1,360 @@
+// A sweep over a tile: what every kernel is told of the images, how a block walks its tile, and how
+// it reduces it.
+#pragma once
+
+#include "octet.cuh"
+#include "schedule.cuh"
+#include "sums.cuh"
+
+namespace se_kernels::cuda {
+
+constexpr int kMostSums = 5;  // planes (N,C) that a reduction writes
+
+// mean, scale, bias, slope, offset (C), s, d (N,C) in Sum<X>. found: planes (N,C) of what a
+// reduction gives, of double for the moments. parts (planes, N, splits, C) and counters (N,
+// blocks), zero at the launch: where there are several splits.
+struct SweepParameters {
+  Sizes sizes;
+  Cut cut;
+  Access access;
+  SharedLayout shared;
+  bool reversed;  // the last tile first
+  Pre pre;
+  Squeeze squeeze;
+  Images x, residual, dy, y, dr, dx;
+  std::uint8_t* mask;
+  const void *mean, *scale, *bias, *s, *d, *slope, *offset, *peak, *ties;
+  bool relu;
+  void* found[kMostSums];
+  void* parts;
+  std::uint32_t* counters;
+};
+
+// A block's shared memory.
+template <class X>
+struct Room {
+  using A = Sum<X>;
+  int* words;  // four
+  Table<A> table;
+  A* scratch;
+  unsigned char* stage;
+  SE_DEVICE explicit Room(const SharedLayout& shared) {
+    unsigned char* memory = shared_memory();
+    words = reinterpret_cast<int*>(memory);
+    table = {reinterpret_cast<A*>(memory + shared.table), shared.table_stride};
+    scratch = reinterpret_cast<A*>(memory + shared.scratch);
+    stage = memory + shared.stage;
+  }
+};
+
+SE_DEVICE Tile tile_of(const Part& part, const Sizes& sizes, const Cut& cut) {
+  Tile tile;
+  tile.n = part.n, tile.c0 = part.block * cut.channels, tile.p0 = part.split * cut.span;
+  tile.channels = smaller(cut.channels, sizes.channels - tile.c0);
+  tile.p1 = smaller(tile.p0 + cut.span, sizes.pixels);
+  return tile;
+}
+
+template <class A>
+SE_DEVICE const A* image_of(const void* from, int n, const Sizes& sizes) {  // of (N,C)
+  return static_cast<const A*>(from) + std::int64_t(n) * sizes.channels;
+}
+
+// ---- how a tile is walked
+
+// The i-th eight of a row of nchw; eight channels of a pixel of nhwc.
+SE_DEVICE Octet octet_of_row(const Tile& tile, int row, int i) {
+  const int p = tile.p0 + i * kOctet;
+  return {tile.n, tile.c0 + row, p, smaller(kOctet, tile.p1 - p), kOctet, 0};
+}
+SE_DEVICE Octet octet_of_column(const Tile& tile, int column, int p) {
+  const int c = column * kOctet;
+  return {tile.n, tile.c0 + c, p, smaller(kOctet, tile.channels - c), kOctet, 0};
+}
+SE_DEVICE Octet octet_of_run(const Tile& tile, const Sizes& sizes, int i) {
+  const int row = divide(i * kOctet, sizes.by_pixels), p = i * kOctet - row * sizes.pixels;
+  return {tile.n, tile.c0 + row,
+          p,      kOctet,
+          smaller(kOctet, sizes.pixels - p),
+          tile.c0 * sizes.pixels + i * kOctet};
+}
+
+// Threads to a row of so many loads, a power of two: about kLoads loads each, more if there are
+// fewer rows.
+SE_DEVICE int lanes_of(int rows, int loads) {
+  constexpr int kLoads = 8;
+  const int most = power_of_two(loads), few = thread_count() / power_of_two(rows);
+  return smaller(smaller(larger(smaller(power_of_two((loads + kLoads - 1) / kLoads), kWarp), few),
+                         most),
+                 thread_count());
+}
+
+// Every eight numbers of the tile: begin(at) what is the same along its rows or columns, load(at),
+// then use(begun, at, raw).
+template <class M, int Batch, class Begin, class Load, class Use>
+SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& begin,
+                           const Load& load, const Use& use) {
+  if constexpr (M::flat) {
+    walk<Batch>(
+        thread_index(), tile.channels * sizes.pixels / kOctet, thread_count(),
+        [&](int i) { return load(octet_of_run(tile, sizes, i)); },
+        [&](int i, const auto& raw) {
+          const Octet at = octet_of_run(tile, sizes, i);
+          use(begin(at), at, raw);
+        });
+  } else if constexpr (M::layout == Layout::nchw) {
+    const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet,
+              lanes = lanes_of(tile.channels, loads), lane = thread_index() % lanes;
+    SE_ROLLED
+    for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
+      const auto begun = begin(octet_of_row(tile, row, 0));
+      walk<Batch>(
+          lane, loads, lanes, [&](int i) { return load(octet_of_row(tile, row, i)); },
+          [&](int i, const auto& raw) { use(begun, octet_of_row(tile, row, i), raw); });
+    }
+  } else {
+    const int columns = (tile.channels + kOctet - 1) / kOctet,
+              width = smaller(power_of_two(columns), thread_count()), rows = thread_count() / width;
+    SE_ROLLED
+    for (int column = thread_index() % width; column < columns; column += width) {
+      const auto begun = begin(octet_of_column(tile, column, tile.p0));
+      walk<Batch>(
+          tile.p0 + thread_index() / width, tile.p1, rows,
+          [&](int p) { return load(octet_of_column(tile, column, p)); },
+          [&](int p, const auto& raw) { use(begun, octet_of_column(tile, column, p), raw); });
+    }
+  }
+}
+
+// ---- how a tile is reduced: Collect<A, 1> is of a row's numbers, Collect<A, 8> of eight channels'
+
+// Rows whose numbers lie side by side, `lanes` threads to each: walk_row(collect, row, lane), then
+// emit(row, sums) by one thread.
+template <class Collect, class A, class WalkRow, class Emit>
+SE_DEVICE void collect_rows(int rows, int lanes, A* scratch, const WalkRow& walk_row,
+                            const Emit& emit) {
+  const int lane = thread_index() % lanes, side_by_side = thread_count() / lanes;
+  SE_ROLLED
+  for (int first = 0; first < rows; first += side_by_side) {
+    const int row = first + thread_index() / lanes;
+    Collect collect;
+    if (row < rows) walk_row(collect, row, lane);
+    auto sums = collect.get(0);
+    for (int mask = smaller(lanes, kWarp) / 2; mask > 0; mask /= 2) sums.exchange(mask);
+    if (lanes <= kWarp) {
+      if (lane == 0 && row < rows) emit(row, sums);
+      continue;
+    }
+    const int warp = thread_index() / kWarp, warps = lanes / kWarp, parts = thread_count() / kWarp;
+    if (first > 0) block_barrier();
+    if (thread_index() % kWarp == 0) sums.put(scratch, parts, warp);
+    block_barrier();
+    if (lane == 0 && row < rows) {
+      for (int other = 1; other < warps; ++other)
+        sums.merge(decltype(sums)::get(scratch, parts, warp + other));
+      emit(row, sums);
+    }
+  }
+}
+
+// Eight channels to a column, the pixels of a tile dealt to rows of threads: walk_column(collect,
+// column, row, rows), then emit(channel, sums).
+template <class Collect, class A, class WalkColumn, class Emit>
+SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_column,
+                               const Emit& emit) {
+  using S = decltype(Collect{}.get(0));
+  const int columns = (channels + kOctet - 1) / kOctet, threads = thread_count(),
+            width = smaller(power_of_two(columns), threads), rows = threads / width,
+            row = thread_index() / width, place = thread_index() % width;
+  SE_ROLLED
+  for (int first = 0; first < columns; first += width) {
+    const int column = first + place;
+    Collect collect;
+    if (column < columns) walk_column(collect, column, row, rows);
+    if (rows == 1) {
+      if (column >= columns) continue;
+      SE_UNROLL
+      for (int j = 0; j < kOctet; ++j)
+        if (column * kOctet + j < channels) emit(column * kOctet + j, collect.get(j));
+      continue;
+    }
+    S sums[kOctet];
+    SE_UNROLL
+    for (int j = 0; j < kOctet; ++j) sums[j] = collect.get(j);
+    for (int mask = width; mask < kWarp; mask *= 2) {
+      SE_UNROLL
+      for (int j = 0; j < kOctet; ++j) sums[j].exchange(mask);
+    }
+    // the only round. The rows, or warps of rows, side by side: (parts, 8, pitch); four more keep
+    // lanes in different banks
+    const int pitch = width + 4, parts = width < kWarp ? threads / kWarp : rows,
+              part = width < kWarp ? thread_index() / kWarp : row, size = parts * kOctet * pitch;
+    if (width >= kWarp || thread_index() % kWarp < width) {
+      SE_UNROLL
+      for (int j = 0; j < kOctet; ++j)
+        sums[j].put(scratch, size, (part * kOctet + j) * pitch + place);
+    }
+    block_barrier();
+    for (int i = thread_index(); i < smaller(channels, width * kOctet); i += threads) {
+      const int at = i % kOctet * pitch + i / kOctet;
+      S total = S::get(scratch, size, at);
+      for (int other = 1; other < parts; ++other)
+        total.merge(S::get(scratch, size, other * kOctet * pitch + at));
+      emit(i, total);
+    }
+  }
+}
+
+// Tensors of a flat tile in shared memory, one behind the other.
+template <class X, int Tensors>
+struct Staged {
+  const unsigned char* data;
+  int bytes;  // of a tensor
+
+  // W numbers from the i-th on; of 16 bits two at a time, from an even one on.
+  template <int W>
+  SE_DEVICE void read(int i, float (&v)[Tensors][W]) const {
+    SE_UNROLL
+    for (int t = 0; t < Tensors; ++t) {
+      const unsigned char* from = data + t * bytes + std::size_t(i) * sizeof(X);
+      if constexpr (sizeof(X) == 2 && W % 2 == 0) {
+        SE_UNROLL
+        for (int k = 0; k < W / 2; ++k)
+          widen_pair(reinterpret_cast<const std::uint32_t*>(from)[k], X{}, v[t][2 * k],
+                     v[t][2 * k + 1]);
+      } else {
+        SE_UNROLL
+        for (int k = 0; k < W; ++k) v[t][k] = widen(reinterpret_cast<const X*>(from)[k]);
+      }
+    }
+  }
+};
+
+// The rows of a flat tile: each is cut in parts of side by side numbers, one of a thread.
+// use(collect, begun, numbers of each tensor) for eight at a time, or for one.
+template <class M, template <class, int> class Collect, int Tensors, class Begin, class Use,
+          class Emit>
+SE_DEVICE void reduce_staged(const Tile& tile, const Sizes& sizes, const unsigned char* stage,
+                             typename M::A* scratch, const Begin& begin, const Use& use,
+                             const Emit& emit) {
+  constexpr int kMostOfOne = 64;
+  using X = typename M::X;
+  using A = typename M::A;
+  using C = Collect<A, 1>;
+  const int pixels = sizes.pixels,
+            lanes = smaller(power_of_two((pixels + kMostOfOne - 1) / kMostOfOne), kWarp),
+            part = (pixels + lanes - 1) / lanes;
+  const Staged<X, Tensors> staged{stage, tile.channels * pixels * int(sizeof(X))};
+  collect_rows<C>(
+      tile.channels, lanes, scratch,
+      [&](C& collect, int row, int lane) {
+        const Octet at{tile.n, tile.c0 + row, 0, 1, kOctet, 0};
+        const auto begun = begin(at);
+        int i = row * pixels + lane * part;
+        const int end = smaller(i + part, (row + 1) * pixels);
+        const auto one = [&](int i) {
+          float v[Tensors][1];
+          staged.read(i, v);
+          use(collect, begun, v);
+        };
+        const int odd = sizeof(X) == 2 && i < end && i % 2 == 1 ? i++ : -1;
+        SE_ROLLED
+        for (; i + kOctet <= end; i += kOctet) {
+          float v[Tensors][kOctet];
+          staged.read(i, v);
+          use(collect, begun, v);
+        }
+        SE_ROLLED
+        for (; i < end; ++i) one(i);
+        if (odd >= 0) one(odd);
+      },
+      [&](int row, const auto& sums) { emit(tile.c0 + row, sums); });
+}
+
+// Where eight numbers of a flat tile go there.
+template <class M>
+SE_DEVICE void stage_eight(unsigned char* stage, const Tile& tile, const Sizes& sizes,
+                           const Octet& at, const Eight<M>& raw) {
+  const int i = at.run - tile.c0 * sizes.pixels;
+  SE_UNROLL
+  for (int k = 0; k < int(sizeof(raw) / sizeof(Vector16)); ++k)
+    reinterpret_cast<Vector16*>(stage + std::size_t(i) * sizeof(typename M::X))[k] = raw.words[k];
+}
+
+// Every row's sums where they are not flat: use(collect, begun, at, raw), then emit(c, sums).
+template <class M, int Batch, template <class, int> class Collect, class Begin, class Load,
+          class Use, class Emit>
+SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Begin& begin,
+                             const Load& load, const Use& use, const Emit& emit) {
+  using A = typename M::A;
+  if constexpr (M::layout == Layout::nchw) {
+    const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet,
+              lanes = lanes_of(tile.channels, loads);
+    collect_rows<Collect<A, 1>>(
+        tile.channels, lanes, scratch,
+        [&](auto& collect, int row, int lane) {
+          const auto begun = begin(octet_of_row(tile, row, 0));
+          walk<Batch>(
+              lane, loads, lanes, [&](int i) { return load(octet_of_row(tile, row, i)); },
+              [&](int i, const auto& raw) {
+                use(collect, begun, octet_of_row(tile, row, i), raw);
+              });
+        },
+        [&](int row, const auto& sums) { emit(tile.c0 + row, sums); });
+  } else {
+    collect_columns<Collect<A, kOctet>>(
+        tile.channels, scratch,
+        [&](auto& collect, int column, int row, int rows) {
+          const auto begun = begin(octet_of_column(tile, column, tile.p0));
+          walk<Batch>(
+              tile.p0 + row, tile.p1, rows,
+              [&](int p) { return load(octet_of_column(tile, column, p)); },
+              [&](int p, const auto& raw) {
+                use(collect, begun, octet_of_column(tile, column, p), raw);
+              });
+        },
+        [&](int channel, const auto& sums) { emit(tile.c0 + channel, sums); });
+  }
+}
+
+// sweep(emit) finds the sums S of the tile's rows; store(place in (N,C), sums) takes those of all
+// pixels, from the last split to come. Whether this block is the last.
+template <class S, class X, class Sweep, class Store>
+SE_DEVICE bool find_sums(const SweepParameters& p, const Room<X>& room, const Tile& tile,
+                         const Part& part, const Sweep& sweep, const Store& store) {
+  const int splits = p.cut.splits, channels = p.sizes.channels;
+  Sum<X>* parts = static_cast<Sum<X>*>(p.parts);
+  // where they go is worked out when they go: not before, in registers beside the sums
+  const auto finish = [&](int c, const S& sums) {
+    store(std::int64_t(anew(tile.n)) * channels + c, sums);
+  };
+  const auto at = [&](int n, int c, int split) {
+    return (std::int64_t(n) * splits + split) * channels + c;
+  };
+  sweep([&](int c, const S& sums) {
+    if (splits == 1)
+      finish(c, sums);
+    else
+      sums.put(parts, std::int64_t(anew(p.sizes.images)) * splits * channels,
+               at(anew(tile.n), c, part.split));
+  });
+  if (splits == 1) return true;
+  std::uint32_t* counter = p.counters + std::int64_t(tile.n) * p.cut.blocks + part.block;
+  if (!completes(counter, splits, room.words)) return false;
+  const std::int64_t plane = std::int64_t(p.sizes.images) * splits * channels;
+  for (int row = thread_index(); row < tile.channels; row += thread_count()) {
+    const int c = tile.c0 + row;
+    S total;
+    for (int split = 0; split < splits; ++split) {
+      S other;
+      SE_UNROLL
+      for (int k = 0; k < S::kNumbers; ++k)
+        other.v[k] = load_shared_result(parts + k * plane + at(tile.n, c, split));
+      total.merge(other);
+    }
+    finish(c, total);
+  }
+  return true;
+}
+
+}  // namespace se_kernels::cuda
