@@ -35,7 +35,7 @@ struct Backward {
   const void *w1, *w2;
   const void *a, *s;
   Output dx, dr;      // each of these may be null
-  void *de, *da, *h;  // (N,C), (N,R), (N,R): the weights' gradients are products of these
+  void *de, *da, *h;  // (N,C), (N,R), (N,R): for weight_gradients
 };
 
 Gpu gpu_at(int device);
@@ -59,6 +59,19 @@ void norm_squeeze(const Problem&, const NormSqueeze&, const Call&);
 void norm_scale(const Problem&, const NormScale&, const Call&);
 void norm_scale_backward(const Problem&, const NormScaleBackward&, const Call&);
 void norm_squeeze_backward(const Problem&, const NormSqueezeBackward&, const Call&);
+
+// The same as one call, the solve between the sweeps. w_type is double where the numbers are.
+std::int64_t norm_forward_workspace_bytes(const Problem&, const Gpu&);
+std::int64_t norm_backward_workspace_bytes(const Problem&, Pre, const Gpu&);
+void norm_forward(const Problem&, const NormForward&, const Call&);
+void norm_backward(const Problem&, const NormBackward&, const Call&);
+
+// dw1 = Σ_n da zᵀ, dw2 = Σ_n de hᵀ, db1 = Σ_n da, db2 = Σ_n de: what backward leaves to be done.
+struct WeightGradients {
+  const void *de, *da, *h, *z;  // (N,C), (N,R), (N,R), (N,C)
+  void *dw1, *dw2, *db1, *db2;  // each of these may be null
+};
+void weight_gradients(const Problem&, const WeightGradients&, const Call&);
 
 // Which way forward goes, and why.
 std::string explain(const Problem&, const Forward&, const Call&);

@@ -25,7 +25,6 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
 
 # "cluster" or "two_sweeps" makes every launch go that way or raise; see docs/kernels.md
@@ -81,7 +80,7 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
         for gradient in gradients[2:]:
             gradient.zero_()
         return gradients
-    dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
+    dx, dr, *weights = (g if n else None for g, n in zip(gradients, needs, strict=True))
     x, dy, y, w1, w2 = on_elements(x, dy, y, w1, w2)
     layout, x = readable(x)
     dy, y = like_layout(dy, layout), like_layout(y, layout)
@@ -101,7 +100,8 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
         *place(dr),
         *map(pointer, (w1, w2, a, s, de, da, h)),
     )
-    weight_gradients(gradients[2:], needs[2:], de, da, h, z)
+    if any(needs[2:]):
+        library.native.weight_gradients(*launch(x), *sizes, *map(pointer, (de, da, h, z, *weights)))
     return gradients
 
 

@@ -23,11 +23,13 @@ def sizes_of(x, reduced, w_dtype, layout):
     images, channels, height, width = x.shape
     return (
         *(images, channels, reduced, height * width),
-        *(
-            getattr(library.native, str(dtype)[6:]) for dtype in (x.dtype, w_dtype)
-        ),  # without "torch."
+        *(type_of(x.dtype), type_of(w_dtype)),
         layout == "nhwc",
     )
+
+
+def type_of(dtype):
+    return getattr(library.native, str(dtype)[6:])  # without "torch."
 
 
 def alone(sizes):
