@@ -105,9 +105,8 @@ void norm_forward(const Problem& p, const NormForward& f, const Call& call) {
   solve.weight = f.weight, solve.bias = f.bias, solve.moved = f.moved, solve.norm = f.norm;
   solve.squeezed = active ? nullptr : f.squeezed, solve.z = z;
   solve.counters = counters_at(call, space.counters);
-  with_sums(p, [&](auto number) {
-    launch_solve_norm<decltype(number)>(solve, call.gpu, call.stream);
-  });
+  with_sums(
+      p, [&](auto number) { launch_solve_norm<decltype(number)>(solve, call.gpu, call.stream); });
 
   const Norm norm = norm_of(p, f.norm, f.pre);
   if (active) norm_squeeze(sweep, {f.x, norm, f.squeezed}, call);
@@ -163,11 +162,11 @@ void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
   });
   if (!b.dx.data) return;
   const bool written = b.dr.data;  // then dr is g
-  norm_squeeze_backward(sweep,
-                        {written ? as_input(b.dr) : b.dy, b.x, written ? nullptr : b.mask, norm,
-                         b.s, solve.d, b.training ? solve.slope : nullptr,
-                         b.training ? solve.offset : nullptr, b.dx},
-                        call);
+  norm_squeeze_backward(
+      sweep,
+      {written ? as_input(b.dr) : b.dy, b.x, written ? nullptr : b.mask, norm, b.s, solve.d,
+       b.training ? solve.slope : nullptr, b.training ? solve.offset : nullptr, b.dx},
+      call);
 }
 
 void weight_gradients(const Problem& p, const WeightGradients& g, const Call& call) {

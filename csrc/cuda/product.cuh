@@ -12,11 +12,13 @@ constexpr int kTileRow = kTile + 4;                 // numbers from row to row: 
 constexpr int kThreadRows = 8, kThreadColumns = 4;  // sums of a thread
 constexpr int kThreadsAcross = kTile / kThreadColumns;
 constexpr int kProductBytes = 128 * kTileRow;  // of shared memory
+constexpr int kUnrolled = 4;                   // terms
 
 template <class A>
 constexpr int kDepth = kProductBytes / 2 / kTileRow / int(sizeof(A));  // terms staged at a time
 template <class A>
-constexpr int kStaged = kTile * kDepth<A> / kProductThreads;  // numbers of them that a thread brings
+constexpr int kStaged =
+    kTile * kDepth<A> / kProductThreads;  // numbers of them that a thread brings
 
 template <class A>
 struct alignas(16) Quad {
@@ -78,6 +80,20 @@ struct WeightMatrix {
   }
 };
 
+// sums[i][j] += rows[i] columns[j]
+template <class A>
+SE_DEVICE void add_products(const A* rows, const A* columns,
+                            A (&sums)[kThreadRows][kThreadColumns]) {
+  const Quad<A> some[2] = {*reinterpret_cast<const Quad<A>*>(rows),
+                           *reinterpret_cast<const Quad<A>*>(rows + 4)},
+                others = *reinterpret_cast<const Quad<A>*>(columns);
+  SE_UNROLL
+  for (int i = 0; i < kThreadRows; ++i) {
+    SE_UNROLL
+    for (int j = 0; j < kThreadColumns; ++j) sums[i][j] += some[i / 4].v[i % 4] * others.v[j];
+  }
+}
+
 struct Nothing {};
 SE_DEVICE Nothing nothing(int, int) { return {}; }
 
@@ -93,27 +109,17 @@ SE_DEVICE void product(A* stage, const Left& left, int rows, const Right& right,
   const bool works = i0 < rows && j0 < columns;
   A sums[kThreadRows][kThreadColumns] = {};
   A next_left[kStaged<A>], next_right[kStaged<A>];
-  left.fetch(rows, begin, end, next_left), right.fetch(columns, begin, end, next_right);
-  for (int k0 = begin; k0 < end; k0 += D) {
-    Left::At::stage(left_stage, next_left), Right::At::stage(right_stage, next_right);
-    block_barrier();
-    if (k0 + D < end) {
-      left.fetch(rows, k0 + D, end, next_left);
-      right.fetch(columns, k0 + D, end, next_right);
-    }
-    if (works)
-      for (int k = 0; k < D; ++k) {
-        const A *row = left_stage + k * kTileRow + i0, *column = right_stage + k * kTileRow + j0;
-        const Quad<A> some[2] = {*reinterpret_cast<const Quad<A>*>(row),
-                                 *reinterpret_cast<const Quad<A>*>(row + 4)},
-                      others = *reinterpret_cast<const Quad<A>*>(column);
+  for (int k0 = begin; begin < end; k0 += D) {
+    if (k0 < end) left.fetch(rows, k0, end, next_left), right.fetch(columns, k0, end, next_right);
+    if (k0 > begin && works)  // what was staged before
+      for (int some = 0; some < D; some += kUnrolled) {
         SE_UNROLL
-        for (int i = 0; i < kThreadRows; ++i) {
-          SE_UNROLL
-          for (int j = 0; j < kThreadColumns; ++j)
-            sums[i][j] += some[i / 4].v[i % 4] * others.v[j];
-        }
+        for (int k = some; k < some + kUnrolled; ++k)
+          add_products(left_stage + k * kTileRow + i0, right_stage + k * kTileRow + j0, sums);
       }
+    block_barrier();
+    if (k0 >= end) break;
+    Left::At::stage(left_stage, next_left), Right::At::stage(right_stage, next_right);
     block_barrier();
   }
 

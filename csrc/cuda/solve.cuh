@@ -13,15 +13,15 @@
 
 namespace se_kernels::cuda {
 
-constexpr int kPiece = 256;         // numbers of (N,R) that an item sums
-constexpr int kColumns = 32;        // of a bias's gradient, that an item sums
-constexpr int kSolveCounters = 4;   // zero at the launch
-constexpr int kNormChannels = 8;    // of a block that solves the norm
-constexpr int kLeastTerms = 32;     // of the long sum over C, that an item takes
+constexpr int kPiece = 256;        // numbers of (N,R) that an item sums
+constexpr int kColumns = 32;       // of a bias's gradient, that an item sums
+constexpr int kSolveCounters = 4;  // zero at the launch
+constexpr int kNormChannels = 8;   // of a block that solves the norm
+constexpr int kLeastTerms = 32;    // of the long sum over C, that an item takes
 
 // Blocks that a multiprocessor has room for at least.
 template <class A>
-constexpr int kSolveBlocks = sizeof(A) == 4 ? 4 : 2;
+constexpr int kSolveBlocks = sizeof(A) == 4 ? 3 : 2;
 
 // Tiles of images, channels and the hidden layer; parts of a sum over C, each of `terms`; pieces of
 // (N,R).
@@ -64,8 +64,8 @@ struct NormSolve {
   const void *weight, *bias;  // (C); may be null
   double* moved;              // (2,C); may be null
   void* norm;                 // (4,C)
-  void *squeezed, *z;         // (N,C): means less the norm's, and their norm; both null if not wanted
-  std::uint32_t* counters;    // of the launch after this one, to be zeroed
+  void *squeezed, *z;       // (N,C): means less the norm's, and their norm; both null if not wanted
+  std::uint32_t* counters;  // of the launch after this one, to be zeroed
 };
 
 // ---- the excitation
@@ -91,17 +91,17 @@ struct BackwardPhases {
 struct BackwardSolve {
   int images, channels, reduced;
   BackwardPhases phases;  // by the launcher
-  double pixels, count;  // count: N P
+  double pixels, count;   // count: N P
   Variant variant;
   Weights w1, w2;
   SolveCut cut;
-  bool active;               // an activation between norm and squeeze
-  const void* sums;          // of NormScaleBackward
+  bool active;       // an activation between norm and squeeze
+  const void* sums;  // of NormScaleBackward
   const void *norm, *squeezed;
   const void *a, *s;
-  void *de, *z, *da, *h, *d;  // (N,C), (N,C), (N,R), (N,R), (N,C); d = dz / P
-  void* parts;                // (splits,N,R)
-  double* channel_parts;      // (2,image tiles,C)
+  void *de, *z, *da, *h, *d;               // (N,C), (N,C), (N,R), (N,R), (N,C); d = dz / P
+  void* parts;                             // (splits,N,R)
+  double* channel_parts;                   // (2,image tiles,C)
   void *dweight, *dbias, *slope, *offset;  // (C)
   void *dw1, *dw2, *db1, *db2;             // each may be null
   std::uint32_t* counters;                 // null: only the weights' gradients, of what is there

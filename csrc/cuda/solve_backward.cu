@@ -48,7 +48,8 @@ SE_DEVICE void close_gates(const BackwardSolve& p, int n0, int n1, int c0, int c
 
 // d of a tile, and its part of what the norm's bias and scale sum.
 template <class A>
-SE_DEVICE void squeeze_gradient(const BackwardSolve& p, A* stage, int image_tile, int channel_tile) {
+SE_DEVICE void squeeze_gradient(const BackwardSolve& p, A* stage, int image_tile,
+                                int channel_tile) {
   const int R = p.reduced, n0 = image_tile * kTile, c0 = channel_tile * kTile,
             rows = smaller(kTile, p.images - n0), columns = smaller(kTile, p.channels - c0);
   const std::int64_t C = p.channels, plane = p.images * C;
@@ -93,13 +94,12 @@ SE_DEVICE void weight_gradient(const BackwardSolve& p, A* stage, const void* row
                                int height, int row_tile, const void* column_numbers, int width,
                                int column_tile, void* to) {
   const int i0 = row_tile * kTile, j0 = column_tile * kTile;
-  product<A>(
-      stage, Numbers<A, false>{static_cast<const A*>(row_numbers) + i0, height},
-      smaller(kTile, height - i0),
-      Numbers<A, false>{static_cast<const A*>(column_numbers) + j0, width},
-      smaller(kTile, width - j0), 0, p.images, nothing, [&](int i, int j, A v, Nothing) {
-        store_weight(to, p.w1.type, std::int64_t(i0 + i) * width + j0 + j, v);
-      });
+  product<A>(stage, Numbers<A, false>{static_cast<const A*>(row_numbers) + i0, height},
+             smaller(kTile, height - i0),
+             Numbers<A, false>{static_cast<const A*>(column_numbers) + j0, width},
+             smaller(kTile, width - j0), 0, p.images, nothing, [&](int i, int j, A v, Nothing) {
+               store_weight(to, p.w1.type, std::int64_t(i0 + i) * width + j0 + j, v);
+             });
 }
 
 // Σ_n of some columns of (N, width).
@@ -223,8 +223,8 @@ void launch_solve_backward(BackwardSolve p, const Gpu&, void* stream) {
                                      parts_of(p.channels, kProductThreads)
                                : weights;
   if (items == 0) return;
-  const Shape shape{std::string("solve_backward<") + number_name<A>() + ">", items,
-                    kProductThreads, 1, kSolveBytes};
+  const Shape shape{std::string("solve_backward<") + number_name<A>() + ">", items, kProductThreads,
+                    1, kSolveBytes};
   launch(solve_backward<A>, p, shape, stream);
 }
 template void launch_solve_backward<float>(BackwardSolve, const Gpu&, void*);

@@ -139,8 +139,8 @@ template void launch_solve_norm<double>(const NormSolve&, const Gpu&, void*);
 template <class A>
 void launch_solve_excite(const ExciteSolve& p, const Gpu&, void* stream) {
   const SolveCut& cut = p.cut;
-  const int items = cut.image_tiles * (cut.hidden_tiles * cut.splits + cut.channel_tiles) +
-                    cut.pieces;
+  const int items =
+      cut.image_tiles * (cut.hidden_tiles * cut.splits + cut.channel_tiles) + cut.pieces;
   const Shape shape{std::string("solve_excite<") + number_name<A>() + ">", items, kProductThreads,
                     1, kSolveBytes};
   launch(solve_excite<A>, p, shape, stream);

@@ -103,18 +103,16 @@ Problem whole(Size images, Size channels, Size reduced, Size pixels, int x_type,
 
 Size forward_workspace_bytes(int device, Size images, Size channels, Size reduced, Size pixels,
                              int x_type, int w_type, bool nhwc) {
-  return cuda::norm_forward_workspace_bytes(
-      whole(images, channels, reduced, pixels, x_type, w_type, nhwc, "identity", 0, "sigmoid",
-            "none"),
-      gpu_of(device));
+  return cuda::norm_forward_workspace_bytes(whole(images, channels, reduced, pixels, x_type, w_type,
+                                                  nhwc, "identity", 0, "sigmoid", "none"),
+                                            gpu_of(device));
 }
 
 Size backward_workspace_bytes(int device, Size images, Size channels, Size reduced, Size pixels,
                               int x_type, int w_type, bool nhwc, Name pre) {
-  return cuda::norm_backward_workspace_bytes(
-      whole(images, channels, reduced, pixels, x_type, w_type, nhwc, "identity", 0, "sigmoid",
-            "none"),
-      named<Pre>(kPres, pre, "pre"), gpu_of(device));
+  return cuda::norm_backward_workspace_bytes(whole(images, channels, reduced, pixels, x_type,
+                                                   w_type, nhwc, "identity", 0, "sigmoid", "none"),
+                                             named<Pre>(kPres, pre, "pre"), gpu_of(device));
 }
 
 void run_forward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
@@ -125,8 +123,8 @@ void run_forward(int device, Pointer stream, Pointer workspace, Size images, Siz
                  Pointer means, double momentum, double eps, Pointer weight, Pointer bias, Name pre,
                  Pointer w1, Pointer w2, Pointer b1, Pointer b2, Pointer mask, Pointer moved,
                  Pointer numbers, Pointer squeezed, Pointer s, Pointer a) {
-  const Problem p = whole(images, channels, reduced, pixels, x_type, w_type, nhwc, act, act_slope,
-                          gate, post);
+  const Problem p =
+      whole(images, channels, reduced, pixels, x_type, w_type, nhwc, act, act_slope, gate, post);
   NormForward f{};
   f.x = input(x, x_i, x_c, x_p), f.residual = input(residual, r_i, r_c, r_p);
   f.training = training;
@@ -152,8 +150,8 @@ void run_backward(int device, Pointer stream, Pointer workspace, Size images, Si
                   bool training, Pointer numbers, Pointer squeezed, Pointer s, Pointer a, Name pre,
                   Pointer w1, Pointer w2, Pointer dweight, Pointer dbias, Pointer d, Pointer dw1,
                   Pointer dw2, Pointer db1, Pointer db2) {
-  const Problem p = whole(images, channels, reduced, pixels, x_type, w_type, nhwc, act, act_slope,
-                          gate, "none");
+  const Problem p =
+      whole(images, channels, reduced, pixels, x_type, w_type, nhwc, act, act_slope, gate, "none");
   NormBackward b{};
   b.dy = input(dy, dy_i, dy_c, dy_p), b.x = input(x, x_i, x_c, x_p);
   b.mask = bits(mask);
