@@ -28,6 +28,8 @@ struct Call {
   Way way;
   void* stream;
   void* workspace;  // workspace_bytes of the GPU's memory, aligned to 128
+  // Of a norm's sweep: norm_counters_bytes, zero at the launch; null: it zeroes its own
+  std::uint32_t* counters = nullptr;
 };
 
 struct Backward {
@@ -54,6 +56,7 @@ void squeeze_backward(const Problem&, const SqueezeBackward&, const Call&);
 // that of norm_workspace_bytes, may be null where that is 0, and is looked at by moments, squeeze
 // and scale_backward.
 std::int64_t norm_workspace_bytes(const Problem&, const Gpu&);
+std::int64_t norm_counters_bytes(const Problem&, const Gpu&);
 void norm_moments(const Problem&, const NormMoments&, const Call&);
 void norm_squeeze(const Problem&, const NormSqueeze&, const Call&);
 void norm_scale(const Problem&, const NormScale&, const Call&);

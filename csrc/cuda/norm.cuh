@@ -49,7 +49,6 @@ inline void launch_norm(const std::string& name, void (*kernel)(NormParameters),
                         const NormParameters& p, const Gpu& gpu, void* stream) {
   const Cut& cut = p.cut;
   const Shape shape{name, cut.groups * cut.blocks * cut.splits, gpu.threads, 1, p.shared.bytes};
-  if (p.counters) zero(p.counters, norm_counters_bytes(cut), shape, stream);
   launch(kernel, p, shape, stream);
 }
 

@@ -26,19 +26,26 @@ class Space {
   }
   std::int64_t per_image(std::int64_t numbers) { return take(p_.images * numbers * size_); }
   std::int64_t per_channel() { return take(p_.channels * size_); }
+  // A sweep's counters, and those of a solve behind them.
+  std::int64_t take_counters(const Gpu& gpu) {
+    of_sweep_ = norm_counters_bytes(sweep_of(p_), gpu) / std::int64_t(sizeof(std::uint32_t));
+    return take(counters() * std::int64_t(sizeof(std::uint32_t)));
+  }
+  std::int64_t counters() const { return of_sweep_ + kSolveCounters; }
+  std::int64_t sweep_counters() const { return of_sweep_; }
   std::int64_t bytes() const { return bytes_; }
 
  private:
   const Problem& p_;
   const std::int64_t size_;
-  std::int64_t bytes_ = 0;
+  std::int64_t bytes_ = 0, of_sweep_ = 0;
 };
 
 struct ForwardSpace : Space {
-  std::int64_t sweeps, counters, means, m2, z, h, parts;
+  std::int64_t sweeps, counters_at, means, m2, z, h, parts;
   ForwardSpace(const Problem& p, const SolveCut& cut, const Gpu& gpu) : Space(p) {
     sweeps = take(norm_workspace_bytes(sweep_of(p), gpu));
-    counters = take(kSolveCounters * sizeof(std::uint32_t));
+    counters_at = take_counters(gpu);
     means = take(p.images * p.channels * sizeof(double));
     m2 = take(p.images * p.channels * sizeof(double));
     z = per_image(p.channels), h = per_image(p.reduced);
@@ -47,10 +54,10 @@ struct ForwardSpace : Space {
 };
 
 struct BackwardSpace : Space {
-  std::int64_t sweeps, counters, sums, de, z, d, h, da, parts, channel_parts, slope, offset;
+  std::int64_t sweeps, counters_at, sums, de, z, d, h, da, parts, channel_parts, slope, offset;
   BackwardSpace(const Problem& p, Pre pre, const SolveCut& cut, const Gpu& gpu) : Space(p) {
     sweeps = take(norm_workspace_bytes(sweep_of(p), gpu));
-    counters = take(kSolveCounters * sizeof(std::uint32_t));
+    counters_at = take_counters(gpu);
     sums = per_image((pre == Pre::identity ? 2 : 5) * p.channels);
     de = per_image(p.channels), z = per_image(p.channels), d = per_image(p.channels);
     h = per_image(p.reduced), da = per_image(p.reduced);
@@ -66,8 +73,10 @@ Norm norm_of(const Problem& p, const void* norm, Pre pre) {
   return {mean, mean + row, mean + 2 * row, pre};
 }
 
-std::uint32_t* counters_at(const Call& call, std::int64_t offset) {
-  return static_cast<std::uint32_t*>(at(call, offset));
+// With counters that are zero at the launch.
+Call counting(Call call, std::uint32_t* counters) {
+  call.counters = counters;
+  return call;
 }
 
 // body(number) with the type of the numbers.
@@ -104,12 +113,13 @@ void norm_forward(const Problem& p, const NormForward& f, const Call& call) {
   solve.m2 = static_cast<const double*>(m2);
   solve.weight = f.weight, solve.bias = f.bias, solve.moved = f.moved, solve.norm = f.norm;
   solve.squeezed = active ? nullptr : f.squeezed, solve.z = z;
-  solve.counters = counters_at(call, space.counters);
+  solve.counters = static_cast<std::uint32_t*>(at(call, space.counters_at));
+  solve.zeroed = int(space.counters());
   with_sums(
       p, [&](auto number) { launch_solve_norm<decltype(number)>(solve, call.gpu, call.stream); });
 
   const Norm norm = norm_of(p, f.norm, f.pre);
-  if (active) norm_squeeze(sweep, {f.x, norm, f.squeezed}, call);
+  if (active) norm_squeeze(sweep, {f.x, norm, f.squeezed}, counting(call, solve.counters));
   const ExciteSolve excite{int(p.images),
                            int(p.channels),
                            int(p.reduced),
@@ -124,7 +134,7 @@ void norm_forward(const Problem& p, const NormForward& f, const Call& call) {
                            at(call, space.h),
                            f.s,
                            at(call, space.parts),
-                           solve.counters};
+                           solve.counters + space.sweep_counters()};
   with_sums(p, [&](auto number) {
     launch_solve_excite<decltype(number)>(excite, call.gpu, call.stream);
   });
@@ -139,7 +149,11 @@ void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
   const Norm norm = norm_of(p, b.norm, b.pre);
   const OnDevice device(call.gpu.device);
 
-  norm_scale_backward(sweep, {b.dy, b.x, b.mask, norm, b.dr, at(call, space.sums)}, call);
+  auto* counters = static_cast<std::uint32_t*>(at(call, space.counters_at));
+  zero(counters, space.counters() * sizeof(std::uint32_t), {"norm_scale_backward", 0, 0, 1, 0},
+       call.stream);
+  norm_scale_backward(sweep, {b.dy, b.x, b.mask, norm, b.dr, at(call, space.sums)},
+                      counting(call, counters));
   BackwardSolve solve{};
   solve.images = int(p.images), solve.channels = int(p.channels), solve.reduced = int(p.reduced);
   solve.pixels = double(p.pixels), solve.count = double(p.images) * double(p.pixels);
@@ -154,9 +168,7 @@ void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
   solve.dweight = b.dweight, solve.dbias = b.dbias;
   solve.slope = at(call, space.slope), solve.offset = at(call, space.offset);
   solve.dw1 = b.dw1, solve.dw2 = b.dw2, solve.db1 = b.db1, solve.db2 = b.db2;
-  solve.counters = counters_at(call, space.counters);
-  zero(solve.counters, kSolveCounters * sizeof(std::uint32_t), {"solve_backward", 0, 0, 1, 0},
-       call.stream);
+  solve.counters = counters + space.sweep_counters();
   with_sums(p, [&](auto number) {
     launch_solve_backward<decltype(number)>(solve, call.gpu, call.stream);
   });

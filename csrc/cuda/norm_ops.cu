@@ -58,12 +58,14 @@ void launch(const Problem& p, NormParameters& parameters, NormKernel kernel,
   parameters.shared = norm_shared_of(cut, sizes, traits, plan.traits, call.gpu, parameters.access);
   parameters.reversed = plan.reversed;
   if (plan.traits.sums > 0 && cut.splits > 1) {
-    parameters.counters = static_cast<std::uint32_t*>(at(call, 0));
+    parameters.counters = call.counters ? call.counters : static_cast<std::uint32_t*>(at(call, 0));
     parameters.parts = at(call, aligned(norm_counters_bytes(cut)));
   }
   const bool backward =
       kernel == NormKernel::scale_backward || kernel == NormKernel::squeeze_backward;
   const OnDevice device(call.gpu.device);
+  if (parameters.counters && !call.counters)
+    zero(parameters.counters, norm_counters_bytes(cut), {"with a norm", 0, 0, 1, 0}, call.stream);
   with_number(p, [&](auto number) {
     using X = decltype(number);
     if (backward)
@@ -73,20 +75,32 @@ void launch(const Problem& p, NormParameters& parameters, NormKernel kernel,
   });
 }
 
-}  // namespace
-
-std::int64_t norm_workspace_bytes(const Problem& p, const Gpu& gpu) {
+// The most that bytes(plan, cut) is of the sweeps with sums.
+template <class Bytes>
+std::int64_t most_of_sweeps(const Problem& p, const Gpu& gpu, const Bytes& bytes) {
   std::int64_t most = 0;
   for (const NormKernel kernel :
        {NormKernel::moments, NormKernel::squeeze, NormKernel::scale_backward})
     for (const Pre pre : {Pre::identity, Pre::relu}) {
       const NormPlan plan = plan_of(kernel, pre);
-      const Cut cut = cut_for(p, plan, gpu);
-      const std::int64_t numbers = plan.traits.sums * p.images * cut.splits * p.channels,
-                         parts = cut.splits == 1 ? 0 : numbers * (is_wide(p) ? 8 : 4);
-      most = std::max(most, aligned(norm_counters_bytes(cut)) + aligned(parts));
+      most = std::max(most, bytes(plan, cut_for(p, plan, gpu)));
     }
   return most;
+}
+
+}  // namespace
+
+std::int64_t norm_workspace_bytes(const Problem& p, const Gpu& gpu) {
+  return most_of_sweeps(p, gpu, [&](const NormPlan& plan, const Cut& cut) {
+    const std::int64_t numbers = plan.traits.sums * p.images * cut.splits * p.channels,
+                       parts = cut.splits == 1 ? 0 : numbers * (is_wide(p) ? 8 : 4);
+    return aligned(norm_counters_bytes(cut)) + aligned(parts);
+  });
+}
+
+std::int64_t norm_counters_bytes(const Problem& p, const Gpu& gpu) {
+  return most_of_sweeps(p, gpu,
+                        [](const NormPlan&, const Cut& cut) { return norm_counters_bytes(cut); });
 }
 
 void norm_moments(const Problem& p, const NormMoments& f, const Call& call) {

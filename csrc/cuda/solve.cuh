@@ -65,7 +65,8 @@ struct NormSolve {
   double* moved;              // (2,C); may be null
   void* norm;                 // (4,C)
   void *squeezed, *z;       // (N,C): means less the norm's, and their norm; both null if not wanted
-  std::uint32_t* counters;  // of the launch after this one, to be zeroed
+  std::uint32_t* counters;  // `zeroed` of them, of later launches: it zeroes them
+  int zeroed;
 };
 
 // ---- the excitation

@@ -28,7 +28,9 @@ solve_norm(SE_PARAMETER NormSolve p) {
   const bool is_channel = c < C;
   const auto at = [&](int n) { return std::int64_t(n) * C + c; };
   double* scratch = reinterpret_cast<double*>(shared_memory());
-  if (block_index() == 0 && thread_index() < kSolveCounters) p.counters[thread_index()] = 0;
+  for (int i = block_index() * thread_count() + thread_index(); i < p.zeroed;
+       i += block_count() * thread_count())
+    p.counters[i] = 0;
 
   double mean = 0, var = 0, m2 = 0;
   if (p.training) {
