@@ -37,7 +37,7 @@ inline SolveCut solve_cut(const Problem& p, bool apart, const Gpu& gpu) {
   cut.image_tiles = parts_of(p.images, kTile), cut.channel_tiles = parts_of(p.channels, kTile);
   cut.hidden_tiles = parts_of(p.reduced, kTile);
   const int products = cut.image_tiles * (apart ? cut.hidden_tiles : 1),
-            wanted = std::max(1, gpu.multiprocessors / products),
+            wanted = std::max(1, gpu.multiprocessors / std::max(1, products)),
             splits = std::min(wanted, parts_of(p.channels, kLeastTerms));
   cut.terms = parts_of(parts_of(p.channels, splits), kLeastTerms) * kLeastTerms;
   cut.splits = parts_of(p.channels, cut.terms);

@@ -21,7 +21,6 @@ from se_kernels.layout import (
     flat,
     like_layout,
     readable,
-    row_major,
 )
 from se_kernels.reference import compute_dtype, norm_compute_dtype
 
@@ -209,7 +208,7 @@ def _weights(dtype, *weights):
     """w1, w2, b1, b2 as they are read: in the type of the sums where that is float64."""
     if dtype == torch.float64:
         weights = (None if t is None else t.to(dtype) for t in weights)
-    return tuple(None if t is None else row_major(t) for t in on_elements(*weights))
+    return map(flat, on_elements(*weights))
 
 
 def _numbers(numbers, images):
