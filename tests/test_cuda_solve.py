@@ -50,7 +50,7 @@ def test_right_whatever_the_tiles(host, size, gpu):
     with host.gpu(GPUS[gpu]):
         for options in (
             dict(post="relu", residual=True),
-            dict(pre="hardswish", act="relu", gate="hardsigmoid", biases=(), layout="channels_last"),
+            dict(pre="hardswish", act="relu", biases=(), layout="channels_last"),
             dict(dtype=torch.float64, training=False, pre="silu", gate="tanh"),
         ):
             judge(Case(shape, reduced, **options))
