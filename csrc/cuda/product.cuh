@@ -80,17 +80,25 @@ struct WeightMatrix {
   }
 };
 
-// sums[i][j] += rows[i] columns[j]
+// sums[i][j] += Σ_k left[k, i] right[k, j] over what is staged.
 template <class A>
-SE_DEVICE void add_products(const A* rows, const A* columns,
-                            A (&sums)[kThreadRows][kThreadColumns]) {
-  const Quad<A> some[2] = {*reinterpret_cast<const Quad<A>*>(rows),
-                           *reinterpret_cast<const Quad<A>*>(rows + 4)},
-                others = *reinterpret_cast<const Quad<A>*>(columns);
-  SE_UNROLL
-  for (int i = 0; i < kThreadRows; ++i) {
+SE_DEVICE void add_staged(const A* left, const A* right, A (&sums)[kThreadRows][kThreadColumns]) {
+  for (int some = 0; some < kDepth<A>; some += kUnrolled) {
     SE_UNROLL
-    for (int j = 0; j < kThreadColumns; ++j) sums[i][j] += some[i / 4].v[i % 4] * others.v[j];
+    for (int k = some; k < some + kUnrolled; ++k) {
+      const A *rows = left + k * kTileRow, *columns = right + k * kTileRow;
+      const Quad<A> first = *reinterpret_cast<const Quad<A>*>(rows),
+                    next = *reinterpret_cast<const Quad<A>*>(rows + 4),
+                    across = *reinterpret_cast<const Quad<A>*>(columns);
+      SE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        SE_UNROLL
+        for (int j = 0; j < kThreadColumns; ++j) {
+          sums[i][j] += first.v[i] * across.v[j];
+          sums[i + 4][j] += next.v[i] * across.v[j];
+        }
+      }
+    }
   }
 }
 
@@ -111,12 +119,7 @@ SE_DEVICE void product(A* stage, const Left& left, int rows, const Right& right,
   A next_left[kStaged<A>], next_right[kStaged<A>];
   for (int k0 = begin; begin < end; k0 += D) {
     if (k0 < end) left.fetch(rows, k0, end, next_left), right.fetch(columns, k0, end, next_right);
-    if (k0 > begin && works)  // what was staged before
-      for (int some = 0; some < D; some += kUnrolled) {
-        SE_UNROLL
-        for (int k = some; k < some + kUnrolled; ++k)
-          add_products(left_stage + k * kTileRow + i0, right_stage + k * kTileRow + j0, sums);
-      }
+    if (k0 > begin && works) add_staged(left_stage + i0, right_stage + j0, sums);
     block_barrier();
     if (k0 >= end) break;
     Left::At::stage(left_stage, next_left), Right::At::stage(right_stage, next_right);
