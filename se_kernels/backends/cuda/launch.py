@@ -1,5 +1,7 @@
 """What the kernels are told of tensors: addresses, strides, sizes; the stream, the workspace."""
 
+import functools
+
 import torch
 
 from se_kernels.backends.cuda import library
@@ -28,6 +30,7 @@ def sizes_of(x, reduced, w_dtype, layout):
     )
 
 
+@functools.cache
 def type_of(dtype):
     return getattr(library.native, str(dtype)[6:])  # without "torch."
 

@@ -144,7 +144,9 @@ def norm_forward(
     layout, u = readable(u)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
-    weight, bias = (None if t is None else t.to(dtype) for t in (bn_weight, bn_bias))
+    weight, bias = (
+        t if t is None or t.dtype == dtype else t.to(dtype) for t in (bn_weight, bn_bias)
+    )
     weight, bias, mean, var, means = map(flat, on_elements(weight, bias, mean, var, means))
     sizes = sizes_of(u, w1.shape[0], w1.dtype, layout)
     workspace = _bytes(u, library.native.norm_forward_workspace_bytes(device_of(u), *sizes))
