@@ -74,7 +74,7 @@ test-all: test
 # out one at a time, what keeps them away.
 RACES := $(CUDA_ON_HOST)_races
 RACES_TESTS := tests/test_cuda_races.py tests/test_cuda_traffic.py tests/test_cuda.py \
-  tests/test_cuda_norm.py
+  tests/test_cuda_norm.py tests/test_cuda_solve.py
 
 cuda-on-host-races: env
 	@$(call build_cuda_on_host,$(RACES),-DSE_KERNELS_RACES=ON)

@@ -36,11 +36,13 @@ EAGER = {
     "norm forward": Eager(11, 10),
     "norm backward": Eager(17, 20),
 }
-# The tail with its norm: its sweeps, its other launches, its least passes
+# The tail with its norm: its sweeps; its other launches (the solve, a memset, what torch moves and
+# counts), and the products of its solve, N C R multiplications each; its least passes
 NORM_TAILS = {
-    "norm forward": (("norm_moments", "norm_scale"), 29, 4 + MASK),
-    "norm backward": (("norm_scale_backward", "norm_squeeze_backward"), 26, 6 + MASK),
+    "norm forward": (("norm_moments", "norm_scale"), 5, 2, 4 + MASK),
+    "norm backward": (("norm_scale_backward", "norm_squeeze_backward"), 2, 4, 6 + MASK),
 }
+REDUCTION, PRODUCT_TILE = 16, 64  # C / R; the solve's tile, which R fills in part
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Prediction:
     eager: float | None
     instructions: float | None  # per 512 bytes of x
     budget: float | None
-    # Of several launches: the sweeps' own times, and that of all others
+    # Of several launches: the sweeps' own times, and that of all others, the solve's work in it
     sweeps: float | None = None
     launches: float = 0.0
 
@@ -136,10 +138,17 @@ def eager_time(eager: Eager, x_bytes: int, gpu: Gpu) -> float:
     return eager.passes * x_bytes / gpu.bytes_per_us + eager.launches * gpu.launch_us
 
 
+def product_instructions(stage: str, batch: int) -> float:
+    """Warp instructions of one product of the solve at least: its multiplications."""
+    channels, _ = STAGES[stage]
+    hidden = -(-channels // REDUCTION // PRODUCT_TILE) * PRODUCT_TILE
+    return batch * channels * hidden / 32
+
+
 def with_norm(sweeps: Iterable[Prediction], gpu: Gpu, batch: int) -> Iterable[Prediction]:
     """The whole tail with its norm, forward and backward, of its sweeps."""
     found = {(p.operation, p.stage, p.layout): p for p in sweeps}
-    for name, (operations, launches, units) in NORM_TAILS.items():
+    for name, (operations, launches, products, units) in NORM_TAILS.items():
         for stage in STAGES:
             for layout in ("nchw", "nhwc"):
                 keys = [(operation, stage, layout) for operation in operations]
@@ -159,7 +168,8 @@ def with_norm(sweeps: Iterable[Prediction], gpu: Gpu, batch: int) -> Iterable[Pr
                     instructions=None,
                     budget=None,
                     sweeps=sum(p.time for p in parts),
-                    launches=launches * gpu.launch_us,
+                    launches=launches * gpu.launch_us
+                    + products * product_instructions(stage, batch) / gpu.instructions_per_us,
                 )
 
 

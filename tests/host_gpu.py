@@ -126,6 +126,10 @@ class HostGpu:
         """The number of launches so far."""
         return self.library.se_host_launches()
 
+    def memsets(self) -> int:
+        """The number of memsets so far, recorded ones too."""
+        return self.library.se_host_memsets()
+
     def last_launch(self) -> str:
         """The kernel and the configuration of the last launch."""
         text = ctypes.create_string_buffer(1000)

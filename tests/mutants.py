@@ -212,6 +212,27 @@ def norm_workloads(host):
             yield f"norm, {shape}, {gpu}, {layout}, {dtype}, {pre}", workload(case, gpu)
 
 
+def solve_workloads(host):
+    """The block with a norm as one call each way: its solve in several tiles and parts."""
+    from norm_cases import Case, make, run
+    from test_cuda_solve import GPUS, SIZES, kernel
+
+    def workload(case, gpu):
+        inputs, dy = make(case)
+
+        def call():
+            with host.gpu(gpu):
+                run(kernel, inputs, dy, **case.variant)
+
+        return call
+
+    for (size, (shape, reduced)), gpu, pre in itertools.product(
+        SIZES.items(), GPUS, ("identity", "silu")
+    ):
+        case = Case(shape, reduced, pre=pre)
+        yield f"solve, {size}, {gpu}, {pre}", workload(case, GPUS[gpu])
+
+
 def lines_with_an_order():
     """ "forward.cu:45" of every call in the kernels' source, and of the helpers that have one."""
     calls = "|".join([*ORDERS, "publish", "completes", "wait_for", r"block\.(arrive|wait|join)"])
@@ -230,7 +251,7 @@ def main():
         "filter", nargs="?", default="", help="only orders whose name has this (an expression)"
     )
     parser.add_argument(
-        "--every", type=int, default=5, help="one workload in so many, all of clusters"
+        "--every", type=int, default=5, help="one workload in so many, all of clusters and solves"
     )
     options = parser.parse_args()
     import conftest  # noqa: F401  lends the stand-in to the CUDA backend
@@ -239,8 +260,9 @@ def main():
     if not host.finds_races:
         sys.exit(f"{CUDA} was not built to find races: `make mutants` does that")
     workloads = [*se_workloads(host), *norm_workloads(host)]
-    clusters = [workload for workload in workloads if workload[0].startswith("cluster")]
-    workloads = clusters + [w for w in workloads if w not in clusters][:: options.every]
+    always = [workload for workload in workloads if workload[0].startswith("cluster")]
+    workloads = [w for w in workloads if w not in always][:: options.every]
+    workloads = [*always, *workloads, *solve_workloads(host)]
     mutants = Mutants(host, dict(workloads))
     print(f"{len(workloads)} workloads, {len(mutants.places)} orders", flush=True)
     lines = {line for name in mutants.places for line in re.findall(r"[\w.]+:\d+", name)}

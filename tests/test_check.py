@@ -110,7 +110,13 @@ def test_every_kernel_of_the_library_is_launched(host_gpu_of_cuda):
             ("nchw", "nhwc"),
         )
     ]
-    assert launched == {*block, *norm}
+    solve = [
+        f"solve_{part}<{number}>"
+        for part, number in itertools.product(
+            ("norm", "excite", "backward"), ("float32", "float64")
+        )
+    ]
+    assert launched == {*block, *norm, *solve}
 
 
 # --- what it says --------------------------------------------------------------------------------
@@ -273,7 +279,7 @@ def test_what_is_resident_is_asked_without_a_launch(host_gpu_of_cuda):
     gpu = Gpu()
     for record in records:
         kernel, needs = record["kernel"], record["shared_bytes"] + 1024
-        by_memory, by_threads = gpu.shared_bytes_in_all // needs, 2048 // gpu.threads
+        by_memory, by_threads = gpu.shared_bytes_in_all // needs, 2048 // record["threads"]
         assert record["resident_blocks"] == min(by_memory, by_threads), kernel
         assert (record["cluster"] > 1) == ("cluster" in kernel) or record["cluster"] == 1
         if record["cluster"] > 1:

@@ -59,7 +59,6 @@ inline void launch_tiles(void (*kernel)(SweepParameters), const SweepParameters&
                          const std::string& name, const Gpu& gpu, void* stream) {
   const Shape shape{name, p.sizes.images * p.cut.blocks * p.cut.splits, gpu.threads, 1,
                     p.shared.bytes};
-  if (p.counters) zero(p.counters, split_counters_bytes(p.cut, p.sizes), shape, stream);
   launch(kernel, p, shape, stream);
 }
 

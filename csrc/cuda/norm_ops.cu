@@ -61,12 +61,15 @@ void launch(const Problem& p, SweepParameters& parameters, NormKernel kernel,
   parameters.shared = shared_of(cut, sizes, traits, call.gpu, parameters.access, false);
   parameters.reversed = plan.reversed;
   if (plan.sums > 0 && cut.splits > 1) {
-    parameters.counters = static_cast<std::uint32_t*>(at(call, 0));
+    parameters.counters = call.counters ? call.counters : static_cast<std::uint32_t*>(at(call, 0));
     parameters.parts = at(call, aligned(split_counters_bytes(cut, sizes)));
   }
   const bool backward =
       kernel == NormKernel::scale_backward || kernel == NormKernel::squeeze_backward;
   const OnDevice device(call.gpu.device);
+  if (parameters.counters && !call.counters)
+    zero(parameters.counters, split_counters_bytes(cut, sizes), {"with a norm", 0, 0, 1, 0},
+         call.stream);
   with_number(p, [&](auto number) {
     using X = decltype(number);
     if (backward)
@@ -76,20 +79,32 @@ void launch(const Problem& p, SweepParameters& parameters, NormKernel kernel,
   });
 }
 
-}  // namespace
-
-std::int64_t norm_workspace_bytes(const Problem& p, const Gpu& gpu) {
+// The most that bytes(traits, cut) is of the sweeps with sums.
+template <class Bytes>
+std::int64_t most_of_sweeps(const Problem& p, const Gpu& gpu, const Bytes& bytes) {
   std::int64_t most = 0;
   for (const NormKernel kernel :
        {NormKernel::moments, NormKernel::squeeze, NormKernel::scale_backward})
     for (const Pre pre : {Pre::identity, Pre::relu}) {
       const Traits traits = traits_for(p, plan_of(kernel, pre));
-      const Sizes sizes = sizes_of(p);
-      const Cut cut = cut_of(sizes, traits, gpu);
-      most = std::max(most, aligned(split_counters_bytes(cut, sizes)) +
-                                aligned(parts_bytes(cut, sizes, traits)));
+      most = std::max(most, bytes(traits, cut_of(sizes_of(p), traits, gpu)));
     }
   return most;
+}
+
+}  // namespace
+
+std::int64_t norm_workspace_bytes(const Problem& p, const Gpu& gpu) {
+  const Sizes sizes = sizes_of(p);
+  return most_of_sweeps(p, gpu, [&](const Traits& traits, const Cut& cut) {
+    return aligned(split_counters_bytes(cut, sizes)) + aligned(parts_bytes(cut, sizes, traits));
+  });
+}
+
+std::int64_t norm_counters_bytes(const Problem& p, const Gpu& gpu) {
+  const Sizes sizes = sizes_of(p);
+  return most_of_sweeps(
+      p, gpu, [&](const Traits&, const Cut& cut) { return split_counters_bytes(cut, sizes); });
 }
 
 void norm_moments(const Problem& p, const NormMoments& f, const Call& call) {

@@ -82,6 +82,19 @@ void run_backward(int device, Pointer stream, Pointer workspace, Size images, Si
   cuda::backward(p, b, c);
 }
 
+void run_weight_gradients(int device, Pointer stream, Pointer workspace, Size images, Size channels,
+                          Size reduced, Size pixels, int x_type, int w_type, bool nhwc, Pointer de,
+                          Pointer da, Pointer h, Pointer z, Pointer dw1, Pointer dw2, Pointer db1,
+                          Pointer db2) {
+  const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, "avg",
+                          "identity", 0, "sigmoid", "none");
+  const cuda::WeightGradients g{in(de),   in(da),   in(h),    in(z),
+                                out(dw1), out(dw2), out(db1), out(db2)};
+  const cuda::Call c = call(device, stream, workspace, "two_sweeps");
+  const py::gil_scoped_release release;
+  cuda::weight_gradients(p, g, c);
+}
+
 void run_squeeze(int device, Pointer stream, Pointer workspace, Size images, Size channels,
                  Size pixels, int x_type, int compute_type, bool nhwc, Name squeeze, Pointer x,
                  Size x_i, Size x_c, Size x_p, Pointer z) {
@@ -174,6 +187,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("forward", run_forward);
   m.def("explain", explain);
   m.def("backward", run_backward);
+  m.def("weight_gradients", run_weight_gradients);
   m.def("squeeze", run_squeeze);
   m.def("scale", run_scale);
   m.def("scale_backward", run_scale_backward);

@@ -60,9 +60,13 @@ def run_forward(
 def move(running_mean, running_var, moved: Tensor) -> None:
     """The running statistics (C) to what the call left in ``moved`` (2, C), if anything."""
     if moved.numel():
+        running, new = (running_mean, running_var), moved.unbind()
         with torch.no_grad():
-            running_mean.copy_(moved[0])
-            running_var.copy_(moved[1])
+            if torch.compiler.is_compiling():  # exporters know no other way
+                for old, to in zip(running, new, strict=True):
+                    old.copy_(to)
+            else:
+                torch._foreach_copy_(running, new)  # one launch
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):

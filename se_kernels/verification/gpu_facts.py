@@ -61,8 +61,8 @@ def copy_bandwidth(device: str, size: int) -> float:
 
 
 def stage_launches(stage: str, layout: str, images: int, device: str) -> list[Launch]:
-    """Those of the block, forward and backward with residual and ReLU, and of the sweeps
-    with a batch norm, at one stage in bfloat16."""
+    """Those of the block, forward and backward with residual and ReLU, and with a
+    batch norm, at one stage in bfloat16."""
     channels, side, reduced = STAGES[stage]
     half = dict(dtype=torch.bfloat16, device=device)
     single = dict(dtype=torch.float32, device=device)
@@ -72,25 +72,25 @@ def stage_launches(stage: str, layout: str, images: int, device: str) -> list[La
     )
     w1, w2 = torch.empty(reduced, channels, **half), torch.empty(channels, reduced, **half)
     z, s = torch.empty(images, channels, **single), torch.empty(images, channels, **single)
-    a, norm = torch.empty(images, reduced, **single), torch.empty(3, channels, **single)
+    a, mask = torch.empty(images, reduced, **single), empty_mask(x)
     variant = "avg", "relu", 0.01, "sigmoid"
     cuda = dispatch.BACKENDS["cuda"]
-    mask = empty_mask(x)
 
     def both() -> None:
         cuda.forward(x, w1, w2, None, None, residual, *variant, "relu")
         needs = (True, True, False, False, False, False)
         cuda.backward(dy, x, w1, w2, mask, z, a, s, *variant, needs)
 
-    def sweeps() -> None:
-        cuda.norm_moments(x, False)
-        cuda.norm_squeeze(x, norm, "relu")
-        cuda.norm_scale(x, norm, s, residual, "identity", "relu", True)
-        for pre in ("identity", "relu"):
-            cuda.norm_scale_backward(dy, x, mask, norm, pre, True)
-        cuda.norm_squeeze_backward(dy, x, None, norm, s, z, "identity", norm[0], norm[0])
+    def with_a_norm() -> None:
+        _, mask, numbers, a, _ = cuda.norm_forward(
+            x, None, None, None, None, None, w1, w2, None, None, residual,
+            True, 0.1, 1e-5, "relu", "relu", 0.01, "sigmoid", "relu", True,
+        )  # fmt: skip
+        excitation, needs = ("relu", 0.01, "sigmoid"), (True, True, False, True, True, False, False)
+        cuda.norm_backward(dy, x, mask, numbers, a, w1, w2, True, "relu", *excitation, needs)
+        cuda.norm_scale_backward(dy, x, mask, numbers[:3], "identity", True)
 
-    return launches_of(both) + launches_of(sweeps)
+    return launches_of(both) + launches_of(with_a_norm)
 
 
 def described(launch: Launch) -> str:

@@ -41,6 +41,7 @@ void interrupt();                                 // others may run first
 std::uint64_t exchange(std::uint64_t bits, int mask);
 const float* remote(const float* p, int rank);
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments);
+void count_memset();
 // Where launches are only recorded: keeps this one, and says so.
 bool records(const Shape& shape, const void* parameters, std::size_t bytes);
 
@@ -207,6 +208,7 @@ Surveyed survey_of(const Shape&);
 
 inline void zero(void* data, std::int64_t bytes, const Shape& shape, void*) {
   if (survey()) return;
+  host::count_memset();
   if (host::records(shape, nullptr, 0)) return;
   std::memset(data, 0, std::size_t(bytes));
 }

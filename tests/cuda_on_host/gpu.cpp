@@ -13,7 +13,7 @@ std::mutex mutex;  // one launch at a time, of all threads of the process
 Gpu settings{0, 90, 4, 1 << 20, 227 << 10, 228 << 10, 64};
 unsigned seed = 1;
 int resident = 0;
-int launches = 0;
+int launches = 0, memsets = 0;
 std::string last_launch;
 // Called with each launch that is recorded in place of being run: kernel, blocks, threads, cluster,
 // bytes of shared memory, parameters and their bytes.
@@ -43,6 +43,11 @@ void run(const Shape& shape, void (*thread)(const void*), const void* arguments)
   ++launches;
   last_launch = describe(shape);
   Launch(shape, thread, arguments, seed, resident).run();
+}
+
+void count_memset() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  ++memsets;
 }
 
 bool records(const Shape& shape, const void* parameters, std::size_t bytes) {
@@ -104,6 +109,11 @@ SE_EXPORT void se_host_set_recorder(void* new_recorder) {
 SE_EXPORT int se_host_launches() {
   const std::lock_guard<std::mutex> lock(mutex);
   return launches;
+}
+
+SE_EXPORT int se_host_memsets() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return memsets;
 }
 
 // Writes the last launch's description, cut to the size.

@@ -24,7 +24,6 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
 
 
@@ -77,7 +76,7 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
         for gradient in gradients[2:]:
             gradient.zero_()
         return gradients
-    dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
+    dx, dr, *weights = (g if n else None for g, n in zip(gradients, needs, strict=True))
     x, dy, w1, w2 = on_elements(x, dy, w1, w2)
     layout, x = readable(x)
     dy, mask = like_layout(dy, layout), flat(mask)
@@ -95,7 +94,8 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
         *place(dr),
         *map(pointer, (w1, w2, mask, a, s, de, da, h)),
     )
-    weight_gradients(gradients[2:], needs[2:], de, da, h, z)
+    if any(needs[2:]):
+        library.native.weight_gradients(*launch(x), *sizes, *map(pointer, (de, da, h, z, *weights)))
     return gradients
 
 

@@ -1,5 +1,7 @@
 """What the kernels are told of tensors: addresses, strides, sizes; the stream, the workspace."""
 
+import functools
+
 import torch
 
 from se_kernels.backends.cuda import library
@@ -23,11 +25,14 @@ def sizes_of(x, reduced, w_dtype, layout):
     images, channels, height, width = x.shape
     return (
         *(images, channels, reduced, height * width),
-        *(
-            getattr(library.native, str(dtype)[6:]) for dtype in (x.dtype, w_dtype)
-        ),  # without "torch."
+        *(type_of(x.dtype), type_of(w_dtype)),
         layout == "nhwc",
     )
+
+
+@functools.cache
+def type_of(dtype):
+    return getattr(library.native, str(dtype)[6:])  # without "torch."
 
 
 def alone(sizes):

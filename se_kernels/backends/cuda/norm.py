@@ -1,11 +1,7 @@
-"""A batch norm before the block: one launch a sweep."""
-
-import sys
-from functools import partial
+"""A batch norm before the block: one native call each way, and its sweeps alone."""
 
 import torch
 
-from se_kernels.backends import composed_norm
 from se_kernels.backends.cuda import library
 from se_kernels.backends.cuda.launch import (
     alone,
@@ -16,9 +12,17 @@ from se_kernels.backends.cuda.launch import (
     place,
     pointer,
     sizes_of,
+    type_of,
 )
-from se_kernels.layout import empty_mask, empty_output, like_layout, readable
-from se_kernels.reference import compute_dtype
+from se_kernels.layout import (
+    empty_mask,
+    empty_norm_gradients,
+    empty_output,
+    flat,
+    like_layout,
+    readable,
+)
+from se_kernels.reference import compute_dtype, norm_compute_dtype
 
 
 def norm_moments(u, wide):
@@ -114,14 +118,110 @@ def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     return du
 
 
-norm_inference, norm_forward, norm_backward = (
-    partial(composed, sys.modules[__name__])
-    for composed in (
-        composed_norm.norm_inference,
-        composed_norm.norm_forward,
-        composed_norm.norm_backward,
+def norm_inference(
+    u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, pre, act, act_slope, gate, post
+):
+    """y (N, C, H, W), the norm in evaluation mode."""
+    return norm_forward(
+        u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual,
+        False, 0.0, eps, pre, act, act_slope, gate, post, False,
+    )[0]  # fmt: skip
+
+
+def norm_forward(
+    u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
+    training, momentum, eps, pre, act, act_slope, gate, post, keep,
+):  # fmt: skip
+    """What ``ops.norm_forward`` returns."""
+    dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
+    y = empty_output(u)
+    mask = empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8)
+    numbers = u.new_empty((4 + 2 * images, channels), dtype=dtype)
+    a = u.new_empty((images, w1.shape[0]), dtype=dtype)
+    moves = training and mean is not None
+    moved = u.new_empty((2, channels) if moves else 0, dtype=torch.float64)
+    u, residual = on_elements(u, residual)
+    layout, u = readable(u)
+    residual = like_layout(residual, layout)
+    w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
+    weight, bias = (
+        t if t is None or t.dtype == dtype else t.to(dtype) for t in (bn_weight, bn_bias)
     )
-)
+    weight, bias, mean, var, means = map(flat, on_elements(weight, bias, mean, var, means))
+    sizes = sizes_of(u, w1.shape[0], w1.dtype, layout)
+    workspace = _bytes(u, library.native.norm_forward_workspace_bytes(device_of(u), *sizes))
+    library.native.norm_forward(
+        *launch(u, workspace),
+        *(*sizes, act, act_slope, gate, post),
+        *place(u),
+        *place(residual),
+        *place(y),
+        training,
+        *_vector(mean),
+        *_vector(var),
+        pointer(means),
+        momentum,
+        eps,
+        pointer(weight),
+        pointer(bias),
+        pre,
+        *map(pointer, (w1, w2, b1, b2)),
+        pointer(mask if keep else None),
+        pointer(moved if moves else None),
+        *_numbers(numbers, images),
+        a.data_ptr(),
+    )
+    return y, mask, numbers, a, moved
+
+
+def norm_backward(dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs):
+    """What ``ops.norm_backward`` returns."""
+    w_type = w1.dtype
+    w1, w2 = _weights(numbers.dtype, w1, w2)
+    gradients = empty_norm_gradients(u, numbers, w1, w2, needs)
+    dweight, dbias, *others = gradients
+    du, dr, d, *weights = (g if need else None for g, need in zip(others, needs, strict=True))
+    dy, u = on_elements(dy, u)
+    layout, u = readable(u)
+    dy = like_layout(dy, layout)
+    numbers, a = on_vectors(numbers, a)
+    sizes = sizes_of(u, w1.shape[0], w1.dtype, layout)
+    workspace = _bytes(u, library.native.norm_backward_workspace_bytes(device_of(u), *sizes, pre))
+    library.native.norm_backward(
+        *launch(u, workspace),
+        *(*sizes, act, act_slope, gate),
+        *place(dy),
+        *place(u),
+        *place(dr),
+        *place(du),
+        pointer(mask),
+        training,
+        *_numbers(numbers, u.shape[0]),
+        a.data_ptr(),
+        pre,
+        *map(pointer, (w1, w2, dweight, dbias, d, *weights)),
+    )
+    if w1.dtype != w_type:
+        gradients = *gradients[:5], *(g.to(w_type) for g in gradients[5:])
+    return gradients
+
+
+def _weights(dtype, *weights):
+    """w1, w2, b1, b2 as they are read: in the type of the sums where that is float64."""
+    if dtype == torch.float64:
+        weights = (None if t is None else t.to(dtype) for t in weights)
+    return map(flat, on_elements(*weights))
+
+
+def _numbers(numbers, images):
+    """Where norm (4, C), squeezed and s (N, C) lie, the rows of numbers."""
+    first, row = numbers.data_ptr(), numbers.shape[1] * numbers.element_size()
+    return first, first + 4 * row, first + (4 + images) * row
+
+
+def _vector(t):
+    """Address and type of t (C), or none."""
+    return (0, 0) if t is None else (t.data_ptr(), type_of(t.dtype))
 
 
 def _constants(norm):
@@ -133,4 +233,8 @@ def _constants(norm):
 
 def _workspace(u, sizes):
     size = library.native.norm_workspace_bytes(device_of(u), *sizes)
-    return torch.empty(size, dtype=torch.uint8, device=u.device) if size else None
+    return _bytes(u, size) if size else None
+
+
+def _bytes(u, size):
+    return torch.empty(size, dtype=torch.uint8, device=u.device)
