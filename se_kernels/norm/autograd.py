@@ -57,16 +57,16 @@ def run_forward(
     )  # fmt: skip
 
 
-def move(running_mean, running_var, moved: Tensor) -> None:
+def move(running_mean, running_var, moved: Tensor, backend: str) -> None:
     """The running statistics (C) to what the call left in ``moved`` (2, C), if anything."""
-    if moved.numel():
-        running, new = (running_mean, running_var), moved.unbind()
-        with torch.no_grad():
-            if torch.compiler.is_compiling():  # exporters know no other way
-                for old, to in zip(running, new, strict=True):
-                    old.copy_(to)
-            else:
-                torch._foreach_copy_(running, new)  # one launch
+    if not moved.numel():
+        return
+    with torch.no_grad():
+        if backend == "cpu" or torch.compiler.is_compiling():
+            running_mean.copy_(moved[0])
+            running_var.copy_(moved[1])
+        else:
+            torch._foreach_copy_((running_mean, running_var), moved.unbind())  # one launch
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
@@ -88,7 +88,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
             settings, True,
         )  # fmt: skip
         if not torch.compiler.is_compiling():  # a tracer takes no writing to inputs here
-            move(mean, var, moved)
+            move(mean, var, moved, settings.backend)
         if settings.post != "relu":
             mask = None
         of = (None, None) if settings.training else (mean, var)

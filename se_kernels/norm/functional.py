@@ -128,7 +128,7 @@ def batch_norm_squeeze_excite(
     else:
         y, *_, moved = run_forward(*tensors, of, settings, keep=False)
     if not grads or torch.compiler.is_compiling():
-        move(*running, moved)
+        move(*running, moved, name)
     return y
 
 
