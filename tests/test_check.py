@@ -143,7 +143,7 @@ def test_a_wrong_backend_fails_with_the_call_on_one_line(few, wrong_forward, cap
         exec(words[2], {})
 
 
-@pytest.mark.parametrize("trial", [*SMALL[::4], Trial("block", block_case.Case(), "two_sweeps")])
+@pytest.mark.parametrize("trial", [*SMALL[::4], Trial("block", block_case.Case())])
 def test_the_call_on_one_line_is_the_trial(trial, monkeypatch):
     seen = []
     monkeypatch.setattr(Trial, "verify", lambda self, *where: seen.append((self, where)))

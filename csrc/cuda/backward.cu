@@ -70,21 +70,20 @@ backward_local(SE_PARAMETER BackwardParameters p) {
     publish(counters.excited(item.part.n));
   };
 
-  work_off(counters, cut, sizes.images, room.words, [&](const Item& item) {
-    if (item.kind == Kind::first_fc || item.kind == Kind::second_fc) {
-      const int n0 = item.part.n * cut.images, images = smaller(cut.images, sizes.images - n0);
-      if (item.kind == Kind::first_fc) return second_fc_backward(n0, images, item);
-      return first_fc_backward(n0, images, item);
-    }
-    const Tile tile = tile_of(item.part, sizes, cut);
-    if (item.kind == Kind::first_sweep) return scale_backward(tile, item);
-    // dx = g s + dz / P
-    if (p.excites) wait_for(counters.excited(item.part.n / cut.images), cut.second_fc_items);
-    if (sweep.squeeze == Squeeze::avg)
-      apply_backward<Terms::product, tail, X, layout>(sweep, room, tile);
-    else
-      apply_backward<Terms::peaks, tail, X, layout>(sweep, room, tile);
-  });
+  const Item item = take_item(counters, cut, sizes.images, room.words);
+  if (item.kind == Kind::first_fc || item.kind == Kind::second_fc) {
+    const int n0 = item.part.n * cut.images, images = smaller(cut.images, sizes.images - n0);
+    if (item.kind == Kind::first_fc) return second_fc_backward(n0, images, item);
+    return first_fc_backward(n0, images, item);
+  }
+  const Tile tile = tile_of(item.part, sizes, cut);
+  if (item.kind == Kind::first_sweep) return scale_backward(tile, item);
+  // dx = g s + dz / P
+  if (p.excites) wait_for(counters.excited(item.part.n / cut.images), cut.second_fc_items);
+  if (sweep.squeeze == Squeeze::avg)
+    apply_backward<Terms::product, tail, X, layout>(sweep, room, tile);
+  else
+    apply_backward<Terms::peaks, tail, X, layout>(sweep, room, tile);
 }
 
 }  // namespace

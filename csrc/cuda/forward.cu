@@ -73,18 +73,17 @@ forward_local(SE_PARAMETER ForwardParameters p) {
     publish(counters.excited(item.part.n));
   };
 
-  work_off(counters, cut, sizes.images, room.words, [&](const Item& item) {
-    if (item.kind == Kind::first_fc || item.kind == Kind::second_fc) {
-      const int n0 = item.part.n * cut.images, images = smaller(cut.images, sizes.images - n0);
-      if (item.kind == Kind::first_fc) return first_fc(n0, images, item);
-      return second_fc(n0, images, item);
-    }
-    const Tile tile = tile_of(item.part, sizes, cut);
-    if (item.kind == Kind::first_sweep) return squeeze(tile, item);
-    // equation 4
-    if (p.excites) wait_for(counters.excited(item.part.n / cut.images), cut.second_fc_items);
-    apply_forward<false, tail, X, layout>(sweep, room, tile);
-  });
+  const Item item = take_item(counters, cut, sizes.images, room.words);
+  if (item.kind == Kind::first_fc || item.kind == Kind::second_fc) {
+    const int n0 = item.part.n * cut.images, images = smaller(cut.images, sizes.images - n0);
+    if (item.kind == Kind::first_fc) return first_fc(n0, images, item);
+    return second_fc(n0, images, item);
+  }
+  const Tile tile = tile_of(item.part, sizes, cut);
+  if (item.kind == Kind::first_sweep) return squeeze(tile, item);
+  // equation 4
+  if (p.excites) wait_for(counters.excited(item.part.n / cut.images), cut.second_fc_items);
+  apply_forward<false, tail, X, layout>(sweep, room, tile);
 }
 
 }  // namespace

@@ -42,7 +42,7 @@ void launch_norm_forward(NormKernel, const SweepParameters&, Layout, const Gpu&,
 template <class X>
 void launch_norm_backward(NormKernel, const SweepParameters&, Layout, const Gpu&, void* stream);
 
-// Of the tickets, by as many blocks as are resident at a time, or fewer.
+// A block for each ticket.
 template <class Parameters>
 void launch_tickets(void (*kernel)(Parameters), const Parameters& p, const std::string& name,
                     const Gpu& gpu, void* stream) {
@@ -51,7 +51,7 @@ void launch_tickets(void (*kernel)(Parameters), const Parameters& p, const std::
   zero(p.counters,
        schedule_counters_bytes(sweep.cut) + split_counters_bytes(sweep.cut, sweep.sizes), shape,
        stream);
-  launch_resident(kernel, p, shape, gpu, stream);
+  launch(kernel, p, shape, stream);
 }
 
 // A block a tile.

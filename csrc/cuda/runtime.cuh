@@ -3,10 +3,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <map>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 
 #include "api.h"
 #include "launch.h"
@@ -109,27 +107,6 @@ void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shap
   }
   void* arguments[] = {const_cast<Parameters*>(&parameters)};
   checked(cudaLaunchKernelExC(&configuration, function, arguments));
-}
-
-// The same by as many of these blocks as are resident at a time.
-template <class Parameters>
-void launch_resident(void (*kernel)(Parameters), const Parameters& parameters, Shape shape,
-                     const Gpu& gpu, void* stream) {
-  static thread_local std::map<std::tuple<const void*, int, int, int>, int> known;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  int& resident = known[{function, gpu.device, shape.threads, shape.shared_bytes}];
-  if (resident == 0) {
-    if (shape.shared_bytes > 48 * 1024)
-      check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 shape.shared_bytes),
-            describe(shape));
-    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, function, shape.threads,
-                                                        std::size_t(shape.shared_bytes)),
-          describe(shape));
-    resident = std::max(resident, 1);
-  }
-  shape.blocks = std::min(shape.blocks, resident * gpu.multiprocessors);
-  launch(kernel, parameters, shape, stream);
 }
 
 }  // namespace se_kernels::cuda

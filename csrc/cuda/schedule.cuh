@@ -1,7 +1,4 @@
 // The image-local schedule: both sweeps and the FCs between them in one launch, dealt by tickets.
-//
-// The groups of images follow each other; of each step the FCs of earlier groups come first, then
-// tiles of the first sweep of one group by turns with tiles of the second sweep of an earlier one.
 // An item waits only for what has a smaller ticket, so someone already runs it: nothing deadlocks.
 #pragma once
 
@@ -10,7 +7,7 @@
 
 namespace se_kernels::cuda {
 
-enum class Kind { first_sweep, first_fc, second_fc, second_sweep, none };
+enum class Kind { first_sweep, first_fc, second_fc, second_sweep };
 
 // A tile of image n: a block of channels, a split of pixels.
 struct Part {
@@ -35,53 +32,59 @@ SE_DEVICE Part part_of(const Cut& cut, bool reversed) {
   return part_of(cut, 0, reversed ? block_count() - 1 - block_index() : block_index());
 }
 
-// The items in the order of their tickets, from one step on: of one thread.
+// The items in the order of their tickets. Step by step: the parts of both FCs, then the tiles of the
+// first sweep of group `step` by turns with those of the second sweep of an earlier group.
 class Items {
  public:
-  SE_DEVICE Items(const Cut& cut, int images) : cut_(cut), images_(images) {}
+  SE_DEVICE Items(const Cut& cut, int images)
+      : cut_(cut), images_(images), each_(cut.blocks * cut.splits) {}
 
-  // The item of a ticket; tickets must not decrease.
-  SE_DEVICE Item at(int ticket) {
-    for (; step_ < cut_.groups + cut_.lag; before_ += size_of(step_++))
-      if (ticket - before_ < size_of(step_)) return within(ticket - before_);
-    return {Kind::none, {}};
+  SE_DEVICE Item at(int ticket) const {
+    int step = 0, end = cut_.groups + cut_.lag;  // before(step) <= ticket < before(end)
+    while (end - step > 1) {
+      const int middle = (step + end) / 2;
+      if (before(middle) <= ticket)
+        step = middle;
+      else
+        end = middle;
+    }
+    return within(step, ticket - before(step));
   }
 
  private:
-  SE_DEVICE int images_of(int group) const {
-    const int rest = images_ - group * cut_.images;
-    return rest < cut_.images ? rest : cut_.images;
+  // Of the groups before one: their number, their tiles.
+  SE_DEVICE int groups(int group) const { return larger(0, smaller(group, cut_.groups)); }
+  SE_DEVICE int tiles(int group) const {
+    return smaller(groups(group) * cut_.images, images_) * each_;
   }
-  SE_DEVICE bool is_group(int group) const { return group >= 0 && group < cut_.groups; }
-  SE_DEVICE int tiles(int group, bool swept) const {
-    return swept && is_group(group) ? images_of(group) * cut_.blocks * cut_.splits : 0;
+  // The tickets before a step.
+  SE_DEVICE int before(int step) const {
+    return (cut_.sweeps_first ? tiles(step) : 0) +
+           (cut_.sweeps_second ? tiles(step - cut_.lag) : 0) +
+           groups(step - cut_.first_fc_lag) * cut_.first_fc_items +
+           groups(step - cut_.second_fc_lag) * cut_.second_fc_items;
   }
-  SE_DEVICE int first(int step) const { return tiles(step, cut_.sweeps_first); }
-  SE_DEVICE int second(int step) const { return tiles(step - cut_.lag, cut_.sweeps_second); }
-  SE_DEVICE int first_fc(int step) const {
-    return is_group(step - cut_.first_fc_lag) ? cut_.first_fc_items : 0;
-  }
-  SE_DEVICE int second_fc(int step) const {
-    return is_group(step - cut_.second_fc_lag) ? cut_.second_fc_items : 0;
-  }
-  SE_DEVICE int size_of(int step) const {
-    return first(step) + second(step) + first_fc(step) + second_fc(step);
-  }
-  SE_DEVICE Item within(int i) const {
-    if (i < first_fc(step_)) return {Kind::first_fc, {step_ - cut_.first_fc_lag, i, 0}};
-    i -= first_fc(step_);
-    if (i < second_fc(step_)) return {Kind::second_fc, {step_ - cut_.second_fc_lag, i, 0}};
-    i -= second_fc(step_);
-    const int a = first(step_), b = second(step_), both = a < b ? a : b;
+  // Whether a step has its part of what comes `lag` groups later.
+  SE_DEVICE bool has(int step, int lag) const { return groups(step + 1 - lag) > groups(step - lag); }
+  SE_DEVICE Item within(int step, int i) const {
+    const int first_fc = has(step, cut_.first_fc_lag) ? cut_.first_fc_items : 0,
+              second_fc = has(step, cut_.second_fc_lag) ? cut_.second_fc_items : 0;
+    if (i < first_fc) return {Kind::first_fc, {step - cut_.first_fc_lag, i, 0}};
+    i -= first_fc;
+    if (i < second_fc) return {Kind::second_fc, {step - cut_.second_fc_lag, i, 0}};
+    i -= second_fc;
+    const int earlier = step - cut_.lag,
+              a = cut_.sweeps_first ? tiles(step + 1) - tiles(step) : 0,
+              b = cut_.sweeps_second ? tiles(earlier + 1) - tiles(earlier) : 0,
+              both = smaller(a, b);
     const bool is_first = i < 2 * both ? i % 2 == 0 : a > b;
-    const int index = i < 2 * both ? i / 2 : i - both;
-    const int group = is_first ? step_ : step_ - cut_.lag;
+    const int index = i < 2 * both ? i / 2 : i - both, group = is_first ? step : earlier;
     return {is_first ? Kind::first_sweep : Kind::second_sweep,
             part_of(cut_, group * cut_.images, index)};
   }
 
   const Cut& cut_;
-  int images_, step_ = 0, before_ = 0;
+  int images_, each_;
 };
 
 // A counter of tickets, and three of each group: tiles of the first sweep that are done, parts of
@@ -94,26 +97,15 @@ struct Counters {
   SE_DEVICE std::uint32_t* excited(int group) const { return data + 3 + 3 * group; }
 };
 
-// work(item) for the items that this block draws; the next ticket is under way meanwhile.
-template <class Work>
-SE_DEVICE void work_off(const Counters& counters, const Cut& cut, int images, int* words,
-                        const Work& work) {
-  Items items(cut, images);
-  std::uint32_t ticket = 0;
-  if (thread_index() == 0) ticket = take(counters.tickets());
-  for (;;) {
-    block_barrier();  // all are done with the item before
-    if (thread_index() == 0) {
-      const Item item = items.at(int(ticket));
-      words[0] = int(item.kind), words[1] = item.part.n;
-      words[2] = item.part.block, words[3] = item.part.split;
-      if (item.kind != Kind::none) ticket = take(counters.tickets());
-    }
-    block_barrier();
-    const Item item{Kind(words[0]), {words[1], words[2], words[3]}};
-    if (item.kind == Kind::none) return;
-    work(item);
+// The block's item, by a ticket.
+SE_DEVICE Item take_item(const Counters& counters, const Cut& cut, int images, int* words) {
+  if (thread_index() == 0) {
+    const Item item = Items(cut, images).at(int(take(counters.tickets())));
+    words[0] = int(item.kind), words[1] = item.part.n;
+    words[2] = item.part.block, words[3] = item.part.split;
   }
+  block_barrier();
+  return {Kind(words[0]), {words[1], words[2], words[3]}};
 }
 
 // Counts this block in, all that it stored before.

@@ -2,7 +2,6 @@
 // runtime.cuh ask of a GPU, on one host thread. Tests only.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -229,15 +228,6 @@ void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shap
         c.kernel(c.parameters);
       },
       &call);
-}
-
-// By as many blocks as are resident at a time, or fewer.
-template <class Parameters>
-void launch_resident(void (*kernel)(Parameters), const Parameters& parameters, Shape shape,
-                     const Gpu& gpu, void* stream) {
-  shape.blocks =
-      std::min(shape.blocks, std::max(1, survey_of(shape).blocks) * gpu.multiprocessors);
-  launch(kernel, parameters, shape, stream);
 }
 
 }  // namespace se_kernels::cuda

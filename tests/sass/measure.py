@@ -1,6 +1,6 @@
-"""What a launch executes: parts of each kind are run, and counted as often as the launch has them.
+"""What a launch executes: blocks of each kind are run, and counted as often as the launch has them.
 
-Parts differ in what they do, not in how much, so one of each kind stands for all: of both sweeps a
+Blocks differ in what they do, not in how much, so one of each kind stands for all: of both sweeps a
 tile of the first (that completes its channels, or not), a part of either FC, a tile of the second;
 of a norm's sweep a tile.
 """
@@ -69,7 +69,7 @@ def cut_of(launch: Launch) -> Cut:
 
 @dataclass(frozen=True)
 class Kind:
-    """Parts of a launch that do the same: the ticket or block of one of them, how many, whether the
+    """Blocks of a launch that do the same: the ticket or index of one of them, how many, whether the
     counters say that it is the last of its tile's splits."""
 
     name: str
@@ -138,27 +138,16 @@ class Measured:
 
 
 def measure(function: Function, recorded: Recorded, launch: Launch) -> Measured:
-    """Runs one part of each kind. Tensors are zero: nothing that is counted depends on them."""
-    cut, kinds = cut_of(launch), []
+    """Runs one block of each kind. Tensors are zero: nothing that is counted depends on them."""
+    cut, kinds, is_norm = cut_of(launch), [], launch.kernel.startswith("norm")
     for kind in kinds_of(launch):
-        if launch.kernel.startswith("norm"):
-            kinds.append((kind, _run(function, recorded, launch, cut, kind, kind.at, [])))
-            continue
-        # a block works off many: what the second costs, behind the first
-        once, twice = (
-            _run(function, recorded, launch, cut, kind, 0, [kind.at] * n) for n in (1, 2)
-        )
-        kinds.append((kind, twice.minus(once)))
+
+        def counter(address, kind=kind):
+            if not is_norm and address == recorded.workspace:
+                return kind.at  # the ticket
+            return cut.splits - 1 if kind.completes else 0
+
+        memory = ProcessMemory(recorded.tensors, lenient=True, counters=counter)
+        block = kind.at if is_norm else 0
+        kinds.append((kind, Machine(function.code, launch, memory, block, function.tables).run()))
     return Measured(launch, kinds)
-
-
-def _run(function, recorded, launch, cut, kind, block, tickets) -> Counts:
-    left = iter(tickets)
-
-    def counter(address):
-        if tickets and address == recorded.workspace:
-            return next(left, 1 << 30)
-        return cut.splits - 1 if kind.completes else 0
-
-    memory = ProcessMemory(recorded.tensors, lenient=True, counters=counter)
-    return Machine(function.code, launch, memory, block, function.tables).run()
