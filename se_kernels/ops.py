@@ -1,9 +1,12 @@
-"""The registered ops, private: schema, fakes, and the way to the chosen backend.
+"""The registered ops: schema, fakes, and the way to the chosen backend.
 
-They have no autograd of their own; ``se_kernels.autograd`` is their only caller beside inference.
+A graph may hold them: ``set_autograd`` gives each its gradients, which are in ``autograd``.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from se_kernels import dispatch
 from se_kernels.backends import no_elements
@@ -27,6 +30,28 @@ def _register(schema, implementation, fake):
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"se_kernels::{name}", fake, lib=_library)
     return getattr(torch.ops.se_kernels, name).default
+
+
+def set_autograd(op, function: Callable) -> None:
+    """``function`` runs in place of ``op`` if gradients are enabled and an argument has one; it
+    calls the op ``below``."""
+
+    def at_autograd(*args):
+        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args):
+            return function(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    _library.impl(op._schema.name.removeprefix("se_kernels::"), at_autograd, "Autograd")
+
+
+def below(op, *args):
+    """The op past its own autograd, for a call whose gradients are seen to. If it is traced, the op
+    as it is: the graph has its gradients from it."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def _inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
@@ -252,3 +277,7 @@ norm_inference = _register(
     _norm_inference,
     _norm_inference_fake,
 )
+
+UNDIFFERENTIABLE = (
+    backward, scale_backward, squeeze_backward, norm_moments, norm_backward, norm_squeeze_backward
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """A batch norm and the block as a function, batch_norm_squeeze_excite."""
 
 import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,9 @@ from se_kernels.functional import squeeze_excite, under_transform
 from se_kernels.norm import processes
 from se_kernels.norm.autograd import (
     BatchNormSqueezeExciteFunction,
-    Settings,
+    Joint,
     Statistics,
     move,
-    run_forward,
 )
 
 
@@ -103,49 +103,72 @@ def batch_norm_squeeze_excite(
     check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
     name = dispatch.choose(u, backend)
     group = process_group if training else None
-    settings = Settings(
-        training, momentum, eps, pre, act, act_slope, gate, post, group, name
-    )  # fmt: skip
-    tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
-    running = running_mean, running_var
+    fcs, variant = (w1, w2, b1, b2, residual), (pre, act, act_slope, gate, post)
+    norm, running = (u, bn_weight, bn_bias), (running_mean, running_var)
     # without an element the sweeps only serve the processes that have some
     sweeps = squeeze == "avg" and name != dispatch.REFERENCE and not under_transform()
     if not sweeps or (u.numel() == 0 and group is None):
-        return _apart(*tensors, *running, squeeze, settings)
-    grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        settings = Settings(training, momentum, eps, pre, act, act_slope, gate, post, group, name)
+        return _apart(*norm, *running, *fcs, squeeze, settings)
+    grads = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*norm, *fcs)
+    )
     if not (training or grads):
-        return ops.norm_inference(
-            u, bn_weight, bn_bias, running_mean, running_var, eps, w1, w2, b1, b2, residual,
-            pre, act, act_slope, gate, post, name,
-        )  # fmt: skip
+        return ops.below(ops.norm_inference, *norm, *running, eps, *fcs, *variant, name)
 
-    of = Statistics(*running)
+    of, joint = Statistics(*running), None
     if group is not None:
+        wide = reference.norm_compute_dtype(u, bn_weight, w1) == torch.float64
         with torch.no_grad():
-            of = _of_all(u, *running, reference.norm_compute_dtype(u, bn_weight, w1), settings)
-    if grads:
-        y, moved = BatchNormSqueezeExciteFunction.apply(*tensors, *of, settings)
-    else:
-        y, *_, moved = run_forward(*tensors, of, settings, keep=False)
-    if not grads or torch.compiler.is_compiling():
-        move(*running, moved, name)
+            of = _of_all(u, *running, momentum, wide, group, name)
+        joint = Joint(group, of.count)
+    arguments = (
+        *(*norm, of.mean, of.var, of.means, *fcs, training and group is None, momentum, eps),
+        *(*variant, grads and post == "relu", name),
+    )
+    # traced, the op itself: it has its gradients at hand, and nothing is written in a Function
+    traced = torch.compiler.is_compiling()
+    if grads and (joint is not None or not traced):
+        return BatchNormSqueezeExciteFunction.apply(joint, *arguments)
+    y, *_, moved = ops.below(ops.norm_forward, *arguments)
+    move(*running, moved, name)
     return y
 
 
-def _of_all(u, running_mean, running_var, dtype, settings) -> Statistics:
+class Settings(NamedTuple):
+    """What a call is told beside its tensors."""
+
+    training: bool
+    momentum: float
+    eps: float
+    pre: str
+    act: str
+    act_slope: float
+    gate: str
+    post: str
+    group: object  # of processes that share the statistics, or None
+    backend: str
+
+    @property
+    def variant(self) -> dict:
+        """As ``reference.batch_norm_squeeze_excite`` takes it."""
+        named = dict(pre=self.pre, act=self.act, act_slope=self.act_slope, gate=self.gate)
+        return named | dict(eps=self.eps, process_group=self.group)
+
+
+def _of_all(u, running_mean, running_var, momentum, wide, group, backend) -> Statistics:
     """Those of all the group's processes, towards which the running ones move."""
-    means, m2 = ops.norm_moments(u, dtype == torch.float64, settings.backend)
+    means, m2 = ops.below(ops.norm_moments, u, wide, backend)
     mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
     count = u.shape[0] * u.shape[2] * u.shape[3]
-    mean, m2, count = processes.statistics(mean, m2, count, settings.group)
-    _move(running_mean, running_var, mean, m2, count, settings.momentum)
+    mean, m2, count = processes.statistics(mean, m2, count, group)
+    _move(running_mean, running_var, mean, m2, count, momentum)
     return Statistics(mean, m2 / count.clamp(min=1), means, count)
 
 
 def _apart(
-    u, bn_weight, bn_bias, w1, w2, b1, b2, residual, running_mean, running_var,
-    squeeze, settings,
-):  # fmt: skip
+    u, bn_weight, bn_bias, running_mean, running_var, w1, w2, b1, b2, residual, squeeze, settings
+):
     """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
     dtype = reference.norm_compute_dtype(u, bn_weight, w1)
     if settings.training:
