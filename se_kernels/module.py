@@ -95,6 +95,8 @@ class SqueezeExcite(nn.Module):
         else:
             if is_traced(x):
                 return self._define(x, residual)
+            if residual is x and torch.compiler.is_compiling():
+                residual = x.view_as(x)  # Dynamo gives no autograd.Function a tensor twice
             fcs = self.fcs()
             if fcs is None:
                 return squeeze_excite(

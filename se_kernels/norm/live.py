@@ -2,6 +2,7 @@
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from se_kernels import reference
 from se_kernels.norm.functional import batch_norm_squeeze_excite
@@ -17,6 +18,8 @@ FROZEN = (
 
 def is_batch_norm(norm: nn.Module, classes=NORMS) -> bool:
     """Whether a call of ``norm`` is a batch norm of its parameters and buffers, and no more."""
+    if is_exporting() and _is_training(norm):
+        return False  # what quantises an exported program, or moves it to evaluation, looks for it
     cls = type(norm)
     if class_path(cls) == FROZEN[0]:
         classes = (*classes, cls)

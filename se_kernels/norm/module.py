@@ -99,6 +99,8 @@ def run_norm(
     if fcs is None:
         v = live.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
         return se(reference.activate(norm(u), pre) if v is None else v, residual)
+    if residual is u and torch.compiler.is_compiling():
+        residual = u.view_as(u)  # Dynamo gives no autograd.Function a tensor twice
     call = partial(
         live.run,
         norm,
