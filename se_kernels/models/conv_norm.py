@@ -44,6 +44,11 @@ class ConvNormReLU(nn.Module):
         self.with_norm = se.with_norm
         self.se = se.block(self.conv.out_channels)
 
+    @property
+    def weight(self) -> Tensor:
+        """For code that initialises whatever has "Conv" in the name of its class."""
+        return self.conv.weight
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if self.se is not None:
