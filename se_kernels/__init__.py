@@ -1,6 +1,7 @@
 """Fused squeeze-and-excitation blocks ("Squeeze-and-Excitation Networks", Hu et al.)."""
 
 from se_kernels import _requirements, models, reference  # _requirements first
+from se_kernels import flops as _flops  # noqa: F401 - registers them
 from se_kernels.dispatch import available_backends
 from se_kernels.functional import scale, squeeze, squeeze_excite
 from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse

@@ -90,29 +90,34 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x (N, C, H, W) and residual, of x's shape and dtype or None, to y (N, C, H, W)."""
-        if is_traced(x):
+        if torch.jit.is_scripting():  # and what is below else, TorchScript leaves alone
             return self._define(x, residual)
-        fcs = self.fcs()
-        if fcs is None:
+        else:
+            if is_traced(x):
+                return self._define(x, residual)
+            if residual is x and torch.compiler.is_compiling():
+                residual = x.view_as(x)  # Dynamo gives no autograd.Function a tensor twice
+            fcs = self.fcs()
+            if fcs is None:
+                return squeeze_excite(
+                    x,
+                    excitation=self._excite,
+                    squeeze=self.squeeze,
+                    residual=residual,
+                    post=self.post,
+                    backend=self.backend,
+                )
             return squeeze_excite(
                 x,
-                excitation=self._excite,
+                *fcs,
                 squeeze=self.squeeze,
+                act=self.act,
+                act_slope=self.act_slope,
+                gate=self.gate,
                 residual=residual,
                 post=self.post,
                 backend=self.backend,
             )
-        return squeeze_excite(
-            x,
-            *fcs,
-            squeeze=self.squeeze,
-            act=self.act,
-            act_slope=self.act_slope,
-            gate=self.gate,
-            residual=residual,
-            post=self.post,
-            backend=self.backend,
-        )
 
     def gates(self, x: Tensor) -> Tensor:
         """s (N, C) of x (N, C, H, W), by the definition and in the dtype of the sums."""
@@ -131,15 +136,14 @@ class SqueezeExcite(nn.Module):
         w2, b2 = weights(children["fc2"])
         return alike(w1, w2, b1, b2)
 
-    def _define(self, x, residual):
+    def _define(self, x: Tensor, residual: Tensor | None) -> Tensor:
         # operations of torch alone; z as (N, C, 1, 1), which is not asked for its size
-        z = reference.squeeze(x, self.squeeze, keepdim=True)
-        y = x * self._excite(z)
+        y = x * self._excite(reference.squeeze(x, self.squeeze, keepdim=True))
         if residual is not None:
-            y = _add(y, residual) if isinstance(residual, torch.fx.Proxy) else y + residual
+            y = _add(y, residual)
         return reference.activate(y) if self.post == "relu" else y
 
-    def _excite(self, z):
+    def _excite(self, z: Tensor) -> Tensor:
         h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)
         return reference.open_gate(self.fc2(h), self.gate)
 

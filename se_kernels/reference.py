@@ -20,7 +20,7 @@ def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def squeeze(v: Tensor, kind: str = "avg", *, keepdim: bool = False) -> Tensor:
+def squeeze(v: Tensor, kind: str = "avg", keepdim: bool = False) -> Tensor:
     """Global pooling, equation 2: v (N, C, H, W) to z (N, C), or (N, C, 1, 1) with ``keepdim``.
 
     ``kind`` is "avg" (the paper's), "max" (Table 11) or "avgmax", 0.5 * (mean + max).
@@ -33,31 +33,29 @@ def squeeze(v: Tensor, kind: str = "avg", *, keepdim: bool = False) -> Tensor:
 
 def activate(a: Tensor, act: str = "relu", act_slope: float = 0.01) -> Tensor:
     """δ of equation 3, elementwise; ``act`` is one of ``variants.ACTS``."""
-    match act:
-        case "relu":
-            return F.relu(a)
-        case "silu":
-            return F.silu(a)
-        case "gelu":
-            return F.gelu(a)
-        case "gelu_tanh":
-            return F.gelu(a, approximate="tanh")
-        case "hardswish":
-            return F.hardswish(a)
-        case "leaky_relu":
-            return F.leaky_relu(a, act_slope)
+    if act == "relu":
+        return F.relu(a)
+    if act == "silu":
+        return F.silu(a)
+    if act == "gelu":
+        return F.gelu(a)
+    if act == "gelu_tanh":
+        return F.gelu(a, approximate="tanh")
+    if act == "hardswish":
+        return F.hardswish(a)
+    if act == "leaky_relu":
+        return F.leaky_relu(a, act_slope)
     return a
 
 
 def open_gate(e: Tensor, gate: str = "sigmoid") -> Tensor:
     """σ of equation 3 (Table 12 for tanh and ReLU), elementwise; one of ``variants.GATES``."""
-    match gate:
-        case "sigmoid":
-            return torch.sigmoid(e)
-        case "hardsigmoid":
-            return F.relu6(e + 3) / 6  # F.hardsigmoid's own gradient is rounded to float32
-        case "tanh":
-            return torch.tanh(e)
+    if gate == "sigmoid":
+        return torch.sigmoid(e)
+    if gate == "hardsigmoid":
+        return F.relu6(e + 3) / 6  # F.hardsigmoid's own gradient is rounded to float32
+    if gate == "tanh":
+        return torch.tanh(e)
     return F.relu(e)
 
 

@@ -40,6 +40,18 @@ def test_every_name_builds_with_and_without_se(name):
     assert {type(block) for block in se_blocks(networks["fused"])} == {SqueezeExcite}
     assert {type(block) for block in se_blocks(networks["eager"])} == {EagerSqueezeExcite}
     assert not se_blocks(networks[None])
+    for model in networks.values():
+        model.apply(initialise_by_class_name)
+
+
+def initialise_by_class_name(module):
+    """As DCGAN's tutorial does."""
+    name = type(module).__name__
+    if "Conv" in name:
+        nn.init.normal_(module.weight, 0, 0.02)
+    elif "BatchNorm" in name:
+        nn.init.normal_(module.weight, 1, 0.02)
+        nn.init.zeros_(module.bias)
 
 
 def test_create_is_the_networks_own_function():

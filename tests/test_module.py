@@ -15,7 +15,6 @@ from operator_cases import act_module, gate_module
 from ops_called import OpsCalled
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.utils.flop_counter import FlopCounterMode
 
 import se_kernels
 from se_kernels import SqueezeExcite
@@ -614,21 +613,3 @@ def test_device_and_dtype_of_every_part():
     layer = se_kernels.SqueezeExcite(8, norm_layer=nn.BatchNorm2d, **made)
     floating = [p for p in layer.parameters() if p.is_floating_point()]
     assert {(p.device.type, p.dtype) for p in floating} == {("meta", torch.float64)}
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("how", ["fx", "trace"])
-@pytest.mark.parametrize("cls", [se_kernels.SqueezeExcite, se_kernels.BatchNormSqueezeExcite])
-def test_tracers_see_the_definition(cls, how):
-    layer, x = cls(16, post="relu").eval(), torch.randn(2, 16, 4, 4)
-    traced = torch.fx.symbolic_trace(layer) if how == "fx" else torch.jit.trace(layer, x)
-    assert "se_kernels::" not in str(traced.graph)
-    assert "ops.se_kernels" not in str(traced.graph)
-    torch.testing.assert_close(traced(x), layer(x))
-
-
-def test_flops_of_the_definition():
-    layer, x = se_kernels.SqueezeExcite(256), torch.randn(8, 256, 7, 7)
-    with FlopCounterMode(display=False) as counted:
-        layer(x)
-    assert counted.get_total_flops() == 2 * 2 * 8 * 256 * 16

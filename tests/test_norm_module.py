@@ -355,3 +355,36 @@ def test_found_by_the_name_of_its_class():
 def test_device_and_dtype():
     layer = se_kernels.BatchNormSqueezeExcite(CHANNELS, device="meta", dtype=torch.float64)
     assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.float64)}
+
+
+def test_gradients_are_laid_as_the_parameters_are(u):
+    """Of weights in channels_last too: DistributedDataParallel copies, and warns of, any other."""
+    layer = se_kernels.BatchNormSqueezeExcite(CHANNELS).to(memory_format=torch.channels_last)
+    layer(u.float()).sum().backward()
+    assert [p.grad.stride() for p in layer.parameters()] == [p.stride() for p in layer.parameters()]
+
+
+@pytest.mark.parametrize("how", ["layer", "block"])
+def test_an_exported_training_program_has_the_norm_of_torch(how, u):
+    """torchao quantises it with the convolution before it, and moves it to evaluation."""
+    layer = se_kernels.BatchNormSqueezeExcite(CHANNELS)
+    if how == "block":
+        layer = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 1), layer.bn, layer.se)
+        assert se_kernels.fuse(layer, "block").blocks
+    exported = torch.export.export(copy.deepcopy(layer), (u.float(),)).module()
+    called = {str(node.target) for node in exported.graph.nodes}
+    assert "aten.batch_norm.default" in called
+    assert not any("se_kernels.norm" in name for name in called)
+    torch.testing.assert_close(exported(u.float()), layer(u.float()))
+    torch.testing.assert_close(dict(exported.named_buffers()), dict(layer.named_buffers()))
+
+
+@pytest.mark.parametrize("cls", [SqueezeExcite, se_kernels.BatchNormSqueezeExcite])
+def test_compiled_with_its_own_input_as_residual(cls, u):
+    layer = draw(cls(CHANNELS, post="relu")).double()
+    compiled = torch.compile(copy.deepcopy(layer), backend="eager", fullgraph=True)
+    x, expected = u.clone().requires_grad_(), u.clone().requires_grad_()
+    compiled(x, x).square().sum().backward()
+    layer(expected, expected).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad)
+    torch.compiler.reset()

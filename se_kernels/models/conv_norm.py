@@ -1,8 +1,8 @@
 """A convolution, its norm and ReLU: the layer that the networks without a residual tail stack."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.models import in_place
 from se_kernels.models.se import SE, after_norm
 
 
@@ -44,9 +44,14 @@ class ConvNormReLU(nn.Module):
         self.with_norm = se.with_norm
         self.se = se.block(self.conv.out_channels)
 
+    @property
+    def weight(self) -> Tensor:
+        """For code that initialises whatever has "Conv" in the name of its class."""
+        return self.conv.weight
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
         if self.se is not None:
             return after_norm(self.bn, self.se, x, relu=self.relu, fused=self.with_norm)
         x = self.bn(x)
-        return F.relu(x, inplace=True) if self.relu else x
+        return in_place.relu(x) if self.relu else x

@@ -5,9 +5,9 @@ are those of timm's ``inception_resnet_v2`` and not of the paper's figures."""
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.models import in_place
 from se_kernels.models.conv_norm import ConvNormReLU
 from se_kernels.models.network import Network
 from se_kernels.models.registry import register, with_se
@@ -100,11 +100,11 @@ class Residual(Branches):
     def forward(self, x: Tensor) -> Tensor:
         v = self.conv2d(self.concatenated(x))
         if self.scale != 1:
-            v *= self.scale
+            v = in_place.mul(v, self.scale)
         if self.se is not None:
             return self.se(v, x)
-        v += x
-        return F.relu(v, inplace=True) if self.relu else v
+        v = in_place.add(v, x)
+        return in_place.relu(v) if self.relu else v
 
 
 # fmt: off

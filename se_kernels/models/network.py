@@ -2,8 +2,11 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from se_kernels.pieces import is_traced
 
 
 class Network(nn.Module):
@@ -50,7 +53,8 @@ class Network(nn.Module):
         self.fc = nn.Linear(self.feature_channels[-1], self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        check_images(x, self.in_channels, self.min_size)
+        if not is_traced(x):  # a tracer may not know the sizes
+            check_images(x, self.in_channels, self.min_size)
         x = self.stem(x)
         maps = []
         for name in self.layers:
@@ -58,6 +62,13 @@ class Network(nn.Module):
             if self.features_only:
                 maps.append(x)
         return maps if self.features_only else self.head(x)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        # what torch.jit.script compiles: it knows no getattr by a variable name
+        traced = torch.fx.symbolic_trace(self)
+        traced.graph.output_node().type = None  # one of forward's two
+        traced.recompile()
+        return traced
 
     def stem(self, x: Tensor) -> Tensor:
         return x

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.models import in_place
 from se_kernels.models.network import Network, conv
 from se_kernels.models.se import INTEGRATIONS, SE, after_norm, check_se, expect
 
@@ -89,9 +90,9 @@ class Block(nn.Module):
             return self.se(v, shortcut)
         if self.se is not None and self.integration == "identity":
             return self.se(shortcut, v)
-        v += shortcut
+        v = in_place.add(v, shortcut)
         if self.post == "relu":
-            v = F.relu(v, inplace=True)
+            v = in_place.relu(v)
         return self.se_if("post", v)
 
 
@@ -108,12 +109,12 @@ class Bottleneck(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         v = self.se_if("pre", x)
-        v = F.relu(self.bn1(self.conv1(v)), inplace=True)
+        v = in_place.relu(self.bn1(self.conv1(v)))
         v = self.conv2(v)
         if self.se is not None and self.integration == "3x3":
             v = after_norm(self.bn2, self.se, v, relu=True, fused=self.with_norm)
         else:
-            v = F.relu(self.bn2(v), inplace=True)
+            v = in_place.relu(self.bn2(v))
         return self.tail(self.conv3(v), self.bn3, x)
 
 
@@ -130,7 +131,7 @@ class BasicBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         v = self.se_if("pre", x)
-        v = F.relu(self.bn1(self.conv1(v)), inplace=True)
+        v = in_place.relu(self.bn1(self.conv1(v)))
         return self.tail(self.conv2(v), self.bn2, x)
 
 
@@ -159,10 +160,10 @@ class PreActBottleneck(PreActBlock):
         self.bn3, self.conv3 = nn.BatchNorm2d(c2), conv(c2, c3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = F.relu(self.bn1(x), inplace=True)
+        a = in_place.relu(self.bn1(x))
         v = self.conv1(a)
-        v = self.conv2(F.relu(self.bn2(v), inplace=True))
-        v = self.conv3(F.relu(self.bn3(v), inplace=True))
+        v = self.conv2(in_place.relu(self.bn2(v)))
+        v = self.conv3(in_place.relu(self.bn3(v)))
         return self.tail(v, None, self.shortcut_from(x, a))
 
 
@@ -176,9 +177,9 @@ class PreActBasicBlock(PreActBlock):
         self.bn2, self.conv2 = nn.BatchNorm2d(c1), conv(c1, c2, 3, 1, design.groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        a = F.relu(self.bn1(x), inplace=True)
+        a = in_place.relu(self.bn1(x))
         v = self.conv1(a)
-        v = self.conv2(F.relu(self.bn2(v), inplace=True))
+        v = self.conv2(in_place.relu(self.bn2(v)))
         return self.tail(v, None, self.shortcut_from(x, a))
 
 
@@ -294,8 +295,8 @@ class ResNet(Network):
             self.conv1 = conv(self.in_channels, width, 7, stride=2)
         elif stem == "deep":
             self.conv1 = nn.Sequential(
-                *(conv(self.in_channels, 64, 3, stride=2), nn.BatchNorm2d(64), nn.ReLU(True)),
-                *(conv(64, 64, 3), nn.BatchNorm2d(64), nn.ReLU(True)),
+                *(conv(self.in_channels, 64, 3, stride=2), nn.BatchNorm2d(64), in_place.ReLU()),
+                *(conv(64, 64, 3), nn.BatchNorm2d(64), in_place.ReLU()),
                 conv(64, width, 3),
             )
         else:
@@ -311,11 +312,11 @@ class ResNet(Network):
     def stem(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         if not isinstance(self.bn1, nn.Identity):
-            x = F.relu(self.bn1(x), inplace=True)
+            x = in_place.relu(self.bn1(x))
         return self.maxpool(x)
 
     def head(self, x: Tensor) -> Tensor:
-        return super().head(x if self.bn is None else F.relu(self.bn(x), inplace=True))
+        return super().head(x if self.bn is None else in_place.relu(self.bn(x)))
 
 
 def _check_stages(stages: Sequence[Stage]) -> None:

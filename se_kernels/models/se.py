@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from numbers import Real
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_kernels import reference
+from se_kernels.models import in_place
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm.module import run_norm
 from se_kernels.variants import ACTS, GATES, SQUEEZES
@@ -155,7 +155,7 @@ def after_norm(
         pre = "relu" if relu else "identity"
         return run_norm(norm, se, u, residual, pre=pre)
     v = norm(u)
-    return se(F.relu(v, inplace=True) if relu else v, residual)
+    return se(in_place.relu(v) if relu else v, residual)
 
 
 def check_se(

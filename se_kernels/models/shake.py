@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.models import in_place
 from se_kernels.models.cifar import check_no_features
 from se_kernels.models.network import Network, conv
 from se_kernels.models.registry import register, with_se
@@ -72,23 +73,26 @@ class Mix(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """a, b (N, C, H, W) to (N, C, H, W)."""
-        if not self.training:
-            return torch.lerp(a, b, 0.5)
-        forward, backward = self.how
-        alpha = self.weight(forward, a)
-        beta = alpha if backward == "keep" else self.weight(backward, a)
-        return MixFunction.apply(a, b, alpha, beta)
-
-    @staticmethod
-    def weight(how: str, a: Tensor) -> Tensor:
-        """(N, 1, 1, 1), dtype of a."""
-        shape = (a.size(0), 1, 1, 1)
-        if how == "even":
-            return a.new_full(shape, 0.5)
-        return torch.rand(shape, device=a.device).to(a.dtype)
+        return mixed(a, b, *self.how) if self.training else torch.lerp(a, b, 0.5)
 
     def extra_repr(self) -> str:
         return "forward={!r}, backward={!r}".format(*self.how)
+
+
+@torch.fx.wrap  # draws when a graph runs, not when it is traced
+def mixed(a: Tensor, b: Tensor, forward: str, backward: str) -> Tensor:
+    """A mixture in training, see :class:`Mix`."""
+    alpha = _weight(forward, a)
+    beta = alpha if backward == "keep" else _weight(backward, a)
+    return MixFunction.apply(a, b, alpha, beta)
+
+
+def _weight(how: str, a: Tensor) -> Tensor:
+    """(N, 1, 1, 1), dtype of a."""
+    shape = (a.size(0), 1, 1, 1)
+    if how == "even":
+        return a.new_full(shape, 0.5)
+    return torch.rand(shape, device=a.device).to(a.dtype)
 
 
 class Shortcut(nn.Module):
@@ -149,7 +153,7 @@ def branch(in_channels: int, channels: Sequence[int], stride: int, groups: int) 
     strided = kernels.index(3)
     for i, (kernel, width) in enumerate(zip(kernels, channels, strict=True)):
         if i:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(in_place.ReLU())
         step = stride if i == strided else 1
         layers.append(conv(in_channels, width, kernel, step, groups if kernel == 3 else 1))
         layers.append(nn.BatchNorm2d(width))

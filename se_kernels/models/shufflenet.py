@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.models import in_place
 from se_kernels.models.conv_norm import ConvNormReLU
 from se_kernels.models.network import Network
 from se_kernels.models.registry import register, with_se
 from se_kernels.models.se import SE, check_se
+from se_kernels.pieces import is_traced
 
 
 class Row(NamedTuple):
@@ -27,6 +29,13 @@ SHUFFLENET_G3 = (
     Row(960, 4),  # 7×7
 )
 STEM_CHANNELS = 24
+
+
+def shuffle(v: Tensor, groups: int) -> Tensor:
+    """Channel c is the (c // groups)-th of group c % groups."""
+    if is_traced(v):  # the older ONNX exporter does not know it
+        return v.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    return F.channel_shuffle(v, groups)
 
 
 class Unit(nn.Module):
@@ -52,15 +61,14 @@ class Unit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x is the output of a ReLU, and so then is the pool of it."""
-        v = F.channel_shuffle(self.conv1(x), self.groups)
+        v = shuffle(self.conv1(x), self.groups)
         v = self.conv3(self.conv2(v))
         if self.pool is not None:
-            v = F.relu(v, inplace=True) if self.se is None else self.se(v)
+            v = in_place.relu(v) if self.se is None else self.se(v)
             return torch.cat((self.pool(x), v), 1)
         if self.se is not None:
             return self.se(v, x)
-        v += x
-        return F.relu(v, inplace=True)
+        return in_place.relu(in_place.add(v, x))
 
 
 class ShuffleNet(Network):

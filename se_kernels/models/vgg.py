@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.models import in_place
 from se_kernels.models.conv_norm import ConvNormReLU
 from se_kernels.models.network import Network
 from se_kernels.models.registry import register, with_se
@@ -90,8 +91,8 @@ class VGG(Network):
 
     def head(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(x, POOLED).flatten(1)  # (N, C * 49)
-        x = self.dropout(F.relu(self.fc1(x), inplace=True))
-        x = self.dropout(F.relu(self.fc2(x), inplace=True))
+        x = self.dropout(in_place.relu(self.fc1(x)))
+        x = self.dropout(in_place.relu(self.fc2(x)))
         return self.fc(x)
 
 

@@ -2,6 +2,7 @@
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from se_kernels import reference
 from se_kernels.norm.functional import batch_norm_squeeze_excite
@@ -17,6 +18,8 @@ FROZEN = (
 
 def is_batch_norm(norm: nn.Module, classes=NORMS) -> bool:
     """Whether a call of ``norm`` is a batch norm of its parameters and buffers, and no more."""
+    if is_exporting() and _is_training(norm):
+        return False  # what quantises an exported program, or moves it to evaluation, looks for it
     cls = type(norm)
     if class_path(cls) == FROZEN[0]:
         classes = (*classes, cls)
@@ -48,7 +51,7 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
         mean,
         var,
         *fcs,
-        training=_of_the_batch(norm),
+        training=is_of_the_batch(norm),
         momentum=_number(momentum),
         eps=_number(norm.eps),
         process_group=_group(norm),
@@ -59,7 +62,7 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
 def normed(norm: nn.Module, u: Tensor, pre: str) -> Tensor:
     """v (N, C, H, W) as ``run`` has it, by the definition, which leaves the statistics alone."""
     dtype = reference.norm_compute_dtype(u, norm.weight, u)
-    of = (None, None) if _of_the_batch(norm) else (norm.running_mean, norm.running_var)
+    of = (None, None) if is_of_the_batch(norm) else (norm.running_mean, norm.running_var)
     how = dict(eps=_number(norm.eps), pre=pre, process_group=_group(norm))
     return reference.normed(u, norm.weight, norm.bias, *of, dtype, **how)
 
@@ -78,7 +81,8 @@ def _is_training(norm) -> bool:
     return norm.training and not is_frozen(norm)
 
 
-def _of_the_batch(norm) -> bool:
+def is_of_the_batch(norm) -> bool:
+    """Whether it normalises by the statistics of the batch."""
     return _is_training(norm) or (norm.running_mean is None and norm.running_var is None)
 
 

@@ -9,7 +9,7 @@ from se_kernels import direct, guards, reference
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, is_traced
+from se_kernels.pieces import TENSORS, class_path, is_plain, is_traced
 from se_kernels.variants import PRES
 
 
@@ -71,7 +71,10 @@ class BatchNormSqueezeExcite(nn.Module):
 
     def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u (N, C, H, W) and residual, of u's shape and dtype or None, to y (N, C, H, W)."""
-        return run_norm(self.bn, self.se, u, residual, pre=self.pre)
+        if torch.jit.is_scripting():
+            return self.se(reference.activate(self.bn(u), self.pre), residual)
+        else:  # TorchScript does not compile it
+            return run_norm(self.bn, self.se, u, residual, pre=self.pre)
 
     def extra_repr(self) -> str:
         return f"pre={self.pre!r}"
@@ -94,7 +97,10 @@ def run_norm(
     listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
     fcs = se.fcs() if listeners is not None else None
     if fcs is None:
-        return se(reference.activate(norm(u), pre), residual)
+        v = live.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
+        return se(reference.activate(norm(u), pre) if v is None else v, residual)
+    if residual is u and torch.compiler.is_compiling():
+        residual = u.view_as(u)  # Dynamo gives no autograd.Function a tensor twice
     call = partial(
         live.run,
         norm,
@@ -119,6 +125,16 @@ def _is_one_call(norm, se, u) -> bool:
         and live.is_batch_norm(norm)
         and guards.is_valid(se, _OBSERVED)
         and se.squeeze == "avg"
+    )
+
+
+def _is_sharded(norm, u) -> bool:
+    """Whether u is a DTensor that a norm in evaluation mode can leave sharded, image by image:
+    torch's own call gathers it on every process."""
+    return (
+        class_path(type(u)) == "torch.distributed.tensor.DTensor"
+        and is_plain(norm, *live.NORMS)
+        and not live.is_of_the_batch(norm)
     )
 
 
