@@ -44,9 +44,9 @@ struct Octet {
 
 // Octets whose loads are under way at a time: so many bytes of each tensor.
 template <class M, int bytes>
-constexpr int kOctets =
-    M::wide && bytes > kOctet * int(sizeof(typename M::X)) ? bytes / kOctet / int(sizeof(typename M::X))
-                                                           : 1;
+constexpr int kOctets = M::wide && bytes > kOctet* int(sizeof(typename M::X))
+                            ? bytes / kOctet / int(sizeof(typename M::X))
+                            : 1;
 
 template <class M>
 SE_DEVICE unsigned char* place_of(const Images& t, const Octet& at) {
@@ -84,8 +84,7 @@ SE_DEVICE Eight<M> load_eight(const Images& t, const Octet& at) {
       const auto* numbers = reinterpret_cast<const decltype(number)*>(from);
       SE_UNROLL
       for (int j = 0; j < kOctet; ++j)
-        out.numbers[j] =
-            j < at.here ? typename M::A(widen(numbers[j])) : typename M::A(0);
+        out.numbers[j] = j < at.here ? typename M::A(widen(numbers[j])) : typename M::A(0);
     });
   }
   return out;
@@ -263,8 +262,7 @@ SE_DEVICE unsigned load_mask(const std::uint8_t* mask, const Octet& at, const Si
 SE_DEVICE void store_flat_mask(std::uint8_t* mask, const Tile& tile, const Sizes& sizes,
                                const unsigned char* bits) {
   const int bytes = mask_row_bytes(Layout::nchw, sizes),
-            lanes = smaller(power_of_two((bytes + 7) / 8), kWarp),
-            lane = thread_index() % lanes;
+            lanes = smaller(power_of_two((bytes + 7) / 8), kWarp), lane = thread_index() % lanes;
   SE_ROLLED
   for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
     std::uint8_t* to = mask + (std::int64_t(tile.n) * sizes.channels + tile.c0 + row) * bytes;

@@ -73,8 +73,10 @@ SE_DEVICE Octet octet_of_column(const Tile& tile, int column, int p) {
 }
 SE_DEVICE Octet octet_of_run(const Tile& tile, const Sizes& sizes, int i) {
   const int row = divide(i * kOctet, sizes.by_pixels), p = i * kOctet - row * sizes.pixels;
-  return {tile.n, tile.c0 + row,
-          p,      kOctet,
+  return {tile.n,
+          tile.c0 + row,
+          p,
+          kOctet,
           smaller(kOctet, sizes.pixels - p),
           tile.c0 * sizes.pixels + i * kOctet};
 }
@@ -84,9 +86,9 @@ SE_DEVICE Octet octet_of_run(const Tile& tile, const Sizes& sizes, int i) {
 SE_DEVICE int lanes_of(int rows, int loads) {
   constexpr int kLoads = 8;
   const int most = power_of_two(loads), few = thread_count() / power_of_two(rows);
-  return smaller(smaller(larger(smaller(power_of_two((loads + kLoads - 1) / kLoads), kWarp), few),
-                         most),
-                 thread_count());
+  return smaller(
+      smaller(larger(smaller(power_of_two((loads + kLoads - 1) / kLoads), kWarp), few), most),
+      thread_count());
 }
 
 // Every eight numbers of the tile: begin(at) what is the same along its rows or columns, load(at),
