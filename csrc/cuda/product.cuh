@@ -74,9 +74,20 @@ struct WeightMatrix {
   Weights weights;
   std::int64_t first, stride;
   SE_DEVICE void fetch(int rows, int begin, int end, A (&to)[kStaged<A>]) const {
-    with_weights<A>(weights, [&](const auto& read) {
-      At::fetch(rows, begin, end, stride, to, [&](std::int64_t i) { return read(first + i); });
-    });
+    const auto fetch_as = [&](auto type) {
+      const auto* data = static_cast<const decltype(type)*>(weights.data) + first;
+      At::fetch(rows, begin, end, stride, to, [&](std::int64_t i) { return A(widen(data[i])); });
+    };
+    switch (weights.type) {  // looked at once
+      case DType::float32:
+        return fetch_as(float{});
+      case DType::bfloat16:
+        return fetch_as(bfloat16{});
+      case DType::float16:
+        return fetch_as(float16{});
+      case DType::float64:
+        if constexpr (sizeof(A) == 8) fetch_as(double{});
+    }
   }
 };
 

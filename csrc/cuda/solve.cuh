@@ -14,7 +14,7 @@
 namespace se_kernels::cuda {
 
 constexpr int kPiece = 256;        // numbers of (N,R) that an item sums
-constexpr int kColumns = 32;       // of a bias's gradient, that an item sums
+constexpr int kBiasColumns = 32;   // of a bias's gradient, that an item sums
 constexpr int kSolveCounters = 4;  // zero at the launch
 constexpr int kNormChannels = 8;   // of a block that solves the norm
 constexpr int kLeastTerms = 32;    // of the long sum over C, that an item takes
@@ -51,7 +51,14 @@ template <class A>
 SE_DEVICE A* solve_stage() {
   return reinterpret_cast<A*>(shared_memory() + 16);
 }
-SE_DEVICE int* solve_word() { return reinterpret_cast<int*>(shared_memory()); }
+
+// The block's item, by a ticket.
+SE_DEVICE int take_solve_item(std::uint32_t* tickets) {
+  int* item = reinterpret_cast<int*>(shared_memory());
+  if (thread_index() == 0) *item = int(take(tickets));
+  block_barrier();
+  return *item;
+}
 
 // ---- the norm
 

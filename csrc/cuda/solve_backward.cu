@@ -24,14 +24,14 @@ SE_DEVICE void close_gates(const BackwardSolve& p, int n0, int n1, int c0, int c
   const A *sums = static_cast<const A*>(p.sums), *s = static_cast<const A*>(p.s),
           *squeezed = static_cast<const A*>(p.squeezed), *norm = static_cast<const A*>(p.norm);
   A *de = static_cast<A*>(p.de), *z = static_cast<A*>(p.z);
-  constexpr int kSteps = kProductThreads / kColumns;
+  constexpr int kSteps = kProductThreads / kBiasColumns;
   struct Loaded {
     A total, moment, s, squeezed;
   };
-  for (int c = c0 + thread_index() % kColumns; c < c1; c += kColumns) {
+  for (int c = c0 + thread_index() % kBiasColumns; c < c1; c += kBiasColumns) {
     const A scale = norm[C + c], bias = norm[2 * C + c];
     walk<4>(
-        n0 + thread_index() / kColumns, n1, kSteps,
+        n0 + thread_index() / kBiasColumns, n1, kSteps,
         [&](int n) {
           const std::int64_t at = n * C + c;
           if (p.active) return Loaded{sums[at], A(0), s[at], A(0)};
@@ -106,13 +106,13 @@ SE_DEVICE void weight_gradient(const BackwardSolve& p, A* stage, const void* row
 template <class A>
 SE_DEVICE void bias_gradient(const BackwardSolve& p, A* stage, const void* numbers, int width,
                              int item, void* to) {
-  constexpr int kRows = kProductThreads / kColumns;
+  constexpr int kRows = kProductThreads / kBiasColumns;
   double* scratch = reinterpret_cast<double*>(stage);
-  const int lane = thread_index() % kColumns, column = item * kColumns + lane;
+  const int lane = thread_index() % kBiasColumns, column = item * kBiasColumns + lane;
   double total = 0;
   if (column < width)
     walk<8>(
-        thread_index() / kColumns, p.images, kRows,
+        thread_index() / kBiasColumns, p.images, kRows,
         [&](int n) {
           return load_shared_result(static_cast<const A*>(numbers) + std::int64_t(n) * width +
                                     column);
@@ -120,8 +120,8 @@ SE_DEVICE void bias_gradient(const BackwardSolve& p, A* stage, const void* numbe
         [&](int, A v) { total += double(v); });
   scratch[thread_index()] = total;
   block_barrier();
-  if (thread_index() >= kColumns || column >= width) return;
-  for (int row = 1; row < kRows; ++row) total += scratch[row * kColumns + lane];
+  if (thread_index() >= kBiasColumns || column >= width) return;
+  for (int row = 1; row < kRows; ++row) total += scratch[row * kBiasColumns + lane];
   store_weight(to, p.w1.type, column, A(total));
 }
 
@@ -152,7 +152,7 @@ solve_backward(SE_PARAMETER BackwardSolve p) {
   const BackwardPhases& phases = p.phases;
   const int N = p.images, C = p.channels, R = p.reduced;
   A *stage = solve_stage<A>(), *parts = static_cast<A*>(p.parts);
-  int item = p.counters ? take_ticket(p.counters, solve_word())
+  int item = p.counters ? take_solve_item(p.counters)
                         : phases.gates + phases.pieces + phases.squeezed + block_index();
 
   if (item < phases.gates) {
@@ -216,8 +216,8 @@ void launch_solve_backward(BackwardSolve p, const Gpu&, void* stream) {
               cut.image_tiles * cut.channel_tiles,
               p.dw1 ? matrix : 0,
               p.dw2 ? matrix : 0,
-              p.db1 ? parts_of(p.reduced, kColumns) : 0,
-              p.db2 ? parts_of(p.channels, kColumns) : 0};
+              p.db1 ? parts_of(p.reduced, kBiasColumns) : 0,
+              p.db2 ? parts_of(p.channels, kBiasColumns) : 0};
   const int weights = p.phases.w1 + p.phases.w2 + p.phases.b1 + p.phases.b2,
             items = p.counters ? p.phases.gates + p.phases.pieces + p.phases.squeezed + weights +
                                      parts_of(p.channels, kProductThreads)

@@ -91,7 +91,7 @@ solve_excite(SE_PARAMETER ExciteSolve p) {
   std::uint32_t *tickets = p.counters, *multiplied = tickets + 1, *summed = tickets + 2;
   A *stage = solve_stage<A>(), *a = static_cast<A*>(p.a), *h = static_cast<A*>(p.h),
     *s = static_cast<A*>(p.s), *parts = static_cast<A*>(p.parts);
-  int item = take_ticket(tickets, solve_word());
+  int item = take_solve_item(tickets);
 
   if (item < products) {
     const int split = item % cut.splits, hidden_tile = item / cut.splits % cut.hidden_tiles,
