@@ -60,9 +60,8 @@ def run_forward(
 def move(running_mean, running_var, moved: Tensor) -> None:
     """The running statistics (C) to what the call left in ``moved`` (2, C), if anything."""
     if moved.numel():
-        with torch.no_grad():
-            running_mean.copy_(moved[0])
-            running_var.copy_(moved[1])
+        with torch.no_grad():  # one launch on a GPU
+            torch._foreach_copy_([running_mean, running_var], list(moved.unbind()))
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):

@@ -12,7 +12,6 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
 
 
@@ -45,6 +44,7 @@ def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     from se_kernels.backends.triton.kernels.backward import run_backward
+    from se_kernels.backends.triton.kernels.solve import run_gradients
 
     gradients = empty_gradients(x, w1, w2, needs)
     if x.shape[0] == 0 or x.shape[1] == 0:
@@ -58,8 +58,9 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     ]
     variant = squeeze, act, act_slope, gate, post
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
-    de, da, h = run_backward(layout, *places, row_major(w1), row_major(w2), a, s, *variant)
-    weight_gradients(gradients[2:], needs[2:], de, da, h, z)
+    de, da = run_backward(layout, *places, row_major(w1), row_major(w2), a, s, *variant)
+    wanted = [g if n else None for g, n in zip(gradients[2:], needs[2:], strict=True)]
+    run_gradients(a, de, da, z, wanted, None, act, act_slope)
     return gradients
 
 

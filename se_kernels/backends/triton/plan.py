@@ -20,6 +20,8 @@ NORM_BLOCKS = 4096, 1024  # bytes of the block and the odd one after a norm, one
 NORM_PAIR_BLOCKS = 2048, 1024  # where two or three are
 PRODUCT_ELEMENTS = 2048  # of (G, BLOCK_C, BLOCK_R): 16 registers a thread, and the sums
 TILE_BYTES = 28 * 1024  # of x
+SWEEP_TILE_BYTES = 64 * 1024  # in a sweep of the whole batch, of which nothing is read again soon
+MOST_PARTS = 64  # of the pixels, whose sums whoever needs them adds up
 SMALLEST_TILE_BYTES = 2 * 1024
 TILES_PER_MULTIPROCESSOR = 2  # at least, where there is so much to do
 LARGEST_GROUP = 16
@@ -36,6 +38,7 @@ class Device:
 
     multiprocessors: int = 132
     l2_bytes: int = 50 << 20
+    tf32: bool = True  # products of TF32 numbers
 
 
 @dataclass(frozen=True)
@@ -80,15 +83,18 @@ def choose(
     nhwc: bool,
     device: Device,
     block_bytes: tuple[int, int] = (BLOCK_BYTES, ODD_BLOCK_BYTES),
+    tile_bytes: int = TILE_BYTES,
+    most_parts: int | None = None,
 ) -> Plan:
     """The plan of x (images, channels, pixels) and a bottleneck of ``reduced``.
 
     ``images`` and ``channels`` are at least 1; the item sizes are in bytes, as is the block where
-    a row has an even number of elements, and where an odd one.
+    a row has an even number of elements, and where an odd one. ``tile_bytes``: of x, at most, but
+    for channels that would be cut into more than ``most_parts``.
     """
     row_bytes = max(1, pixels) * itemsize
     share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
-    target = min(TILE_BYTES, max(SMALLEST_TILE_BYTES, share))
+    target = min(tile_bytes, max(SMALLEST_TILE_BYTES, share))
     group, block_c = _cut_channels(
         images,
         channels,
@@ -105,6 +111,7 @@ def choose(
         group * block_c, block_c, pixels, elements, ROW_BYTES // itemsize, nhwc
     )
     parts = max(1, round(block_c * row_bytes / target)) if group == 1 else 1
+    parts = min(parts, most_parts or parts)
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
     groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)

@@ -17,7 +17,6 @@ from se_kernels.backends.triton.launch import (
     unit_of,
 )
 from se_kernels.backends.triton.phases.excite import (
-    activate,
     activate_backward,
     close_gate,
     contract_channels,
@@ -60,7 +59,7 @@ _SIZES += [
 def backward_kernel(
     x, x_image, x_row, dy, dy_image, dy_row, y, y_image, y_row,
     dx, dx_image, dx_row, dr, dr_image, dr_row, w1, w2,
-    a, s, de, da, h, mean, peak, ties, share, parts, partials, counters,
+    a, s, de, da, mean, peak, ties, share, parts, partials, counters,
     N, C, R, P, groups, blocks, splits, span, excites, lag, ahead,
     SQUEEZE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr,
     POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, UNIT_W: tl.constexpr,
@@ -113,7 +112,6 @@ def backward_kernel(
         at = n0.to(tl.int64) * R + i
         before = tl.load(a + at, inside, other=0)
         tl.store(da + at, activate_backward(dh, before, ACT, SLOPE), inside)
-        tl.store(h + at, activate(before, ACT, SLOPE), inside)
         publish(excited + group)
     elif dx is not None:
         wait_for(excited + group, excites)
@@ -136,8 +134,8 @@ def backward_kernel(
 
 def run_backward(
     layout, x, dy, y, dx, dr, w1, w2, a, s, squeeze, act, act_slope, gate, post
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fills dx and dr where given; de (N, C), da and h (N, R). Images: (tensor, image, row)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fills dx and dr where given; gives de (N, C), da (N, R). Images: (tensor, image, row)."""
     plan = plan_of(x[0], w1, layout)
     images, channels, height, width = x[0].shape
     pixels, reduced = height * width, w1.shape[0]
@@ -145,7 +143,7 @@ def run_backward(
     unit = unit_of(layout, present)
     absent = (None, 0, 0)
     with on_device(x[0]):
-        de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
+        de, da = torch.empty_like(s), torch.empty_like(a)
         # mean, peak, ties, share (N, C)
         by_channel = s.new_empty(4, images, channels)
         planes = 1 if squeeze == "avg" else 3
@@ -166,7 +164,6 @@ def run_backward(
             s,
             de,
             da,
-            h,
             *by_channel,
             parts,
             partials,
@@ -191,4 +188,4 @@ def run_backward(
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )
-    return de, da, h
+    return de, da

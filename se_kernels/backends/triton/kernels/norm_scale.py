@@ -6,9 +6,9 @@ import triton.language as tl
 from se_kernels.backends.triton.launch import (
     alone,
     constants,
-    counters_of,
     on_device,
     options,
+    parts_of,
     plan_after_norm,
     unit_of,
 )
@@ -16,9 +16,7 @@ from se_kernels.backends.triton.phases.norm_scale import (
     norm_scale_backward_tile,
     norm_scale_tile,
 )
-from se_kernels.backends.triton.phases.norm_squeeze import gather_sums
-from se_kernels.backends.triton.phases.schedule import completes
-from se_kernels.backends.triton.phases.tile import aligned, group_channels, program_tile, tile_of
+from se_kernels.backends.triton.phases.tile import aligned, program_tile, tile_of
 from se_kernels.backends.triton.plan import (
     NORM_PAIR_BLOCKS,
     NORM_REGISTERS,
@@ -58,13 +56,12 @@ def norm_scale_kernel(
 
 @triton.jit(do_not_specialize=_BACKWARD_SIZES)
 def norm_scale_backward_kernel(
-    dy, dy_image, dy_row, u, u_image, u_row, dr, dr_image, dr_row, mask, norm, sums, parts,
-    counters, N, C, P, blocks, splits, span,
+    dy, dy_image, dy_row, u, u_image, u_row, dr, dr_image, dr_row, mask, norm, parts,
+    N, C, P, blocks, splits, span,
     PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """sums (K, N, C); of parts of the pixels, where there are several, parts (K, N, splits, C)
-    first."""
+    """dr where wanted, and what each part of the pixels adds to the sums, (K, N, splits, C)."""
     dy_image, dy_row = aligned(dy_image, UNIT), aligned(dy_row, UNIT)
     u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
     dr_image, dr_row = aligned(dr_image, UNIT), aligned(dr_row, UNIT)
@@ -73,7 +70,7 @@ def norm_scale_backward_kernel(
     else:
         P = aligned(P, UNIT)
     group, tile = program_tile(blocks, splits, False)
-    block, split, n0, c0, p0, p1 = tile_of(
+    _block, split, n0, c0, p0, p1 = tile_of(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
     plane = N.to(tl.int64) * splits * C
@@ -81,12 +78,6 @@ def norm_scale_backward_kernel(
         dy, dy_image, dy_row, u, u_image, u_row, dr, dr_image, dr_row, mask, norm, parts, plane,
         n0, c0, split, splits, p0, p1, N, C, P, PRE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
     )  # fmt: skip
-    if BLOCK_S > 1:  # noqa: SIM102 - Triton compiles no `and` with a program in it
-        if completes(counters + group * blocks + block, splits, False):
-            n, c = group_channels(n0, c0, G, BLOCK_C)
-            valid = (n < N) & (c < C)
-            KINDS: tl.constexpr = 2 if PRE == "identity" else 5
-            gather_sums(parts, sums, plane, n, c, valid, N, C, splits, KINDS, BLOCK_S)
 
 
 def run_norm_scale(layout, u, residual, y, mask, norm, s, pre, post) -> None:
@@ -108,22 +99,22 @@ def run_norm_scale(layout, u, residual, y, mask, norm, s, pre, post) -> None:
         )
 
 
-def run_norm_scale_backward(layout, dy, u, dr, mask, norm, sums, pre) -> None:
-    """Fills dr (N, C, H, W), unless None, and sums (K, N, C); images as above."""
+def run_norm_scale_backward(layout, dy, u, dr, mask, norm, pre):
+    """Fills dr (N, C, H, W) unless None; parts of the sums (K, N, splits, C). Images as above."""
     plan = plan_after_norm(u[0], layout, NORM_PAIR_BLOCKS, norm.dtype)
+    kinds = 2 if pre == "identity" else 5
+    parts = parts_of(plan, u[0], norm.dtype, kinds)
     with on_device(u[0]):
-        whole = plan.split == 1
         norm_scale_backward_kernel[(plan.groups * plan.tiles,)](
             *dy,
             *u,
             *(dr or (None, 0, 0)),
             mask,
             norm,
-            sums,
-            sums if whole else sums.new_empty(sums.numel() * plan.split),
-            None if whole else counters_of(plan, sums),
+            parts,
             *alone(plan, u[0]),
             PRE=pre,
-            **options(NORM_SUMS_REGISTERS[len(sums)]),
+            **options(NORM_SUMS_REGISTERS[kinds]),
             **constants(plan, layout, unit_of(layout, [u, dy, dr])),
         )
+    return parts

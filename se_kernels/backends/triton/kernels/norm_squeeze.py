@@ -7,21 +7,18 @@ import triton.language as tl
 from se_kernels.backends.triton.launch import (
     alone,
     constants,
-    counters_of,
     on_device,
     options,
+    parts_of,
     plan_after_norm,
     unit_of,
 )
 from se_kernels.backends.triton.phases.norm_squeeze import (
-    gather_norm_moments,
-    gather_sums,
     norm_moments_tile,
     norm_squeeze_backward_tile,
     norm_squeeze_tile,
 )
-from se_kernels.backends.triton.phases.schedule import completes
-from se_kernels.backends.triton.phases.tile import aligned, group_channels, program_tile, tile_of
+from se_kernels.backends.triton.phases.tile import aligned, program_tile, tile_of
 from se_kernels.backends.triton.plan import (
     NORM_BACKWARD_REGISTERS,
     NORM_BLOCKS,
@@ -35,19 +32,18 @@ _BACKWARD_SIZES = [*_SIZES, "g_image", "g_row", "du_image", "du_row"]
 
 @triton.jit(do_not_specialize=_SIZES)
 def norm_moments_kernel(
-    u, u_image, u_row, mean, m2, means, squares, counters, N, C, P, blocks, splits, span,
+    u, u_image, u_row, means, squares, N, C, P, blocks, splits, span,
     WIDE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """mean and m2 (N, C); of parts of the pixels, where there are several, means and squares
-    (N, splits, C) first. All in float64, the sums so where WIDE."""
+    """means and squares (N, splits, C) in float64, the sums so where WIDE."""
     u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
     if NHWC:
         C = aligned(C, UNIT)
     else:
         P = aligned(P, UNIT)
     group, tile = program_tile(blocks, splits, False)
-    block, split, n0, c0, p0, p1 = tile_of(
+    _block, split, n0, c0, p0, p1 = tile_of(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
     ACC: tl.constexpr = tl.float64 if WIDE else tl.float32
@@ -55,40 +51,28 @@ def norm_moments_kernel(
         u, u_image, u_row, means, squares, n0, c0, split, splits, p0, p1, N, C, ACC,
         NHWC, G, BLOCK_C, ROWS, BLOCK_P,
     )  # fmt: skip
-    if BLOCK_S > 1:  # noqa: SIM102 - Triton compiles no `and` with a program in it
-        if completes(counters + group * blocks + block, splits, False):
-            n, c = group_channels(n0, c0, G, BLOCK_C)
-            valid = (n < N) & (c < C)
-            gather_norm_moments(
-                means, squares, mean, m2, n, c, valid, splits, span * BLOCK_P, P, C, BLOCK_S
-            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def norm_squeeze_kernel(
-    u, u_image, u_row, norm, z, parts, counters, N, C, P, blocks, splits, span,
+    u, u_image, u_row, norm, parts, N, C, P, blocks, splits, span,
     PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """z (N, C); of parts of the pixels, where there are several, parts (N, splits, C) first."""
+    """What each part of the pixels adds to z, (N, splits, C)."""
     u_image, u_row = aligned(u_image, UNIT), aligned(u_row, UNIT)
     if NHWC:
         C = aligned(C, UNIT)
     else:
         P = aligned(P, UNIT)
     group, tile = program_tile(blocks, splits, True)  # after norm_moments
-    block, split, n0, c0, p0, p1 = tile_of(
+    _block, split, n0, c0, p0, p1 = tile_of(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
     norm_squeeze_tile(
         u, u_image, u_row, norm, parts, n0, c0, split, splits, p0, p1, N, C, P,
         PRE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
     )  # fmt: skip
-    if BLOCK_S > 1:  # noqa: SIM102
-        if completes(counters + group * blocks + block, splits, False):
-            n, c = group_channels(n0, c0, G, BLOCK_C)
-            valid = (n < N) & (c < C)
-            gather_sums(parts, z, 0, n, c, valid, N, C, splits, 1, BLOCK_S)
 
 
 @triton.jit(do_not_specialize=_BACKWARD_SIZES)
@@ -115,42 +99,39 @@ def norm_squeeze_backward_kernel(
     )  # fmt: skip
 
 
-def run_norm_moments(layout, u, mean, m2, sums) -> None:
-    """Fills mean and m2 (N, C), float64, by sums in the dtype ``sums``; u: (tensor, image, row)."""
+def run_norm_moments(layout, u, sums):
+    """means and Σ (u - mean)² of parts of the pixels, (N, splits, C) in float64, by sums in the
+    dtype ``sums``; splits, and pixels of a part. u: (tensor, image, row)."""
     plan = plan_after_norm(u[0], layout, NORM_BLOCKS, sums)
+    means, squares = (parts_of(plan, u[0], torch.float64) for _ in range(2))
     with on_device(u[0]):
-        whole = plan.split == 1
-        means, squares = (t if whole else t.new_empty(t.numel() * plan.split) for t in (mean, m2))
         norm_moments_kernel[(plan.groups * plan.tiles,)](
             *u,
-            mean,
-            m2,
             means,
             squares,
-            None if whole else counters_of(plan, mean),
             *alone(plan, u[0]),
             WIDE=sums == torch.float64,
             **options(NORM_REGISTERS[sums.itemsize]),
             **constants(plan, layout, unit_of(layout, [u])),
         )
+    return means, squares, plan.split, plan.span * plan.block_pixels
 
 
-def run_norm_squeeze(layout, u, norm, z, pre) -> None:
-    """Fills z (N, C); norm (3, C); u: (tensor, image, row)."""
+def run_norm_squeeze(layout, u, norm, pre):
+    """Parts of z (N, splits, C); norm (3 or more, C); u: (tensor, image, row)."""
     plan = plan_after_norm(u[0], layout, NORM_BLOCKS, norm.dtype)
+    parts = parts_of(plan, u[0], norm.dtype)
     with on_device(u[0]):
-        whole = plan.split == 1
         norm_squeeze_kernel[(plan.groups * plan.tiles,)](
             *u,
             norm,
-            z,
-            z if whole else z.new_empty(z.numel() * plan.split),
-            None if whole else counters_of(plan, z),
+            parts,
             *alone(plan, u[0]),
             PRE=pre,
             **options(NORM_REGISTERS[norm.dtype.itemsize]),
             **constants(plan, layout, unit_of(layout, [u])),
         )
+    return parts
 
 
 def run_norm_squeeze_backward(layout, g, u, du, mask, norm, s, d, pre, slope, offset) -> None:

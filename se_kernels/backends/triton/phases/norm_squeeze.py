@@ -11,7 +11,7 @@ from se_kernels.backends.triton.phases.norm import (
     pre_activate_backward,
 )
 from se_kernels.backends.triton.phases.number import rounded, widened
-from se_kernels.backends.triton.phases.squeeze import load_parts, store_parts
+from se_kernels.backends.triton.phases.squeeze import store_parts
 from se_kernels.backends.triton.phases.tile import channels_of, pixels_of, place, units_of
 
 
@@ -72,38 +72,6 @@ def norm_moments_tile(
 
 
 @triton.jit
-def gather_norm_moments(
-    means, squares, mean, m2, n, c, valid, splits, part, P, C, BLOCK_S: tl.constexpr
-):  # fmt: skip
-    """mean and m2 (G, BLOCK_C) from the parts of all tiles, each of ``part`` pixels, the last of
-    what is left: those of a whole are Σ pixels (mean of part - mean)² + Σ m2 of part."""
-    total = tl.zeros([BLOCK_S, n.shape[0], c.shape[1]], tl.float64)
-    for start in range(0, splits, BLOCK_S):
-        at, inside = load_parts(means, n, c, start, splits, valid, C, BLOCK_S)
-        v = tl.load(at, inside, other=0, cache_modifier=".cg")
-        total += v * pixels_in(start, splits, part, P, BLOCK_S)
-    whole = tl.sum(total, 0) / P.to(tl.float64)
-    square = tl.zeros_like(total)
-    for start in range(0, splits, BLOCK_S):
-        at, inside = load_parts(means, n, c, start, splits, valid, C, BLOCK_S)
-        away = tl.load(at, inside, other=0, cache_modifier=".cg") - whole[None]
-        away = tl.where(inside, away, 0)
-        square += away * away * pixels_in(start, splits, part, P, BLOCK_S)
-        at, inside = load_parts(squares, n, c, start, splits, valid, C, BLOCK_S)
-        square += tl.load(at, inside, other=0, cache_modifier=".cg")
-    at_whole = n.to(tl.int64) * C + c
-    tl.store(mean + at_whole, whole, valid)
-    tl.store(m2 + at_whole, tl.sum(square, 0), valid)
-
-
-@triton.jit
-def pixels_in(start, splits, part, P, BLOCK_S: tl.constexpr):
-    """How many pixels the parts from start have, (BLOCK_S, 1, 1)."""
-    split = start + tl.arange(0, BLOCK_S)[:, None, None]
-    return tl.where(split == splits - 1, P - split * part, part).to(tl.float64)
-
-
-@triton.jit
 def norm_squeeze_tile(
     u, u_image, u_row, norm, parts, n0, c0, split, splits, p0, p1, N, C, P,
     PRE: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -127,21 +95,6 @@ def norm_squeeze_tile(
             total += tl.where(inside, pre_activate(away * scale + bias, PRE), 0)
         sums = tl.sum(total, AXIS, keep_dims=True)
         store_part(parts, n, c, split, splits, sums / P.to(ACC), valid, C)
-
-
-@triton.jit
-def gather_sums(
-    parts, sums, plane, n, c, valid, N, C, splits, KINDS: tl.constexpr, BLOCK_S: tl.constexpr
-):  # fmt: skip
-    """sums (KINDS, N, C) of the parts (KINDS, N, splits, C) of all tiles."""
-    ACC: tl.constexpr = parts.dtype.element_ty
-    for kind in tl.static_range(KINDS):
-        total = tl.zeros([BLOCK_S, n.shape[0], c.shape[1]], ACC)
-        for start in range(0, splits, BLOCK_S):
-            at, inside = load_parts(parts + kind * plane, n, c, start, splits, valid, C, BLOCK_S)
-            total += tl.load(at, inside, other=0, cache_modifier=".cg")
-        at_whole = (kind * N.to(tl.int64) + n) * C + c
-        tl.store(sums + at_whole, tl.sum(total, 0), valid)
 
 
 @triton.jit
