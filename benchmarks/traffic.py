@@ -97,24 +97,24 @@ def _forward(case: Case) -> list[Tensor]:
 
 def _forward_tail(case: Case) -> list[Tensor]:
     w1, w2 = case.weights
-    y, *_ = cuda.forward(case.x, w1, w2, None, None, case.residual, *VARIANT, "relu")
-    return [case.x, case.residual, y]
+    y, mask, *_ = cuda.forward(case.x, w1, w2, None, None, case.residual, *VARIANT, "relu")
+    return [case.x, case.residual, y, mask]
 
 
-def _run_backward(case: Case, y: Tensor | None, post: str) -> list[Tensor]:
+def _run_backward(case: Case, mask: Tensor | None) -> list[Tensor]:
     w1, w2 = case.weights
     s = z = case.per_image
-    needs = (True, y is not None, False, False, False, False)
-    dx, dr, *_ = cuda.backward(case.dy, case.x, w1, w2, y, z, case.hidden, s, *VARIANT, post, needs)
-    return [case.x, case.dy, dx] + ([] if y is None else [y, dr])
+    needs = (True, mask is not None, False, False, False, False)
+    dx, dr, *_ = cuda.backward(case.dy, case.x, w1, w2, mask, z, case.hidden, s, *VARIANT, needs)
+    return [case.x, case.dy, dx] + ([] if mask is None else [mask, dr])
 
 
 def _backward(case: Case) -> list[Tensor]:
-    return _run_backward(case, None, "none")
+    return _run_backward(case, None)
 
 
 def _backward_tail(case: Case) -> list[Tensor]:
-    return _run_backward(case, case.residual, "relu")
+    return _run_backward(case, case.mask)
 
 
 def _moments(case: Case) -> list[Tensor]:

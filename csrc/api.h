@@ -46,19 +46,24 @@ struct Output {
   std::int64_t image_stride, channel_stride, pixel_stride;
 };
 
+// mask: one bit per element, set unless y <= 0. Rows, of P bits for nchw (N,C) and of C bits for
+// nhwc (N,P), begin with a byte; its lowest bit is the first element. In backward g = dy where the
+// bit is set, else 0; dy without a mask.
 struct Forward {
   Input x, residual;
   const void *w1, *w2, *b1, *b2;  // b1, b2 may be null
   Output y;
   void *z, *a, *s;  // all three null: inference, nothing is kept
+  std::uint8_t* mask = nullptr;
 };
 
 struct Backward {
-  Input x, dy, y;  // y only for Post::relu
+  Input x, dy, y;  // y: what csrc/cuda reads in place of the mask
   const void *w1, *w2;
   const void *z, *a, *s;
   Output dx, dr;  // each of these may be null
   void *dw1, *dw2, *db1, *db2;
+  const std::uint8_t* mask = nullptr;
 };
 
 // One phase at a time, for an excitation that the caller computes. Problem::reduced is 0 and
@@ -72,13 +77,15 @@ struct ScaleForward {
   Input x, residual;
   const void* s;
   Output y;
+  std::uint8_t* mask = nullptr;
 };
 
 struct ScaleBackward {
-  Input x, dy, y;  // y only for Post::relu
+  Input x, dy, y;  // y as in Backward
   const void* s;
   Output dx, dr;  // dx = g s; each of these may be null
   void* ds;       // may be null
+  const std::uint8_t* mask = nullptr;
 };
 
 struct SqueezeBackward {
@@ -105,8 +112,6 @@ struct NormSqueeze {
   void* z;
 };
 
-// mask: one bit an element, set unless y <= 0. Rows, of P bits for nchw (N,C) and of C bits for
-// nhwc (N,P), begin with a byte; its lowest bit is the first element.
 struct NormScale {
   Input x, residual;
   Norm norm;
@@ -115,7 +120,6 @@ struct NormScale {
   std::uint8_t* mask;  // may be null
 };
 
-// g = dy where its bit is set, else 0; dy without a mask.
 struct NormScaleBackward {
   Input dy, x;
   const std::uint8_t* mask;  // may be null
@@ -127,7 +131,7 @@ struct NormScaleBackward {
 
 struct NormSqueezeBackward {
   Input g, x;                // x is not read for identity without slope
-  const std::uint8_t* mask;  // of g, as above
+  const std::uint8_t* mask;  // of g
   Norm norm;
   const void *s, *d;           // (N,C)
   const void *slope, *offset;  // (C); both or neither

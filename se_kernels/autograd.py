@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from se_kernels import ops, reference
+from se_kernels.layout import layout_of, masked
 from se_kernels.variants import Variant
 
 
@@ -11,16 +12,16 @@ class SqueezeExciteFunction(torch.autograd.Function):
     """Equations 2 to 4 and their gradients on a native backend.
 
     ``apply(x, w1, w2, b1, b2, residual, variant, backend)`` returns y. Saved for backward, beside
-    the inputs and (for post="relu") y: z (N, C), a (N, R), s (N, C), and never a tensor of x's
-    size. Only the gradients that are needed are computed. Under ``create_graph`` the gradients
-    come from the differentiable definition, so that they can be differentiated again.
+    the inputs: z (N, C), a (N, R), s (N, C), and for post="relu" one bit per element. Only the
+    gradients that are needed are computed. Under ``create_graph`` the gradients come from the
+    differentiable definition, so that they can be differentiated again.
     """
 
     @staticmethod
     def forward(ctx, x, w1, w2, b1, b2, residual, variant: Variant, backend: str) -> Tensor:
-        y, z, a, s = ops.forward(x, w1, w2, b1, b2, residual, *variant, backend)
-        masked = y if variant.post == "relu" else None
-        ctx.save_for_backward(x, w1, w2, b1, b2, masked, z, a, s)
+        y, mask, z, a, s = ops.forward(x, w1, w2, b1, b2, residual, *variant, backend)
+        mask, ctx.layout = _kept(mask, x, variant.post)
+        ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
         ctx.variant, ctx.backend = variant, backend
         return y
 
@@ -28,14 +29,17 @@ class SqueezeExciteFunction(torch.autograd.Function):
     def backward(ctx, dy):
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dy)
-        x, w1, w2, _, _, y, z, a, s = ctx.saved_tensors
+        x, w1, w2, _, _, mask, z, a, s = ctx.saved_tensors
         need_dx, need_dw1, need_dw2, need_db1, need_db2, need_dr = ctx.needs_input_grad[:6]
-        if not (need_dx or need_dw1 or need_dw2 or need_db1 or need_db2):
-            return None, None, None, None, None, dy if y is None else _mask(dy, y), None, None
-        write_dr = need_dr and y is not None  # without a mask dr is dy
+        solves = need_dx or need_dw1 or need_dw2 or need_db1 or need_db2
+        if mask is not None and not (solves and _lies_as(x, ctx.layout)):
+            dy, mask = masked(dy, mask, x, ctx.layout), None
+        if not solves:
+            return None, None, None, None, None, dy, None, None
+        write_dr = need_dr and mask is not None  # without a mask dr is dy
         needs = [need_dx, write_dr, need_dw1, need_dw2, need_db1, need_db2]
         dx, dr, dw1, dw2, db1, db2 = ops.backward(
-            dy, x, w1, w2, y, z, a, s, *ctx.variant, needs, ctx.backend
+            dy, x, w1, w2, mask, z, a, s, *ctx.variant[:-1], needs, ctx.backend
         )
         return (
             dx if need_dx else None,
@@ -93,29 +97,32 @@ class ScaleFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, s, residual, carrier, token, post: str, backend: str) -> Tensor:
-        y = ops.scale(x, s, residual, post, backend)
-        ctx.save_for_backward(x, s, y if post == "relu" else None)
-        ctx.post, ctx.backend = post, backend
+        y, mask = ops.scale(x, s, residual, post, post == "relu", backend)
+        mask, ctx.layout = _kept(mask, x, post)
+        ctx.save_for_backward(x, s, mask)
+        ctx.backend = backend
         ctx.token_dtype = None if token is None else token.dtype
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, s, y = ctx.saved_tensors
+        x, s, mask = ctx.saved_tensors
         need_dx, need_ds, need_dr, carries = ctx.needs_input_grad[:4]
         dx = ds = None
-        if torch.is_grad_enabled():
-            g = dy if y is None else _mask(dy, y.detach())
+        again = torch.is_grad_enabled()
+        if mask is not None and (again or not _lies_as(x, ctx.layout)):
+            dy, mask = masked(dy, mask, x, ctx.layout), None
+        g = dy
+        if again:
             if need_ds:
                 ds = (g.to(s.dtype) * x).sum((2, 3))
             if need_dx and not carries:
                 dx = (g * s[:, :, None, None]).to(x.dtype)
         else:
-            write_g = y is not None and (need_dr or carries)  # without a mask g is dy
+            write_g = mask is not None and (need_dr or carries)  # without a mask g is dy
             needs = [need_dx and not carries, write_g, need_ds]
-            g = dy
             if any(needs):
-                dx, dr, ds = ops.scale_backward(dy, x, y, s, ctx.post, needs, ctx.backend)
+                dx, dr, ds = ops.scale_backward(dy, x, mask, s, needs, ctx.backend)
                 dx, g, ds = dx if needs[0] else None, dr if write_g else dy, ds if need_ds else None
         token = s.to(ctx.token_dtype) if carries else None
         return dx, ds, g if need_dr else None, g if carries else None, token, None, None
@@ -141,14 +148,21 @@ def _differentiable_squeeze_backward(ctx, dz, g, s):
     return dx.to(x.dtype)
 
 
-def _mask(dy: Tensor, y: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(dy, y, 0)
+def _kept(mask: Tensor, x: Tensor, post: str) -> tuple[Tensor | None, str | None]:
+    """The mask that backward needs, if any, and the layout of x that its bits go by."""
+    return (mask, layout_of(x) or "nchw") if post == "relu" else (None, None)
+
+
+def _lies_as(x: Tensor, layout: str) -> bool:
+    """Whether x lies as it did in forward; a hook on saved tensors may have moved it."""
+    # none is traced, and the tracer of backward loses hold of autocast if it is asked for strides
+    return torch.compiler.is_compiling() or (layout_of(x) or "nchw") == layout
 
 
 def _differentiable_backward(ctx, dy):
-    x, w1, w2, b1, b2, y, *_ = ctx.saved_tensors
+    x, w1, w2, b1, b2, mask, *_ = ctx.saved_tensors
     variant = ctx.variant
-    g = dy if y is None else _mask(dy, y.detach())
+    g = dy if mask is None else masked(dy, mask, x, ctx.layout)
     need = ctx.needs_input_grad[:5]
     # aliases: a gradient must not run on through what w1 and the others were made from
     inputs = [None if t is None else t.view_as(t) for t in (x, w1, w2, b1, b2)]

@@ -169,7 +169,7 @@ def _scale(x, s, residual, carrier, token, post, name):
         x.requires_grad or s.requires_grad or (residual is not None and residual.requires_grad)
     ):
         return ScaleFunction.apply(x, s, residual, carrier, token, post, name)
-    return ops.scale(x, s, residual, post, name)
+    return ops.scale(x, s, residual, post, False, name)[0]
 
 
 def under_transform() -> bool:

@@ -81,14 +81,26 @@ def empty_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format_of(layout_of(x)))
 
 
-def empty_mask(x: Tensor) -> Tensor:
-    """An uninitialised mask of x, one bit an element: bit k of byte j of a row is its element
-    8 j + k. Rows are channels (N, C, bytes) where x is read as nchw, pixels (N, P, bytes) as nhwc.
+def empty_mask(x: Tensor, wanted: bool = True) -> Tensor:
+    """An uninitialised mask of x, one bit per element: bit k of byte j of a row is its element
+    8 j + k. Rows are channels (N, C, bytes) if x is read as nchw, pixels (N, P, bytes) as nhwc.
+    Without elements if it is not wanted.
     """
+    if not wanted:
+        return x.new_empty(0, dtype=torch.uint8)
     images, channels, height, width = x.shape
     pixels = height * width
     rows, length = (pixels, channels) if layout_of(x) == "nhwc" else (channels, pixels)
     return torch.empty(images, rows, (length + 7) // 8, dtype=torch.uint8, device=x.device)
+
+
+def packed(y: Tensor, x: Tensor) -> Tensor:
+    """The mask of x whose bits are !(y <= 0); y (N, C, H, W)."""
+    rows = ~(y <= 0).flatten(2)
+    rows = rows.mT if layout_of(x) == "nhwc" else rows
+    rows = torch.nn.functional.pad(rows.to(torch.uint8), (0, -rows.shape[2] % 8))
+    places = torch.arange(8, dtype=torch.uint8, device=x.device)
+    return (rows.unflatten(2, (rows.shape[2] // 8, 8)) << places).sum(3, dtype=torch.uint8)
 
 
 def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
@@ -98,6 +110,11 @@ def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
     bits = mask[..., None] >> torch.arange(8, dtype=torch.uint8, device=mask.device) & 1
     bits = bits.flatten(2)[..., : channels if nhwc else height * width].bool()
     return (bits.transpose(1, 2) if nhwc else bits).reshape(x.shape)
+
+
+def masked(dy: Tensor, mask: Tensor, x: Tensor, layout: str) -> Tensor:
+    """g (N, C, H, W): dy where its bit is set, else 0; ``layout`` as in ``unpacked``."""
+    return torch.where(unpacked(mask, x, layout), dy, 0)
 
 
 def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:

@@ -45,21 +45,21 @@ def _forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, b
     )
 
 
-def _forward_fake(x, w1, w2, b1, b2, residual, *_):
+def _forward_fake(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
     images, channels = x.shape[:2]
     small = dict(dtype=compute_dtype(x, w1), device=x.device)
-    z = torch.empty((images, channels), **small)
+    z, s = (torch.empty((images, channels), **small) for _ in range(2))
     a = torch.empty((images, w1.shape[0]), **small)
-    return empty_output(x), z, a, torch.empty((images, channels), **small)
+    return empty_output(x), empty_mask(x, post == "relu"), z, a, s
 
 
-def _backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs, backend):
+def _backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs, backend):
     return dispatch.get(backend).backward(
-        dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs
+        dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs
     )
 
 
-def _backward_fake(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs, backend):
+def _backward_fake(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs, backend):
     return empty_gradients(x, w1, w2, needs)
 
 
@@ -71,19 +71,19 @@ def _squeeze_fake(x, squeeze, backend):
     return x.new_empty(x.shape[:2], dtype=compute_dtype(x, x))
 
 
-def _scale(x, s, residual, post, backend):
-    return dispatch.get(backend).scale(x, s, residual, post)
+def _scale(x, s, residual, post, keep, backend):
+    return dispatch.get(backend).scale(x, s, residual, post, keep)
 
 
-def _scale_fake(x, s, residual, post, backend):
-    return empty_output(x)
+def _scale_fake(x, s, residual, post, keep, backend):
+    return empty_output(x), empty_mask(x, keep)
 
 
-def _scale_backward(dy, x, y, s, post, needs, backend):
-    return dispatch.get(backend).scale_backward(dy, x, y, s, post, needs)
+def _scale_backward(dy, x, mask, s, needs, backend):
+    return dispatch.get(backend).scale_backward(dy, x, mask, s, needs)
 
 
-def _scale_backward_fake(dy, x, y, s, post, needs, backend):
+def _scale_backward_fake(dy, x, mask, s, needs, backend):
     return empty_scale_gradients(x, s, needs)
 
 
@@ -121,7 +121,7 @@ def _norm_forward_fake(
     moves = training and mean is not None
     return (
         empty_output(u),
-        empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8),
+        empty_mask(u, keep),
         u.new_empty((4 + 2 * images, channels), dtype=dtype),
         u.new_empty((images, w1.shape[0]), dtype=dtype),
         u.new_empty((2, channels) if moves else 0, dtype=torch.float64),
@@ -161,16 +161,18 @@ def _norm_inference_fake(x, *_):
 inference = _register(
     f"inference({_INPUTS}, {_VARIANT}, str backend) -> Tensor", _inference, _inference_fake
 )
-# y (N,C,H,W), z (N,C), a (N,R), s (N,C)
+# y (N,C,H,W), mask (layout.empty_mask; empty unless post is relu), z (N,C), a (N,R), s (N,C)
 forward = _register(
-    f"forward({_INPUTS}, {_VARIANT}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"forward({_INPUTS}, {_VARIANT}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
-# dx, dr (N,C,H,W), dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which, the others are empty
+# dx, dr (N,C,H,W), dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which, the others are empty;
+# dr only with a mask, without one it is dy
 backward = _register(
-    "backward(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor? y, Tensor z, Tensor a, Tensor s, "
-    f"{_VARIANT}, bool[] needs, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "backward(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor? mask, Tensor z, Tensor a, "
+    "Tensor s, str squeeze, str act, float act_slope, str gate, bool[] needs, str backend) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -180,15 +182,16 @@ backward = _register(
 squeeze = _register(
     "squeeze(Tensor x, str squeeze, str backend) -> Tensor", _squeeze, _squeeze_fake
 )
-# y (N,C,H,W)
+# y (N,C,H,W); its mask if keep, which goes with post = relu
 scale = _register(
-    "scale(Tensor x, Tensor s, Tensor? residual, str post, str backend) -> Tensor",
+    "scale(Tensor x, Tensor s, Tensor? residual, str post, bool keep, str backend)"
+    " -> (Tensor, Tensor)",
     _scale,
     _scale_fake,
 )
-# dx = g s, dr = g (N,C,H,W), ds (N,C); needs says which, the others are empty; dr only with y
+# dx = g s, dr = g (N,C,H,W), ds (N,C); needs says which, the others are empty; dr only with a mask
 scale_backward = _register(
-    "scale_backward(Tensor dy, Tensor x, Tensor? y, Tensor s, str post, bool[] needs, str backend)"
+    "scale_backward(Tensor dy, Tensor x, Tensor? mask, Tensor s, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     _scale_backward,
     _scale_backward_fake,

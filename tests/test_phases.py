@@ -294,7 +294,7 @@ def test_z_used_elsewhere(backend, device):
 
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 def test_saved_for_backward(backend, device, squeeze):
-    """Nothing of x's size beside x and (for the ReLU's mask) y; a mean keeps not even x."""
+    """Nothing of x's size beside x, and a bit per element for the ReLU; a mean keeps not even x."""
     x = torch.randn(2, 6, 5, 5, device=device).requires_grad_()
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -302,7 +302,8 @@ def test_saved_for_backward(backend, device, squeeze):
             x, excitation=torch.sigmoid, squeeze=squeeze, post="relu", backend=backend
         )
         large = {t.data_ptr() for t in saved if t.numel() >= x.numel()}
-        assert large == {x.data_ptr(), y.data_ptr()}
+        assert large == {x.data_ptr()} != {y.data_ptr()}
+        assert [t.shape for t in saved if t.dtype == torch.uint8] == [(2, 6, 4)]  # 25 bits a row
         saved.clear()
         se_kernels.squeeze(x, squeeze, backend=backend)
         assert len(saved) == (0 if squeeze == "avg" else 1)
@@ -438,11 +439,13 @@ def test_opcheck(backend, device, dtype, layout):
         check_op(ops.squeeze_backward, (dy, x, s, dz, kind, backend))
         check_op(ops.squeeze_backward, (None, x, None, dz, kind, backend))
     for post in POSTS:
-        check_op(ops.scale, (x, s, residual, post, backend))
-        y = ops.scale(x, s, residual, post, backend) if post == "relu" else None
+        keep = post == "relu"
+        for wanted in {False, keep}:
+            check_op(ops.scale, (x, s, residual, post, wanted, backend))
+        mask = ops.scale(x, s, residual, post, True, backend)[1] if keep else None
         # without a mask dr is dy itself
         for needs in itertools.product([False, True], [False, post == "relu"], [False, True]):
-            check_op(ops.scale_backward, (dy, x, y, s, post, list(needs), backend))
+            check_op(ops.scale_backward, (dy, x, mask, s, list(needs), backend))
 
 
 # --- bad input -----------------------------------------------------------------------------------

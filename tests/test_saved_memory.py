@@ -1,4 +1,7 @@
-"""What is kept for backward: at most N (2 C + 2 R) numbers beside the op's inputs and output."""
+"""What is kept for backward beside the op's inputs: at most N (2 C + 2 R) numbers, and one bit per
+element if a ReLU ends it; never y."""
+
+import math
 
 import pytest
 import torch
@@ -40,13 +43,16 @@ def test_saved_for_backward(kernel, device, squeeze, post, layout, dtype):
     inputs, _ = make(case, device)
     leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
     y, saved = run_and_collect(kernel, leaves, case.variant)
-    held = {t.data_ptr() for t in (*leaves.values(), y)}
+    held = {t.data_ptr() for t in leaves.values()}
     extra = [t for t in saved if t.data_ptr() not in held]
-    images, channels = case.shape[:2]
-    assert 0 < sum(t.numel() for t in extra) <= images * (2 * channels + 2 * case.reduced)
-    # y only serves the ReLU's mask, the residual nothing
+    images, channels, height, width = case.shape
+    masks = [t.numel() for t in extra if t.dtype == torch.uint8]
+    rows, row = (channels, height * width) if layout == "nchw" else (height * width, channels)
+    assert masks == ([images * rows * math.ceil(row / 8)] if post == "relu" else [])
+    numbers = sum(t.numel() for t in extra) - sum(masks)
+    assert 0 < numbers <= images * (2 * channels + 2 * case.reduced)
     kept = {t.data_ptr() for t in saved}
-    assert (y.data_ptr() in kept) == (post == "relu")
+    assert y.data_ptr() not in kept
     assert leaves["residual"].data_ptr() not in kept
 
 

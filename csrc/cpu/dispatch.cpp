@@ -100,7 +100,7 @@ Status forward(const Problem& p, const Forward& f) {
 }
 
 Status backward(const Problem& p, const Backward& b) {
-  return run(p, b, build_for(p).kernels.backward, b.y.data ? 3 : 2, b.dx, b.dr);
+  return run(p, b, build_for(p).kernels.backward, 2, b.dx, b.dr);
 }
 
 Status squeeze(const Problem& p, const SqueezeForward& f) {
@@ -112,7 +112,7 @@ Status scale(const Problem& p, const ScaleForward& f) {
 }
 
 Status scale_backward(const Problem& p, const ScaleBackward& b) {
-  return run(p, b, build_for(p).kernels.scale_backward, b.y.data ? 3 : 2, b.dx, b.dr);
+  return run(p, b, build_for(p).kernels.scale_backward, 2, b.dx, b.dr);
 }
 
 Status squeeze_backward(const Problem& p, const SqueezeBackward& b) {

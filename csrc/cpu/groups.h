@@ -129,14 +129,20 @@ void weight_gradients(const Problem& p, const WeightGradients& to, Range channel
 // y of the group from s (N,C).
 template <class A, class X>
 void scale_group(const Problem& p, const Plan& plan, const Share& share, const Input& x,
-                 const Input& residual, const A* s, const Output& y) {
+                 const Input& residual, const A* s, const Output& y, std::uint8_t* mask) {
   for (std::int64_t n = share.images.begin; n < share.images.end; ++n) {
-    const auto run = [&](auto add, auto relu) {
-      scale<A, add.value, relu.value>(p.layout, image<X>(x, n), image<X>(residual, n), share.region,
-                                      s + n * p.channels, image<X>(y, n), plan.streaming);
+    const auto run = [&](auto add, auto relu, auto keep) {
+      scale<A, add.value, relu.value, keep.value>(p.layout, image<X>(x, n), image<X>(residual, n),
+                                                  share.region, s + n * p.channels, image<X>(y, n),
+                                                  mask_of_image(p, mask, n), plan.streaming);
     };
     const auto with_post = [&](auto add) {
-      p.post == Post::relu ? run(add, Flag<true>{}) : run(add, Flag<false>{});
+      if (p.post == Post::none)
+        run(add, Flag<false>{}, Flag<false>{});
+      else if (mask)
+        run(add, Flag<true>{}, Flag<true>{});
+      else
+        run(add, Flag<true>{}, Flag<false>{});
     };
     residual.data ? with_post(Flag<true>{}) : with_post(Flag<false>{});
   }
@@ -152,28 +158,28 @@ struct Reduced {
 // ds of the group, with peak and ties for a maximum; dr = g where dr is wanted.
 template <class A, class X>
 void scale_backward_group(const Problem& p, const Plan& plan, const Scratch& scratch,
-                          const Share& share, const Input& x, const Input& dy, const Input& y,
-                          const Output& dr, Reduced<A> to) {
+                          const Share& share, const Input& x, const Input& dy,
+                          const std::uint8_t* mask, const Output& dr, Reduced<A> to) {
   const std::int64_t first = share.images.begin, C = p.channels;
-  const bool masked = p.post == Post::relu, peaks = p.squeeze != Squeeze::avg,
-             rows = p.layout == Layout::nchw;
+  const bool peaks = p.squeeze != Squeeze::avg, rows = p.layout == Layout::nchw;
   for (std::int64_t n = first; n < share.images.end; ++n) {
-    const Image<const X> dy_n = image<X>(dy, n), y_n = image<X>(y, n), x_n = image<X>(x, n);
+    const Image<const X> dy_n = image<X>(dy, n), x_n = image<X>(x, n);
+    const auto mask_n = mask_of_image(p, mask, n);
     const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
-    const auto run = [&](auto relu, auto write, auto track) {
+    const auto run = [&](auto masked, auto write, auto track) {
       if (rows)
-        scale_backward_rows<A, relu.value, write.value, track.value>(
-            dy_n, y_n, x_n, share.region, image<X>(dr, n), to.ds + n * C, to.peak + n * C,
+        scale_backward_rows<A, masked.value, write.value, track.value>(
+            dy_n, mask_n, x_n, share.region, image<X>(dr, n), to.ds + n * C, to.peak + n * C,
             to.ties + n * C);
       else
-        scale_backward_columns<A, relu.value, write.value, track.value>(
-            dy_n, y_n, x_n, share.region, image<X>(dr, n), sums_of<A>(scratch, p, share),
+        scale_backward_columns<A, masked.value, write.value, track.value>(
+            dy_n, mask_n, x_n, share.region, image<X>(dr, n), sums_of<A>(scratch, p, share),
             part.of(share.thread - share.first_thread));
     };
-    const auto with_peaks = [&](auto relu, auto write) {
-      peaks ? run(relu, write, Flag<true>{}) : run(relu, write, Flag<false>{});
+    const auto with_peaks = [&](auto masked, auto write) {
+      peaks ? run(masked, write, Flag<true>{}) : run(masked, write, Flag<false>{});
     };
-    if (!masked)
+    if (!mask)
       with_peaks(Flag<false>{}, Flag<false>{});
     else if (dr.data)
       with_peaks(Flag<true>{}, Flag<true>{});
@@ -223,29 +229,29 @@ void spread_gradient(const Problem& p, Range channels, A* dz, const A* peak, A* 
   }
 }
 
-// dx of the group, g s + what dz (N,C) gives; dz and ties are used up. g = dy post'(y), or absent.
+// dx of the group, g s + what dz (N,C) gives; dz and ties are used up. Without a dy there is no g.
 template <class A, class X>
 void squeeze_backward_group(const Problem& p, const Plan& plan, const Share& share, const Input& x,
-                            const Input& dy, const Input& y, const A* s, A* dz, const A* peak,
-                            A* ties, const Output& dx) {
+                            const Input& dy, const std::uint8_t* mask, const A* s, A* dz,
+                            const A* peak, A* ties, const Output& dx) {
   const std::int64_t first = share.images.begin, C = p.channels;
   for (std::int64_t n = first; n < share.images.end; ++n)
     spread_gradient(p, share.channels, dz + n * C, peak + n * C, ties + n * C);
   if (p.layout != Layout::nchw) share.wait();
   for (std::int64_t n = first; n < share.images.end; ++n) {
-    const auto run = [&](auto scaled, auto relu, auto take) {
-      squeeze_backward<A, scaled.value, relu.value, take.value>(
-          p.layout, image<X>(dy, n), image<X>(y, n), image<X>(x, n), share.region, s + n * C,
-          SqueezeGradient<A>{dz + n * C, peak + n * C, ties + n * C}, image<X>(dx, n),
+    const auto run = [&](auto scaled, auto masked, auto take) {
+      squeeze_backward<A, scaled.value, masked.value, take.value>(
+          p.layout, image<X>(dy, n), mask_of_image(p, mask, n), image<X>(x, n), share.region,
+          s + n * C, SqueezeGradient<A>{dz + n * C, peak + n * C, ties + n * C}, image<X>(dx, n),
           plan.streaming);
     };
-    const auto with_peaks = [&](auto scaled, auto relu) {
-      p.squeeze == Squeeze::avg ? run(scaled, relu, Flag<false>{})
-                                : run(scaled, relu, Flag<true>{});
+    const auto with_peaks = [&](auto scaled, auto masked) {
+      p.squeeze == Squeeze::avg ? run(scaled, masked, Flag<false>{})
+                                : run(scaled, masked, Flag<true>{});
     };
     if (!dy.data)
       with_peaks(Flag<false>{}, Flag<false>{});
-    else if (y.data)
+    else if (mask)
       with_peaks(Flag<true>{}, Flag<true>{});
     else
       with_peaks(Flag<true>{}, Flag<false>{});

@@ -21,7 +21,7 @@ void forward_group(const Problem& p, const Forward& f, const Plan& plan, const S
   excite(p, {f.w1, f.w2, f.b1, f.b2}, share, z + first * C, a + first * R, h + first * R,
          s + first * C);
   if (p.layout != Layout::nchw) share.wait();
-  scale_group<A, X>(p, plan, share, f.x, f.residual, s, f.y);
+  scale_group<A, X>(p, plan, share, f.x, f.residual, s, f.y, f.mask);
 }
 
 template <class A>
@@ -41,12 +41,12 @@ void backward_group(const Problem& p, const Backward& b, const Plan& plan, const
                     const Share& share) {
   const Excited<A> d = excited<A>(b, scratch);
   A *peak = static_cast<A*>(scratch.by_channel[1]), *ties = static_cast<A*>(scratch.by_channel[2]);
-  scale_backward_group<A, X>(p, plan, scratch, share, b.x, b.dy, b.y, b.dr, {d.de, peak, ties});
+  scale_backward_group<A, X>(p, plan, scratch, share, b.x, b.dy, b.mask, b.dr, {d.de, peak, ties});
   excite_backward(p, {b.w1, b.w2, nullptr, nullptr}, share, d);
   if (!b.dx.data) return;
-  const bool written = p.post == Post::relu && b.dr.data;  // then dr is g
+  const bool written = b.mask && b.dr.data;  // then dr is g
   squeeze_backward_group<A, X>(p, plan, share, b.x, written ? as_input(b.dr) : b.dy,
-                               written ? Input{} : b.y, d.s, d.dz, peak, ties, b.dx);
+                               written ? nullptr : b.mask, d.s, d.dz, peak, ties, b.dx);
 }
 
 void run_forward(const Problem& p, const Forward& f, const Plan& plan, const Scratch& scratch) {
@@ -88,7 +88,7 @@ void run_scale(const Problem& p, const ScaleForward& f, const Plan& plan, const 
     using X = typename decltype(x)::type;
     using A = typename decltype(compute)::type;
     share_out(p, plan, [&](const Share& share) {
-      scale_group<A, X>(p, plan, share, f.x, f.residual, static_cast<const A*>(f.s), f.y);
+      scale_group<A, X>(p, plan, share, f.x, f.residual, static_cast<const A*>(f.s), f.y, f.mask);
     });
   });
 }
@@ -101,16 +101,17 @@ void run_scale_backward(const Problem& p, const ScaleBackward& b, const Plan& pl
     A *zero = static_cast<A*>(scratch.by_channel[0]),
       *none = static_cast<A*>(scratch.by_channel[1]);
     A* ds = static_cast<A*>(b.ds ? b.ds : scratch.by_channel[2]);
-    const bool masked = p.post == Post::relu, written = masked && b.dr.data;
+    const bool written = b.mask && b.dr.data;
     share_out(p, plan, [&](const Share& share) {
       if (b.ds || written)
-        scale_backward_group<A, X>(p, plan, scratch, share, b.x, b.dy, b.y, b.dr, {ds, none, none});
+        scale_backward_group<A, X>(p, plan, scratch, share, b.x, b.dy, b.mask, b.dr,
+                                   {ds, none, none});
       if (b.dx.data) {
         for (std::int64_t n = share.images.begin; n < share.images.end; ++n)
           for (std::int64_t c = share.channels.begin; c < share.channels.end; ++c)
             zero[n * p.channels + c] = 0;
         squeeze_backward_group<A, X>(p, plan, share, b.x, written ? as_input(b.dr) : b.dy,
-                                     written ? Input{} : b.y, static_cast<const A*>(b.s), zero,
+                                     written ? nullptr : b.mask, static_cast<const A*>(b.s), zero,
                                      none, none, b.dx);
       }
       share.wait();
@@ -132,7 +133,7 @@ void run_squeeze_backward(const Problem& p, const SqueezeBackward& b, const Plan
       for (std::int64_t n = share.images.begin; n < share.images.end; ++n)
         for (std::int64_t c = share.channels.begin; c < share.channels.end; ++c)
           dz[n * p.channels + c] = given[n * p.channels + c];
-      squeeze_backward_group<A, X>(p, plan, share, b.x, b.g, Input{}, s, dz, peak, ties, b.dx);
+      squeeze_backward_group<A, X>(p, plan, share, b.x, b.g, nullptr, s, dz, peak, ties, b.dx);
       share.wait();
     });
   });

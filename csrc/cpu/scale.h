@@ -6,45 +6,62 @@
 
 namespace se_kernels::SE_ISA {
 
-template <bool Residual, bool Relu, class Tag, class X, class S>
-SE_INLINE auto y_at(Tag tag, const X* x, const X* residual, S s) {
+// y[i] = post(f(tag, i)) for i in [0, n), and its bits with Keep, which goes with Relu.
+template <class A, bool Relu, bool Keep, class X, class F>
+SE_INLINE void write_row(X* y, std::uint8_t* mask, std::int64_t n, bool streaming, F f) {
+  if constexpr (Keep)
+    map_row_masked<A>(y, mask, n, streaming, f);
+  else
+    map_row<A>(y, n, streaming, [=](auto tag, std::int64_t i) {
+      const auto v = f(tag, i);
+      if constexpr (Relu)
+        return relu(v);
+      else
+        return v;
+    });
+}
+
+template <bool Residual, class Tag, class X, class S>
+SE_INLINE auto sum_at(Tag tag, const X* x, const X* residual, S s) {
   auto y = load(tag, x) * s;
   if constexpr (Residual) y += load(tag, residual);
-  if constexpr (Relu) y = relu(y);
   return y;
 }
 
-// y of the region.
-template <class A, bool Residual, bool Relu, class X>
+// y of the region, and its mask with Keep.
+template <class A, bool Residual, bool Relu, bool Keep, class X>
 void scale(Layout layout, Image<const X> x, Image<const X> residual, Region region, const A* s,
-           Image<X> y, bool streaming) {
+           Image<X> y, MaskRows<std::uint8_t> mask, bool streaming) {
   if (layout == Layout::nchw) {
     for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
       const X *x_row = x.channel(c), *residual_row = Residual ? residual.channel(c) : x_row;
       const A s_c = s[c];
-      map_row<A>(y.channel(c), region.pixels.size(), streaming, [=](auto tag, std::int64_t i) {
-        return y_at<Residual, Relu>(tag, x_row + i, residual_row + i, s_c);
-      });
+      write_row<A, Relu, Keep>(y.channel(c), mask.row(c), region.pixels.size(), streaming,
+                               [=](auto tag, std::int64_t i) {
+                                 return sum_at<Residual>(tag, x_row + i, residual_row + i, s_c);
+                               });
     }
     return;
   }
   for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
     const X *x_row = x.pixel(p), *residual_row = Residual ? residual.pixel(p) : x_row;
-    map_row<A>(y.pixel(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
-      return y_at<Residual, Relu>(tag, x_row + c, residual_row + c, load(tag, s + c));
-    });
+    write_row<A, Relu, Keep>(
+        y.pixel(p), mask.row(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
+          return sum_at<Residual>(tag, x_row + c, residual_row + c, load(tag, s + c));
+        });
   }
 }
 
 // nchw: ds of the region's channels, dr where Write; with Peaks, peak and ties of x as well.
-template <class A, bool Relu, bool Write, bool Peaks, class X>
-void scale_backward_rows(Image<const X> dy, Image<const X> y, Image<const X> x, Region region,
-                         Image<X> dr, A* ds, A* peak, A* ties) {
+template <class A, bool Masked, bool Write, bool Peaks, class X>
+void scale_backward_rows(Image<const X> dy, MaskRows<const std::uint8_t> mask, Image<const X> x,
+                         Region region, Image<X> dr, A* ds, A* peak, A* ties) {
   for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
-    const X *dy_row = dy.channel(c), *x_row = x.channel(c), *y_row = Relu ? y.channel(c) : dy_row;
+    const X *dy_row = dy.channel(c), *x_row = x.channel(c);
+    const std::uint8_t* bits = mask.row(c);
     X* dr_row = Write ? dr.channel(c) : nullptr;
     ds[c] = A(sum_row<A>(region.pixels.size(), [=](auto tag, std::int64_t i) {
-      const auto g = post_backward<Relu>(tag, dy_row + i, y_row + i);
+      const auto g = gradient_at<A, Masked>(tag, dy_row, bits, i);
       if constexpr (Write) store(tag, dr_row + i, g);
       return g * load(tag, x_row + i);
     }));
@@ -54,15 +71,14 @@ void scale_backward_rows(Image<const X> dy, Image<const X> y, Image<const X> x, 
 
 // nhwc: Σ g x over the region's pixels, dr where Write; with Peaks, peaks and ties of x as well;
 // sums (C) is scratch.
-template <class A, bool Relu, bool Write, bool Peaks, class X>
-void scale_backward_columns(Image<const X> dy, Image<const X> y, Image<const X> x, Region region,
-                            Image<X> dr, A* sums, Part<A> part) {
+template <class A, bool Masked, bool Write, bool Peaks, class X>
+void scale_backward_columns(Image<const X> dy, MaskRows<const std::uint8_t> mask, Image<const X> x,
+                            Region region, Image<X> dr, A* sums, Part<A> part) {
   const std::int64_t channels = region.channels.size();
   for (std::int64_t c = 0; c < channels; ++c) part.totals[c] = 0;
   sum_columns<A, 4>(region.pixels, channels, sums, part.totals,
                     [=](auto tag, std::int64_t p, std::int64_t c) {
-                      const X* dy_at = dy.pixel(p) + c;
-                      const auto g = post_backward<Relu>(tag, dy_at, Relu ? y.pixel(p) + c : dy_at);
+                      const auto g = gradient_at<A, Masked>(tag, dy.pixel(p), mask.row(p), c);
                       if constexpr (Write) store(tag, dr.pixel(p) + c, g);
                       return g * load(tag, x.pixel(p) + c);
                     });

@@ -1,7 +1,7 @@
 // squeeze: equation 2, x (C,P) to z (C), and its backward, dx = g s + dz / P.
 #pragma once
 
-#include "plane.h"
+#include "mask.h"
 
 namespace se_kernels::SE_ISA {
 
@@ -152,51 +152,56 @@ struct SqueezeGradient {
   const A *mean, *peak, *share;  // (C); peak and share count only where the squeeze takes a maximum
 };
 
-// g = dy post'(y)
-template <bool Relu, class Tag, class X>
-SE_INLINE auto post_backward(Tag tag, const X* dy, const X* y) {
-  auto g = load(tag, dy);
-  if constexpr (Relu) g = select(load(tag, y) <= decltype(g){}, decltype(g){}, g);
-  return g;
-}
-
-template <bool Scaled, bool Relu, bool Peaks, class Tag, class X, class S>
-SE_INLINE auto dx_at(Tag tag, const X* dy, const X* y, const X* x, S s, S mean, S peak, S share) {
+template <bool Scaled, bool Masked, bool Peaks, class Tag, class X, class S>
+SE_INLINE auto dx_at(Tag tag, const X* dy, const std::uint8_t* mask, const X* x, std::int64_t i,
+                     S s, S mean, S peak, S share) {
   using V = typename Tag::type;
   V dx = V{} + mean;
-  if constexpr (Scaled) dx = post_backward<Relu>(tag, dy, y) * s + mean;
+  if constexpr (Scaled) dx = gradient_at<typename Tag::A, Masked>(tag, dy, mask, i) * s + mean;
   // a product, as in eager: an infinite share makes NaN of the elements that have none
-  if constexpr (Peaks) dx += select(load(tag, x) == peak, V{} + typename Tag::A(1), V{}) * share;
+  if constexpr (Peaks)
+    dx += select(load(tag, x + i) == peak, V{} + typename Tag::A(1), V{}) * share;
   return dx;
 }
 
-// dx of the region; dy and s are read only where Scaled, y only where Relu, x only where Peaks.
-template <class A, bool Scaled, bool Relu, bool Peaks, class X>
-void squeeze_backward(Layout layout, Image<const X> dy, Image<const X> y, Image<const X> x,
-                      Region region, const A* s, SqueezeGradient<A> d, Image<X> dx,
-                      bool streaming) {
+// out[i] = f(tag, i) for i in [0, n), with vectors at multiples of the lanes where bits are read.
+template <class A, bool Masked, class X, class F>
+SE_INLINE void map_row_where(X* out, std::int64_t n, bool streaming, F f) {
+  if constexpr (Masked)
+    map_row_aligned<A>(out, n, streaming, f);
+  else
+    map_row<A>(out, n, streaming, f);
+}
+
+// dx of the region; dy and s are read only where Scaled, mask only where Masked, x only where
+// Peaks.
+template <class A, bool Scaled, bool Masked, bool Peaks, class X>
+void squeeze_backward(Layout layout, Image<const X> dy, MaskRows<const std::uint8_t> mask,
+                      Image<const X> x, Region region, const A* s, SqueezeGradient<A> d,
+                      Image<X> dx, bool streaming) {
   if (layout == Layout::nchw) {
     for (std::int64_t c = region.channels.begin; c < region.channels.end; ++c) {
-      const X *dy_row = dy.channel(c), *y_row = Relu ? y.channel(c) : dy_row,
-              *x_row = Peaks ? x.channel(c) : dy_row;
+      const X *dy_row = dy.channel(c), *x_row = Peaks ? x.channel(c) : dy_row;
+      const std::uint8_t* bits = mask.row(c);
       const A scale = Scaled ? s[c] : A(0), mean = d.mean[c], peak = Peaks ? d.peak[c] : A(0),
               share = Peaks ? d.share[c] : A(0);
-      map_row<A>(dx.channel(c), region.pixels.size(), streaming, [=](auto tag, std::int64_t i) {
-        return dx_at<Scaled, Relu, Peaks>(tag, dy_row + i, y_row + i, x_row + i, scale, mean, peak,
-                                          share);
-      });
+      map_row_where<A, Masked>(dx.channel(c), region.pixels.size(), streaming,
+                               [=](auto tag, std::int64_t i) {
+                                 return dx_at<Scaled, Masked, Peaks>(tag, dy_row, bits, x_row, i,
+                                                                     scale, mean, peak, share);
+                               });
     }
     return;
   }
   for (std::int64_t p = region.pixels.begin; p < region.pixels.end; ++p) {
-    const X *dy_row = dy.pixel(p), *y_row = Relu ? y.pixel(p) : dy_row,
-            *x_row = Peaks ? x.pixel(p) : dy_row;
-    map_row<A>(dx.pixel(p), region.channels.size(), streaming, [=](auto tag, std::int64_t c) {
+    const X *dy_row = dy.pixel(p), *x_row = Peaks ? x.pixel(p) : dy_row;
+    const std::uint8_t* bits = mask.row(p);
+    const std::int64_t channels = region.channels.size();
+    map_row_where<A, Masked>(dx.pixel(p), channels, streaming, [=](auto tag, std::int64_t c) {
       const auto mean = load(tag, d.mean + c), scale = Scaled ? load(tag, s + c) : mean;
       const auto peak = Peaks ? load(tag, d.peak + c) : mean;
       const auto share = Peaks ? load(tag, d.share + c) : mean;
-      return dx_at<Scaled, Relu, Peaks>(tag, dy_row + c, y_row + c, x_row + c, scale, mean, peak,
-                                        share);
+      return dx_at<Scaled, Masked, Peaks>(tag, dy_row, bits, x_row, c, scale, mean, peak, share);
     });
   }
 }

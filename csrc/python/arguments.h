@@ -55,5 +55,6 @@ inline Output output(Pointer data, Size image, Size channel, Size pixel) {
 }
 inline const void* in(Pointer p) { return reinterpret_cast<const void*>(p); }
 inline void* out(Pointer p) { return reinterpret_cast<void*>(p); }
+inline std::uint8_t* bits(Pointer p) { return reinterpret_cast<std::uint8_t*>(p); }
 
 }  // namespace se_kernels

@@ -19,7 +19,8 @@ void run_forward(Size images, Size channels, Size reduced, Size pixels, int x_ty
                  bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
                  int threads, Pointer x, Size x_i, Size x_c, Size x_p, Pointer residual, Size r_i,
                  Size r_c, Size r_p, Pointer y, Size y_i, Size y_c, Size y_p, Pointer w1,
-                 Pointer w2, Pointer b1, Pointer b2, Pointer z, Pointer a, Pointer s) {
+                 Pointer w2, Pointer b1, Pointer b2, Pointer mask, Pointer z, Pointer a,
+                 Pointer s) {
   const Problem p = problem(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
                             act_slope, gate, post, threads);
   const Forward f{input(x, x_i, x_c, x_p),
@@ -31,7 +32,8 @@ void run_forward(Size images, Size channels, Size reduced, Size pixels, int x_ty
                   output(y, y_i, y_c, y_p),
                   out(z),
                   out(a),
-                  out(s)};
+                  out(s),
+                  bits(mask)};
   const py::gil_scoped_release release;
   raise(forward(p, f));
 }
@@ -39,15 +41,14 @@ void run_forward(Size images, Size channels, Size reduced, Size pixels, int x_ty
 void run_backward(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
                   bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
                   int threads, Pointer x, Size x_i, Size x_c, Size x_p, Pointer dy, Size dy_i,
-                  Size dy_c, Size dy_p, Pointer y, Size y_i, Size y_c, Size y_p, Pointer dx,
-                  Size dx_i, Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p,
-                  Pointer w1, Pointer w2, Pointer z, Pointer a, Pointer s, Pointer dw1, Pointer dw2,
-                  Pointer db1, Pointer db2) {
+                  Size dy_c, Size dy_p, Pointer mask, Pointer dx, Size dx_i, Size dx_c, Size dx_p,
+                  Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1, Pointer w2, Pointer z,
+                  Pointer a, Pointer s, Pointer dw1, Pointer dw2, Pointer db1, Pointer db2) {
   const Problem p = problem(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
                             act_slope, gate, post, threads);
   const Backward b{input(x, x_i, x_c, x_p),
                    input(dy, dy_i, dy_c, dy_p),
-                   input(y, y_i, y_c, y_p),
+                   Input{},
                    in(w1),
                    in(w2),
                    in(z),
@@ -58,7 +59,8 @@ void run_backward(Size images, Size channels, Size reduced, Size pixels, int x_t
                    out(dw1),
                    out(dw2),
                    out(db1),
-                   out(db2)};
+                   out(db2),
+                   bits(mask)};
   const py::gil_scoped_release release;
   raise(backward(p, b));
 }
@@ -76,29 +78,25 @@ void run_squeeze(Size images, Size channels, Size pixels, int x_type, int comput
 void run_scale(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
                Name squeeze_kind, Name post, int threads, Pointer x, Size x_i, Size x_c, Size x_p,
                Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y, Size y_i, Size y_c,
-               Size y_p, Pointer s) {
+               Size y_p, Pointer s, Pointer mask) {
   const Problem p =
       problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
   const ScaleForward f{input(x, x_i, x_c, x_p), input(residual, r_i, r_c, r_p), in(s),
-                       output(y, y_i, y_c, y_p)};
+                       output(y, y_i, y_c, y_p), bits(mask)};
   const py::gil_scoped_release release;
   raise(scale(p, f));
 }
 
 void run_scale_backward(Size images, Size channels, Size pixels, int x_type, int compute_type,
                         bool nhwc, Name squeeze_kind, Name post, int threads, Pointer x, Size x_i,
-                        Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer y,
-                        Size y_i, Size y_c, Size y_p, Pointer dx, Size dx_i, Size dx_c, Size dx_p,
-                        Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer s, Pointer ds) {
+                        Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p,
+                        Pointer mask, Pointer dx, Size dx_i, Size dx_c, Size dx_p, Pointer dr,
+                        Size dr_i, Size dr_c, Size dr_p, Pointer s, Pointer ds) {
   const Problem p =
       problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
-  const ScaleBackward b{input(x, x_i, x_c, x_p),
-                        input(dy, dy_i, dy_c, dy_p),
-                        input(y, y_i, y_c, y_p),
-                        in(s),
-                        output(dx, dx_i, dx_c, dx_p),
-                        output(dr, dr_i, dr_c, dr_p),
-                        out(ds)};
+  const ScaleBackward b{
+      input(x, x_i, x_c, x_p),      input(dy, dy_i, dy_c, dy_p),  Input{}, in(s),
+      output(dx, dx_i, dx_c, dx_p), output(dr, dr_i, dr_c, dr_p), out(ds), bits(mask)};
   const py::gil_scoped_release release;
   raise(scale_backward(p, b));
 }

@@ -13,8 +13,6 @@ Norm norm(Pointer mean, Pointer scale, Pointer bias, Name pre) {
   return {in(mean), in(scale), in(bias), named<Pre>(kPres, pre, "pre")};
 }
 
-std::uint8_t* bits(Pointer p) { return reinterpret_cast<std::uint8_t*>(p); }
-
 void run_moments(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
                  Name squeeze, Name post, int threads, Pointer x, Size x_i, Size x_c, Size x_p,
                  Pointer mean, Pointer m2) {

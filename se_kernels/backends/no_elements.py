@@ -20,7 +20,7 @@ def norm_squeeze(u, norm, pre):
 
 def norm_scale(u, norm, s, residual, pre, post, keep):
     """y and its mask."""
-    return empty_output(u), empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8)
+    return empty_output(u), empty_mask(u, keep)
 
 
 def norm_scale_backward(dy, u, mask, norm, pre, write):

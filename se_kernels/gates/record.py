@@ -146,11 +146,11 @@ class _Ear(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is ops.inference:  # the same y; forward returns s too
-            y, _, _, self.s = ops.forward(*args)
+            y, *_, self.s = ops.forward(*args)
             return y
         out = func(*args, **(kwargs or {}))
         if func is ops.forward:
-            self.s = out[3]
+            self.s = out[4]
         elif func is ops.scale:
             self.s = args[1]
         elif func is ops.norm_forward:

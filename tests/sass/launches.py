@@ -7,6 +7,7 @@ from host_gpu import Gpu, HostGpu
 
 from sass.machine import Launch
 from se_kernels.backends.cuda import block, norm
+from se_kernels.layout import empty_mask
 
 REDUCTION = 16
 PLAIN = ("avg", "relu", 0.0, "sigmoid", "none")
@@ -74,11 +75,10 @@ def _call(operation, image, small, x, w1, w2, a, s):
         return [*out, *([residual] if tail else [])]
     if operation.startswith("backward"):
         tail = operation.endswith("tail")
-        dy, y = image(), image() if tail else None
+        dy, mask = image(), empty_mask(x) if tail else None
         needs = (True, tail, False, False, False, False)
-        variant = TAIL if tail else PLAIN
-        out = block.backward(dy, x, w1, w2, y, small(), a, s, *variant, needs)
-        return [dy, *([y] if tail else []), *out]
+        out = block.backward(dy, x, w1, w2, mask, small(), a, s, *PLAIN[:-1], needs)
+        return [dy, *([mask] if tail else []), *out]
     constants, channels = small(3, x.shape[1]), small(x.shape[1])
     if operation == "norm_moments":
         return [*norm.norm_moments(x, False)]

@@ -6,6 +6,7 @@ from se_kernels.backends.cpu.extension import _C
 from se_kernels.backends.cpu.places import phase, place, pointer, problem
 from se_kernels.layout import (
     empty_gradients,
+    empty_mask,
     empty_output,
     empty_scale_gradients,
     flat,
@@ -24,20 +25,22 @@ def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 
 
 def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
-    """y (N, C, H, W), z (N, C), a (N, R), s (N, C)."""
+    """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
     dtype = compute_dtype(x, w1)
     images, channels = x.shape[:2]
-    y = empty_output(x)
+    y, mask = empty_output(x), empty_mask(x, post == "relu")
     z = torch.empty(images, channels, dtype=dtype)
     a = torch.empty(images, w1.shape[0], dtype=dtype)
     s = torch.empty_like(z)
-    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z, a, s)
-    return y, z, a, s
+    variant = squeeze, act, act_slope, gate, post
+    _run_forward(x, w1, w2, b1, b2, residual, *variant, y, mask, z, a, s)
+    return y, mask, z, a, s
 
 
 def _run_forward(
-    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z=None, a=None, s=None
-):
+    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
+    y, mask=None, z=None, a=None, s=None,
+):  # fmt: skip
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
@@ -50,26 +53,26 @@ def _run_forward(
         w2.data_ptr(),
         pointer(b1),
         pointer(b2),
+        pointer(mask),
         pointer(z),
         pointer(a),
         pointer(s),
     )
 
 
-def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
+def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs):
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
     dx, dr, *weight_gradients = (g if n else None for g, n in zip(gradients, needs, strict=True))
     layout, x = readable(x)
     dy = like_layout(dy, layout)
-    y = like_layout(y, layout)
     w1, w2 = row_major(w1), row_major(w2)
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     _C.backward(
-        *problem(x, w1, layout, squeeze, act, act_slope, gate, post),
+        *problem(x, w1, layout, squeeze, act, act_slope, gate, "none"),
         *place(x),
         *place(dy),
-        *place(y),
+        pointer(mask),
         *place(dx),
         *place(dr),
         w1.data_ptr(),
@@ -90,29 +93,35 @@ def squeeze(x, squeeze):
     return z
 
 
-def scale(x, s, residual, post):
-    """y (N, C, H, W)."""
-    y = empty_output(x)
+def scale(x, s, residual, post, keep):
+    """y (N, C, H, W), and its mask if it is to be kept."""
+    y, mask = empty_output(x), empty_mask(x, keep)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     s = s.contiguous()
-    _C.scale(*phase(x, s, layout, post=post), *place(x), *place(residual), *place(y), s.data_ptr())
-    return y
+    _C.scale(
+        *phase(x, s, layout, post=post),
+        *place(x),
+        *place(residual),
+        *place(y),
+        s.data_ptr(),
+        mask.data_ptr() if keep else 0,
+    )
+    return y, mask
 
 
-def scale_backward(dy, x, y, s, post, needs):
+def scale_backward(dy, x, mask, s, needs):
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
     layout, x = readable(x)
     dy = like_layout(dy, layout)
-    y = like_layout(y, layout)
     s = s.contiguous()
     _C.scale_backward(
-        *phase(x, s, layout, post=post),
+        *phase(x, s, layout),
         *place(x),
         *place(dy),
-        *place(y),
+        pointer(mask),
         *place(dx),
         *place(dr),
         s.data_ptr(),

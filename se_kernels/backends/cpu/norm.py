@@ -36,7 +36,7 @@ def norm_squeeze(x, norm, pre):
 def norm_scale(x, norm, s, residual, pre, post, keep):
     """y (N, C, H, W), and its mask if it is to be kept."""
     y = empty_output(x)
-    mask = empty_mask(x) if keep else x.new_empty(0, dtype=torch.uint8)
+    mask = empty_mask(x, keep)
     layout, x = readable(x)
     residual, s, norm = like_layout(residual, layout), s.contiguous(), norm.contiguous()
     _C.norm_scale(
@@ -123,7 +123,7 @@ def norm_forward(
     """What ``ops.norm_forward`` returns."""
     dtype, (images, channels) = norm_compute_dtype(x, bn_weight, w1), x.shape[:2]
     y = empty_output(x)
-    mask = empty_mask(x) if keep else torch.empty(0, dtype=torch.uint8)
+    mask = empty_mask(x, keep)
     numbers = torch.empty(4 + 2 * images, channels, dtype=dtype)
     a = torch.empty(images, w1.shape[0], dtype=dtype)
     moves = training and mean is not None

@@ -18,12 +18,15 @@ from se_kernels.backends.cuda.launch import (
 )
 from se_kernels.layout import (
     empty_gradients,
+    empty_mask,
     empty_output,
     empty_scale_gradients,
     flat,
     like_layout,
+    packed,
     readable,
     row_major,
+    unpacked,
 )
 from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
@@ -41,17 +44,17 @@ def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 
 
 def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
-    """y (N, C, H, W), z (N, C), a (N, R), s (N, C)."""
+    """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
     small = dict(dtype=compute_dtype(x, w1), device=x.device)
     y = empty_output(x)
     images, channels = x.shape[:2]
     z, s = (torch.empty(images, channels, **small) for _ in range(2))
     if images == 0 or channels == 0:
         a = torch.zeros(images, w1.shape[0], **small)
-        return y, z, a if b1 is None else a + b1, s
+        return y, empty_mask(x, post == "relu"), z, a if b1 is None else a + b1, s
     a = torch.empty(images, w1.shape[0], **small)
     _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, z, a, s)
-    return y, z, a, s
+    return y, packed(y, x) if post == "relu" else empty_mask(x, False), z, a, s
 
 
 def _run_forward(
@@ -74,7 +77,7 @@ def _run_forward(
     )
 
 
-def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs):
+def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs):
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
     if x.shape[0] == 0 or x.shape[1] == 0:
@@ -82,7 +85,8 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
             gradient.zero_()
         return gradients
     dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
-    x, dy, y, w1, w2 = on_elements(x, dy, y, w1, w2)
+    y, post = _stand_in(mask, x)
+    x, dy, w1, w2 = on_elements(x, dy, w1, w2)
     layout, x = readable(x)
     dy, y = like_layout(dy, layout), like_layout(y, layout)
     w1, w2 = row_major(w1), row_major(w2)
@@ -105,6 +109,11 @@ def backward(dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, nee
     return gradients
 
 
+def _stand_in(mask, x):
+    """What the kernels still read for y: positive where a bit is set, else 0; and post."""
+    return (None, "none") if mask is None else (unpacked(mask, x).to(x.dtype), "relu")
+
+
 def squeeze(x, squeeze):
     """z (N, C) in the dtype of the sums."""
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x), device=x.device)
@@ -119,8 +128,8 @@ def squeeze(x, squeeze):
     return z
 
 
-def scale(x, s, residual, post):
-    """y (N, C, H, W)."""
+def scale(x, s, residual, post, keep):
+    """y (N, C, H, W), and its mask if it is to be kept."""
     y = empty_output(x)
     if y.numel() > 0:
         x, s, residual = on_elements(x, s, residual)
@@ -136,15 +145,16 @@ def scale(x, s, residual, post):
             *place(y),
             s.data_ptr(),
         )
-    return y
+    return y, packed(y, x) if keep else empty_mask(x, False)
 
 
-def scale_backward(dy, x, y, s, post, needs):
+def scale_backward(dy, x, mask, s, needs):
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
     if s.numel() > 0:
-        dy, x, y, s = on_elements(dy, x, y, s)
+        y, post = _stand_in(mask, x)
+        dy, x, s = on_elements(dy, x, s)
         layout, x = readable(x)
         dy, y, s = like_layout(dy, layout), like_layout(y, layout), s.contiguous()
         sizes = sizes_of(x, 0, s.dtype, layout)

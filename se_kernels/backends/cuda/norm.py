@@ -52,7 +52,7 @@ def norm_squeeze(u, norm, pre):
 def norm_scale(u, norm, s, residual, pre, post, keep):
     """y (N, C, H, W) = post(s pre(t) + residual); where ``keep``, its mask."""
     y = empty_output(u)
-    mask = empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8)
+    mask = empty_mask(u, keep)
     u, residual = on_elements(u, residual)
     layout, u = readable(u)
     residual = like_layout(residual, layout)

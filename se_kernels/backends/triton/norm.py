@@ -41,7 +41,7 @@ def norm_scale(u, norm, s, residual, pre, post, keep):
     from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale
 
     y = empty_output(u)
-    mask = empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8)
+    mask = empty_mask(u, keep)
     layout, u = readable(u)
     places = (place_of(t, layout) for t in (u, like_layout(residual, layout), y))
     small = mask if keep else None, norm.contiguous(), s.contiguous()
