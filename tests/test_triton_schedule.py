@@ -17,7 +17,7 @@ from se_kernels.backends.triton.plan import Device
 
 pytest.importorskip("triton")
 
-from se_kernels.backends.triton.kernels import backward, forward, norm_scale, norm_squeeze
+from se_kernels.backends.triton.kernels import backward, forward, scale, squeeze
 from se_kernels.backends.triton.phases.schedule import item_of
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
@@ -64,7 +64,7 @@ def test_without_a_second_sweep_the_rest_comes_first():
 
 # --- the cuts ------------------------------------------------------------------------------------
 
-NORM_BLOCKS = [plans.NORM_BLOCKS, plans.NORM_PAIR_BLOCKS]
+SWEEP_BLOCKS = [plans.SINGLE_BLOCKS, plans.PAIR_BLOCKS]
 _devices = st.sampled_from([Device(), Device(40, 4 << 20), Device(108, 40 << 20)])
 
 
@@ -78,12 +78,12 @@ _devices = st.sampled_from([Device(), Device(40, 4 << 20), Device(108, 40 << 20)
     weight_itemsize=st.sampled_from([2, 4, 8]),
     nhwc=st.booleans(),
     device=_devices,
-    block_bytes=st.sampled_from([(plans.BLOCK_BYTES, plans.ODD_BLOCK_BYTES), *NORM_BLOCKS]),
+    block_bytes=st.sampled_from([(plans.BLOCK_BYTES, plans.ODD_BLOCK_BYTES), *SWEEP_BLOCKS]),
 )
 def test_plans_cover_everything_within_bounds(
     images, channels, pixels, reduced, itemsize, weight_itemsize, nhwc, device, block_bytes
 ):
-    if weight_itemsize == 8 and block_bytes in NORM_BLOCKS:  # as plan_after_norm has it
+    if weight_itemsize == 8 and block_bytes in SWEEP_BLOCKS:  # as plan_sweep has it
         block_bytes = tuple(size * itemsize // 8 for size in block_bytes)
     sizes = images, channels, pixels, reduced, itemsize, weight_itemsize
     plan = plans.choose(*sizes, nhwc, device, block_bytes)
@@ -128,12 +128,14 @@ def test_the_stages_of_the_network_fill_the_gpu(channels, side, reduced, nhwc):
 
 
 def cut_small(monkeypatch, **sizes):
-    """Every launch is cut so; sizes: of ``Plan``."""
+    """Every launch is cut so; sizes: of ``Plan``. Blocks are whole bytes of a mask."""
 
-    def cut_of(x, reduced, layout, **smallest):
+    def cut_of(x, reduced, layout):
         images, channels, height, width = x.shape
-        cut = dict(images=2, channels=4, rows=4, block_pixels=4, span=2, reduced=2, lag=1)
-        cut |= smallest | sizes
+        cut = dict(images=2, channels=4, rows=4, block_pixels=8, span=1, reduced=2, lag=1)
+        if layout == "nhwc":
+            cut |= dict(channels=8, block_pixels=4)
+        cut |= sizes
         cut["rows"] = 1 if layout == "nhwc" else cut["rows"]
         groups = plans.ceil_div(images, cut["images"])
         cut["lag"] = min(cut["lag"], groups)
@@ -151,13 +153,13 @@ def cut_small(monkeypatch, **sizes):
     def plan_of(x, w1, layout):
         return cut_of(x, w1.shape[0], layout)
 
-    def plan_after_norm(x, layout, block_bytes, sums):
-        return cut_of(x, 0, layout, channels=8, rows=8, block_pixels=8)  # whole bytes of a mask
+    def plan_sweep(x, layout, block_bytes, sums):
+        return cut_of(x, 0, layout)
 
     for module in (forward, backward):
         monkeypatch.setattr(module, "plan_of", plan_of)
-    for module in (norm_scale, norm_squeeze):
-        monkeypatch.setattr(module, "plan_after_norm", plan_after_norm)
+    for module in (scale, squeeze):
+        monkeypatch.setattr(module, "plan_sweep", plan_sweep)
 
 
 def block(*arguments, **options):
@@ -172,7 +174,7 @@ def place_of_tensors():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-MANY = Case(shape=(3, 6, 3, 5), reduced=35, residual=True, post="relu", squeeze="avgmax")
+MANY = Case(shape=(3, 12, 3, 5), reduced=35, residual=True, post="relu", squeeze="avgmax")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -183,8 +185,8 @@ MANY = Case(shape=(3, 6, 3, 5), reduced=35, residual=True, post="relu", squeeze=
         dict(lag=2),
         dict(lag=3, images=1),
         dict(lag=5, images=1, span=99),
-        dict(images=4, rows=2, channels=2),
-        dict(images=8, channels=8, rows=16, block_pixels=2, span=3),
+        dict(images=4, rows=2, channels=8),
+        dict(images=8, channels=8, rows=16, block_pixels=16, span=3),
     ],
     ids=str,
 )
@@ -213,8 +215,8 @@ def test_programs_in_any_order_give_the_same_bits(monkeypatch, lag, slots, layou
     begun, and what is read was written before."""
     from triton_interleaved import interleaved
 
-    cut_small(monkeypatch, lag=lag, images=1, span=4)
-    case = replace(MANY, shape=(2, 6, 3, 4), reduced=3, layout=layout)
+    cut_small(monkeypatch, lag=lag, images=1)
+    case = replace(MANY, shape=(2, 12, 3, 4), reduced=3, layout=layout)
     inputs, dy = make(case)
     expected = run(block, inputs, dy, **case.variant)
     with interleaved(slots, seed=lag) as launches:

@@ -27,8 +27,6 @@ from se_kernels.backends.triton import launch
 from se_kernels.backends.triton.kernels import (
     backward,
     forward,
-    norm_scale,
-    norm_squeeze,
     scale,
     solve,
     squeeze,
@@ -101,12 +99,12 @@ def norm_configs():
     """Each kernel once, and again where its registers are the scarcest."""
     silu = dict(pre="silu", write=False)
     solve = ("solve_norm", "solve_a", "solve_s", "solve_da", "solve_gradients")
-    each = ("norm_moments", "norm_scale", "norm_scale_backward")
+    each = ("moments", "scale", "scale_backward")
     yield NormConfig(256, 256, 56, nhwc=True, main=True, kernels=each)
     yield NormConfig(256, 256, 56, nhwc=True, kernels=solve)
-    kernels = "norm_scale_backward", "norm_squeeze_backward", *solve
+    kernels = "scale_backward", "squeeze_backward", *solve
     yield NormConfig(256, 256, 56, nhwc=True, **silu, kernels=kernels)
-    yield NormConfig(256, 256, 56, main=True, **silu, kernels=("norm_squeeze",))
+    yield NormConfig(256, 256, 56, main=True, **silu, kernels=("squeeze",))
     float64 = torch.float64, torch.float64
     yield NormConfig(256, 33, 56, 5, False, *float64, **silu, kernels=solve)
 
@@ -159,16 +157,16 @@ def block_calls(config: Config):
     small = meta(config.batch, config.channels, dtype=torch.float64 if wide else torch.float32)
     a = small.new_empty(config.batch, config.reduced)
     residual = place if config.variant.get("residual") else None
-    masked = place if config.variant.get("post") == "relu" else None
+    mask = small.to(torch.uint8) if config.variant.get("post") == "relu" else None
     names = dict(squeeze="avg", act="relu", act_slope=0.0, gate="sigmoid", post="none")
     variant = [config.variant.get(name, default) for name, default in names.items()]
-    tail = (layout, place, place, masked, place, masked and residual)
+    dr = None if mask is None else residual
     calls = {
         (forward, "forward_kernel"): lambda: forward.run_forward(
-            layout, place, residual, place, w1, w2, *biases, small, a, small, *variant
+            layout, place, residual, place, mask, w1, w2, *biases, small, a, small, *variant
         ),
         (backward, "backward_kernel"): lambda: backward.run_backward(
-            *tail, w1, w2, a, small, *variant
+            layout, place, place, place, dr, mask, w1, w2, a, small, *variant[:-1]
         ),
         (solve, "solve_gradients_kernel"): lambda: solve.run_gradients(
             a, small, a, small, (w1, w2, *biases), None, *variant[1:3]
@@ -176,16 +174,31 @@ def block_calls(config: Config):
     }
     if config.alone:
         kind, post = variant[0], variant[-1]
+        none = "identity"
         calls |= {
-            (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(layout, place, small, kind),
+            (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(
+                layout, place, None, small.dtype, kind, none
+            ),
             (squeeze, "squeeze_backward_kernel"): lambda: squeeze.run_squeeze_backward(
-                layout, place, place, place, small, small, kind
+                layout,
+                place,
+                place,
+                place,
+                None,
+                None,
+                small,
+                small,
+                None,
+                small,
+                small,
+                kind,
+                none,
             ),
             (scale, "scale_kernel"): lambda: scale.run_scale(
-                layout, place, residual, place, small, post
+                layout, place, residual, place, mask, None, small, none, post
             ),
             (scale, "scale_backward_kernel"): lambda: scale.run_scale_backward(
-                *tail, small, small, post
+                layout, place, place, place, dr, mask, None, small, 1, small.dtype, "avg", none
             ),
         }
     return calls
@@ -225,22 +238,41 @@ def norm_calls(config: NormConfig):
         (solve, "solve_gradients_kernel"): lambda: solve.run_gradients(
             a, small, a, None, (w1, w2, w1[:, 0], w2[:, 0]), of_norm, *excited[:2]
         ),
-        (norm_squeeze, "norm_moments_kernel"): lambda: norm_squeeze.run_norm_moments(
-            layout, place, small.dtype
+        (squeeze, "moments_kernel"): lambda: squeeze.run_moments(layout, place, small.dtype),
+        (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(
+            layout, place, norm, small.dtype, "avg", config.pre
         ),
-        (norm_squeeze, "norm_squeeze_kernel"): lambda: norm_squeeze.run_norm_squeeze(
-            layout, place, norm, config.pre
+        (squeeze, "squeeze_backward_kernel"): lambda: squeeze.run_squeeze_backward(
+            layout,
+            place,
+            place,
+            place,
+            kept,
+            norm,
+            small,
+            small,
+            small,
+            None,
+            None,
+            "avg",
+            config.pre,
         ),
-        (norm_squeeze, "norm_squeeze_backward_kernel"): (
-            lambda: norm_squeeze.run_norm_squeeze_backward(
-                layout, place, place, place, kept, norm, small, small, config.pre, slope, slope
-            )
-        ),
-        (norm_scale, "norm_scale_kernel"): lambda: norm_scale.run_norm_scale(
+        (scale, "scale_kernel"): lambda: scale.run_scale(
             layout, place, place, place, mask, norm, small, config.pre, post
         ),
-        (norm_scale, "norm_scale_backward_kernel"): lambda: norm_scale.run_norm_scale_backward(
-            layout, place, place, dr, mask, norm, config.pre
+        (scale, "scale_backward_kernel"): lambda: scale.run_scale_backward(
+            layout,
+            place,
+            place,
+            None,
+            dr,
+            mask,
+            norm,
+            None,
+            2 if affine else 5,
+            small.dtype,
+            "avg",
+            config.pre,
         ),
     }
 
@@ -301,7 +333,7 @@ def inner_loops(function: Function) -> list[dict]:
     ]
 
 
-# x, dy, y, dx, dr and the residual are read with an eviction policy and written past the cache
+# x, y, dy, dx, dr and the residual are read with an eviction policy and written past the cache
 IMAGE_ACCESS = re.compile(r"(?:ld\.global\S*evict\S*|st\.global\.cs\S*|st\.global\S*evict\S*)")
 
 

@@ -5,6 +5,7 @@ import math
 from contextlib import nullcontext
 
 import torch
+import triton.language as tl
 
 from se_kernels.backends.triton.plan import (
     MOST_PARTS,
@@ -42,9 +43,12 @@ def plan_of(x, w1, layout: str) -> Plan:
     return _plan(x, w1.shape[0], w1.element_size(), layout)
 
 
-def plan_alone(x, layout: str, *cut) -> Plan:
-    """The plan of a phase without its excitation; ``cut``: of ``plan.choose``."""
-    return _plan(x, 0, 1, layout, *cut)
+def plan_sweep(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
+    """The plan of a sweep over the whole batch, its sums in that dtype; its block is smaller where
+    a number takes two registers."""
+    if sums == torch.float64:
+        block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
+    return _plan(x, 0, 1, layout, block_bytes, SWEEP_TILE_BYTES, MOST_PARTS)
 
 
 def _plan(x, reduced, weight_itemsize, layout, *cut):
@@ -54,22 +58,14 @@ def _plan(x, reduced, weight_itemsize, layout, *cut):
     return choose(*sizes, nhwc, here, *cut)
 
 
-def plan_after_norm(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
-    """The plan of a sweep with a norm, its sums in that dtype; its block is smaller where a number
-    takes two registers."""
-    if sums == torch.float64:
-        block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
-    return plan_alone(x, layout, block_bytes, SWEEP_TILE_BYTES, MOST_PARTS)
-
-
 def counters_of(plan: Plan, like) -> torch.Tensor:
-    """int32: tickets, then of each group its squeezed blocks, its excited parts, and the parts of
-    each block. A phase on its own counts only the last, from the start.
+    """int32: tickets, then of each group its squeezed blocks, its excited parts, and, where the
+    pixels are split, the parts of each block.
 
     Zeroed on the current stream, for this launch alone: a captured graph zeroes its own, and
     launches on several streams share nothing.
     """
-    count = 1 + plan.groups * (2 + plan.blocks)
+    count = 1 + plan.groups * (2 + (plan.blocks if plan.split > 1 else 0))
     return torch.zeros(count, dtype=torch.int32, device=like.device)
 
 
@@ -134,6 +130,11 @@ def excitation_constants(plan: Plan, w1) -> dict:
 def excitation_of(act: str, act_slope: float) -> dict:
     """δ, as every kernel names it."""
     return dict(ACT=act, SLOPE=float(act_slope) if act == "leaky_relu" else 0.0)
+
+
+def triton_type(dtype: torch.dtype):
+    """Of the sums."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def precision_of(x) -> str:

@@ -38,14 +38,14 @@ def norm_squeeze(u, norm, pre):
 
 def norm_scale(u, norm, s, residual, pre, post, keep):
     """y (N, C, H, W), and its mask if it is to be kept."""
-    from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale
+    from se_kernels.backends.triton.kernels.scale import run_scale
 
     y = empty_output(u)
     mask = empty_mask(u, keep)
     layout, u = readable(u)
     places = (place_of(t, layout) for t in (u, like_layout(residual, layout), y))
     small = mask if keep else None, norm.contiguous(), s.contiguous()
-    run_norm_scale(layout, *places, *small, pre, post)
+    run_scale(layout, *places, *small, pre, post)
     return y, mask
 
 
@@ -57,14 +57,8 @@ def norm_scale_backward(dy, u, mask, norm, pre, write):
 
 def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     """du (N, C, H, W) = scale pre'(t) (g s + d) + slope (u - mean) + offset."""
-    from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_squeeze_backward
-
-    du = empty_output(u)
-    layout, u = readable(u)
-    places = (place_of(t, layout) for t in (like_layout(g, layout), u, du))
-    small = norm.contiguous(), s.contiguous(), d.contiguous()
-    run_norm_squeeze_backward(layout, *places, mask, *small, pre, flat(slope), flat(offset))
-    return du
+    adds = None if slope is None else torch.stack((slope, offset))
+    return _squeeze_backward(g, u, mask, norm.contiguous(), s, d, pre, adds)
 
 
 def norm_inference(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
@@ -121,35 +115,48 @@ def norm_backward(dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope
     run_gradients(a, de, da, None, wanted, norm, act, act_slope)
     if need_du:
         g, g_mask = (dr, None) if write else (dy, mask)
-        slope, offset = adds if training else (None, None)
-        du = norm_squeeze_backward(g, u, g_mask, numbers, s, each, pre, slope, offset)
+        adds = adds if training else None
+        du = _squeeze_backward(g, u, g_mask, numbers, s, each, pre, adds)
     return d_weight, d_bias, du, dr, d, *weights
 
 
 def _moments(u, sums):
     """mean and Σ (u - mean)² of parts of the pixels (N, splits, C), splits, a part's pixels."""
-    from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_moments
+    from se_kernels.backends.triton.kernels.squeeze import run_moments
 
     layout, u = readable(u)
-    return run_norm_moments(layout, place_of(u, layout), sums)
+    return run_moments(layout, place_of(u, layout), sums)
 
 
 def _squeeze(u, norm, pre):
     """Parts of z (N, splits, C), and splits."""
-    from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_squeeze
+    from se_kernels.backends.triton.kernels.squeeze import run_squeeze
 
     layout, u = readable(u)
-    parts = run_norm_squeeze(layout, place_of(u, layout), norm, pre)
+    parts = run_squeeze(layout, place_of(u, layout), norm, norm.dtype, "avg", pre)[0]
     return parts, parts.shape[1]
 
 
 def _scale_backward(dy, u, mask, norm, pre, write):
     """dr, parts of the sums (2 or 5, N, splits, C), and splits."""
-    from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale_backward
+    from se_kernels.backends.triton.kernels.scale import run_scale_backward
 
     dr = empty_output(u) if write else u.new_empty(0)
     layout, u = readable(u)
-    images = like_layout(dy, layout), u, dr if write else None
+    images = like_layout(dy, layout), u, None, dr if write else None
     places = (place_of(t, layout) for t in images)
-    parts = run_norm_scale_backward(layout, *places, mask, norm, pre)
+    small = mask, norm, None, 2 if pre == "identity" else 5, norm.dtype
+    parts = run_scale_backward(layout, *places, *small, "avg", pre)
     return dr, parts, parts.shape[2]
+
+
+def _squeeze_backward(g, u, mask, norm, s, d, pre, adds):
+    """du (N, C, H, W); adds (2, C), slope and offset, or None."""
+    from se_kernels.backends.triton.kernels.squeeze import run_squeeze_backward
+
+    du = empty_output(u)
+    layout, u = readable(u)
+    places = (place_of(t, layout) for t in (like_layout(g, layout), u, du))
+    small = mask, norm, s.contiguous(), d.contiguous(), adds, None, None
+    run_squeeze_backward(layout, *places, *small, "avg", pre)
+    return du
