@@ -107,3 +107,59 @@ def test_a_training_step_of_the_block_alone(launches):
     assert kernels == ["forward_kernel", "backward_kernel", "solve_gradients_kernel"]
     zeroed = {"aten::zeros", "aten::zero_"}  # the counters
     assert {name.split(".")[0] for name in launches} - set(kernels) <= zeroed
+
+
+# C, H = W and R of EfficientNet-B0's blocks, as they are fused: at the squeeze
+EFFICIENTNET_B0 = [
+    *[(32, 112, 8), (96, 56, 4), (144, 56, 6), (144, 28, 6), (240, 28, 10), (240, 14, 10)],
+    *[(480, 14, 20), (672, 14, 28), (672, 7, 28), (1152, 7, 48)],
+]
+
+
+class Described:
+    """Stands in for a kernel: notes what it would be compiled for, and launches nothing."""
+
+    def __init__(self, name, compiled):
+        self.name, self.compiled = name, compiled
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *arguments, **constants):
+        types = (t.dtype if isinstance(t, torch.Tensor) else t is None for t in arguments)
+        self.compiled.add((self.name, *types, *constants.items()))
+
+
+@pytest.mark.parametrize("layout", ["contiguous_format", "channels_last"])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_kernels_compiled_for_a_training_run_of_efficientnet_b0(monkeypatch, with_norm, layout):
+    """Two dozen at most, under autocast; each takes a second or more when it is first called."""
+    from se_kernels import dispatch
+
+    backend, compiled = dispatch.get("triton"), set()
+    for module, name in KERNELS:
+        monkeypatch.setattr(module, name, Described(name, compiled))
+    memory_format = getattr(torch, layout)
+    excitation = "silu", 0.0, "sigmoid"
+    for channels, side, reduced in EFFICIENTNET_B0:
+        shape = 64, channels, side, side
+        x = torch.empty(shape, dtype=torch.bfloat16, device="meta", memory_format=memory_format)
+        w1, w2 = (torch.empty(reduced, channels, device="meta") for _ in range(2))
+        w2, b1, b2 = w2.reshape(channels, reduced), w1[:, 0], w2[0]
+        weights = w1, w2, b1, b2
+        if with_norm:
+            norm = (b2,) * 4
+            _, _, numbers, a, _ = backend.norm_forward(
+                x, *norm, None, *weights, None, True, 0.1, 1e-5, "silu", *excitation, "none", False
+            )
+            needs = True, False, False, True, True, True, True
+            backend.norm_backward(
+                x, x, None, numbers, a, w1, w2, True, "silu", *excitation, needs
+            )  # fmt: skip
+        else:
+            _, _, *small = backend.forward(x, *weights, None, "avg", *excitation, "none")
+            needs = True, False, True, True, True, True
+            backend.backward(x, x, w1, w2, None, *small, "avg", *excitation, needs)
+    names = sorted(name for name, *_ in compiled)
+    print(len(names), names)
+    assert len(compiled) < 24, names

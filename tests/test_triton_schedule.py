@@ -94,7 +94,9 @@ def test_plans_cover_everything_within_bounds(
     part = plan.span * plan.block_pixels
     assert (plan.split - 1) * part < max(1, pixels) <= plan.split * part
     assert nhwc or (plan.images * plan.channels) % plan.rows == 0
-    assert plan.images * plan.channels * plan.reduced <= plans.PRODUCT_ELEMENTS
+    products = plan.images * plan.channels * plan.reduced
+    assert plan.tensor_cores or products <= plans.PRODUCT_ELEMENTS
+    assert not plan.tensor_cores or (plan.images >= 8 and max(itemsize, weight_itemsize) < 8)
     height = plan.block_pixels * (plan.channels if nhwc else plan.rows)
     assert height * itemsize <= max(block_bytes[0], plan.channels * itemsize)
     # a block begins at a whole byte of a mask
@@ -146,6 +148,7 @@ def cut_small(monkeypatch, **sizes):
             blocks=plans.ceil_div(channels, cut["channels"]),
             split=split,
             split_block=2,
+            tensor_cores=False,
             excites=plans.ceil_div(cut["images"] * reduced, plans.SUMMED_NUMBERS),
             ahead=cut["lag"] // 2,
         )

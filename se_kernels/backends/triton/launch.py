@@ -124,6 +124,7 @@ def excitation_constants(plan: Plan, w1) -> dict:
         BLOCK_R=plan.reduced,
         BLOCK_T=SUMMED_BLOCKS,
         BLOCK_I=SUMMED_NUMBERS,
+        PRECISION="tf32x3" if plan.tensor_cores else "",
     )
 
 
@@ -139,7 +140,7 @@ def triton_type(dtype: torch.dtype):
 
 def precision_of(x) -> str:
     """How products of float32 are taken on x's device, as ``tl.dot`` names it."""
-    return "tf32x3" if device_of(x).tf32 and not HIP else "ieee"
+    return "tf32x3" if device_of(x).tf32 else "ieee"
 
 
 def solve_constants(x, channels: int, reduced: int) -> dict:

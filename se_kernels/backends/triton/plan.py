@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 WARPS = 4
 BACKWARD_REGISTERS = 96  # a thread at most: twice the loads of forward in flight
-TRACKING_REGISTERS = 128  # where maxima and ties are tracked
+PRODUCT_REGISTERS = 96  # where the tensor cores take the products of the FCs
+TRACKING_REGISTERS = 136  # where maxima and ties are tracked
 SWEEP_REGISTERS = {4: 72, 8: 96}  # of a sweep over the batch, with sums of so many bytes
 SPREAD_REGISTERS = 96  # of the one that writes dx
 SUMS_REGISTERS = {2: 80, 3: 128, 5: 128}  # where so many sums are kept
@@ -19,6 +20,7 @@ ODD_BLOCK_BYTES = 2048  # where an address costs a thread as many registers as n
 SINGLE_BLOCKS = 4096, 1024  # bytes of a sweep's block and odd block, where one tensor is read
 PAIR_BLOCKS = 2048, 1024  # where two or three are
 PRODUCT_ELEMENTS = 2048  # of (G, BLOCK_C, BLOCK_R): 16 registers a thread, and the sums
+PRODUCT_IMAGES, PRODUCT_REDUCED = 8, 32  # at least of a group, and at most, on the tensor cores
 TILE_BYTES = 28 * 1024  # of x
 SWEEP_TILE_BYTES = 64 * 1024  # in a sweep of the whole batch, of which nothing is read again soon
 MOST_PARTS = 64  # of the pixels, whose sums whoever needs them adds up
@@ -62,6 +64,7 @@ class Plan:
     blocks: int  # of channels
     split: int
     split_block: int  # of them summed at a time
+    tensor_cores: bool  # whether they take the products of the FCs
     excites: int  # parts of the excitation
     lag: int
     ahead: int
@@ -115,6 +118,11 @@ def choose(
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
     groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)
+    tensor_cores = device.tf32 and max(itemsize, weight_itemsize) < 8
+    tensor_cores = tensor_cores and group >= PRODUCT_IMAGES and block_c >= 16
+    block_r = min(power_of_two(reduced), max(1, PRODUCT_ELEMENTS // (group * block_c)))
+    if tensor_cores:
+        block_r = min(max(16, power_of_two(reduced)), PRODUCT_REDUCED)
     lag = _lag(groups, blocks * split, group * channels * row_bytes, device)
     return Plan(
         images=group,
@@ -122,7 +130,7 @@ def choose(
         rows=rows,
         block_pixels=block_p,
         span=span,
-        reduced=min(power_of_two(reduced), max(1, PRODUCT_ELEMENTS // (group * block_c))),
+        reduced=block_r,
         groups=groups,
         blocks=blocks,
         split=split,
@@ -130,6 +138,7 @@ def choose(
         ahead=lag // 2,
         excites=ceil_div(group * reduced, SUMMED_NUMBERS),
         split_block=min(power_of_two(split), SPLIT_BLOCK),
+        tensor_cores=tensor_cores,
     )
 
 

@@ -67,6 +67,7 @@ def backward_kernel(
     G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = s.dtype.element_ty
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
@@ -86,6 +87,7 @@ def backward_kernel(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
     n, c = group_channels(n0, c0, G, BLOCK_C)
+    channel = c0 + tl.arange(0, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
     products = partials + group.to(tl.int64) * blocks * G * R
@@ -103,7 +105,9 @@ def backward_kernel(
             at = n.to(tl.int64) * C + c
             v = close_gate(ds, tl.load(s + at, valid, other=0), GATE)
             tl.store(de + at, v, valid)
-            contract_channels(v, w2, products + block * G * R, c, C, R, False, G, BLOCK_R)
+            contract_channels(
+                v, w2, products + block * G * R, channel, C, R, False, G, BLOCK_R, PRECISION
+            )
             publish(squeezed + group)
     elif kind == EXCITE:
         wait_for(squeezed + group, blocks)
@@ -116,7 +120,7 @@ def backward_kernel(
         publish(excited + group)
     elif dx is not None:
         wait_for(excited + group, excites)
-        dz = contract_reduced(da, w1, n, c, N, C, R, True, BLOCK_R)
+        dz = contract_reduced(da, w1, n, channel, N, C, R, True, BLOCK_R, PRECISION)
         spread_gradient(dz, peak, ties, mean, share, n, c, valid, P, C, SQUEEZE)
         tl.debug_barrier()
         if dr is None:

@@ -35,6 +35,7 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
+from se_kernels.backends.triton.plan import PRODUCT_REGISTERS
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
 _SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
@@ -50,6 +51,7 @@ def forward_kernel(
     G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = z.dtype.element_ty
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
@@ -68,6 +70,7 @@ def forward_kernel(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
     n, c = group_channels(n0, c0, G, BLOCK_C)
+    channel = c0 + tl.arange(0, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
     products = partials + group.to(tl.int64) * blocks * G * R
@@ -79,7 +82,9 @@ def forward_kernel(
         )  # fmt: skip
         if completes(parted + group * blocks + block, splits, BLOCK_S == 1):
             v = gather_squeeze(parts, plane, z, n, c, valid, splits, C, SQUEEZE, BLOCK_S)
-            contract_channels(v, w1, products + block * G * R, c, C, R, True, G, BLOCK_R)
+            contract_channels(
+                v, w1, products + block * G * R, channel, C, R, True, G, BLOCK_R, PRECISION
+            )
             publish(squeezed + group)
     elif kind == EXCITE:
         wait_for(squeezed + group, blocks)
@@ -94,7 +99,7 @@ def forward_kernel(
         publish(excited + group)
     else:
         wait_for(excited + group, excites)
-        e = contract_reduced(h, w2, n, c, N, C, R, False, BLOCK_R)
+        e = contract_reduced(h, w2, n, channel, N, C, R, False, BLOCK_R, PRECISION)
         if b2 is not None:
             e += widened(tl.load(b2 + c, c < C, other=0), ACC)
         tl.store(s + n.to(tl.int64) * C + c, open_gate(e, GATE), valid)
@@ -149,7 +154,7 @@ def run_forward(
             **excitation_of(act, act_slope),
             GATE=gate,
             POST=post,
-            **options(registers_for(squeeze, None)),
+            **options(registers_for(squeeze, PRODUCT_REGISTERS if plan.tensor_cores else None)),
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )
