@@ -27,9 +27,8 @@ from se_kernels.backends.triton import launch
 from se_kernels.backends.triton.kernels import (
     backward,
     forward,
-    norm_scale,
-    norm_squeeze,
     scale,
+    solve,
     squeeze,
 )
 from se_kernels.backends.triton.launch import place_of
@@ -71,9 +70,9 @@ class Config:
 
 @dataclass
 class NormConfig(Config):
-    """The sweeps with a batch norm: a residual, a ReLU and its mask."""
+    """The kernels with a batch norm: a residual, a ReLU and its mask."""
 
-    reduced: int = 0
+    reduced: int = 16
     nhwc: bool = False
     pre: str = "identity"
     write: bool = True  # dr, else the mask is read twice
@@ -99,12 +98,15 @@ def configs():
 def norm_configs():
     """Each kernel once, and again where its registers are the scarcest."""
     silu = dict(pre="silu", write=False)
+    solve = ("solve_norm", "solve_a", "solve_s", "solve_da", "solve_gradients")
     each = ("moments", "scale", "scale_backward")
     yield NormConfig(256, 256, 56, nhwc=True, main=True, kernels=each)
-    yield NormConfig(
-        256, 256, 56, nhwc=True, **silu, kernels=("scale_backward", "squeeze_backward")
-    )
+    yield NormConfig(256, 256, 56, nhwc=True, kernels=solve)
+    kernels = "scale_backward", "squeeze_backward", *solve
+    yield NormConfig(256, 256, 56, nhwc=True, **silu, kernels=kernels)
     yield NormConfig(256, 256, 56, main=True, **silu, kernels=("squeeze",))
+    float64 = torch.float64, torch.float64
+    yield NormConfig(256, 33, 56, 5, False, *float64, **silu, kernels=solve)
 
 
 class Recorder:
@@ -123,7 +125,7 @@ class Recorder:
 def launches(config: Config):
     """(kernel, arguments, constants) of each launch, as the launchers make them."""
     calls = norm_calls(config) if isinstance(config, NormConfig) else block_calls(config)
-    wanted = [f"norm_{k}_kernel" for k in getattr(config, "kernels", ())] or [n for _, n in calls]
+    wanted = [f"{k}_kernel" for k in getattr(config, "kernels", ())] or [n for _, n in calls]
     calls = {(module, name): run for (module, name), run in calls.items() if name in wanted}
     for (module, name), run in calls.items():
         kernels = {n: getattr(m, n) for m, n in calls if m is module}
@@ -155,30 +157,48 @@ def block_calls(config: Config):
     small = meta(config.batch, config.channels, dtype=torch.float64 if wide else torch.float32)
     a = small.new_empty(config.batch, config.reduced)
     residual = place if config.variant.get("residual") else None
-    masked = place if config.variant.get("post") == "relu" else None
+    mask = small.to(torch.uint8) if config.variant.get("post") == "relu" else None
     names = dict(squeeze="avg", act="relu", act_slope=0.0, gate="sigmoid", post="none")
     variant = [config.variant.get(name, default) for name, default in names.items()]
-    tail = (layout, place, place, masked, place, masked and residual)
+    dr = None if mask is None else residual
     calls = {
         (forward, "forward_kernel"): lambda: forward.run_forward(
-            layout, place, residual, place, w1, w2, *biases, small, a, small, *variant
+            layout, place, residual, place, mask, w1, w2, *biases, small, a, small, *variant
         ),
         (backward, "backward_kernel"): lambda: backward.run_backward(
-            *tail, w1, w2, a, small, *variant
+            layout, place, place, place, dr, mask, w1, w2, a, small, *variant[:-1]
+        ),
+        (solve, "solve_gradients_kernel"): lambda: solve.run_gradients(
+            a, small, a, small, (w1, w2, *biases), None, *variant[1:3]
         ),
     }
     if config.alone:
         kind, post = variant[0], variant[-1]
+        none = "identity"
         calls |= {
-            (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(layout, place, small, kind),
+            (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(
+                layout, place, None, small.dtype, kind, none
+            ),
             (squeeze, "squeeze_backward_kernel"): lambda: squeeze.run_squeeze_backward(
-                layout, place, place, place, small, small, kind
+                layout,
+                place,
+                place,
+                place,
+                None,
+                None,
+                small,
+                small,
+                None,
+                small,
+                small,
+                kind,
+                none,
             ),
             (scale, "scale_kernel"): lambda: scale.run_scale(
-                layout, place, residual, place, small, post
+                layout, place, residual, place, mask, None, small, none, post
             ),
             (scale, "scale_backward_kernel"): lambda: scale.run_scale_backward(
-                *tail, small, small, post
+                layout, place, place, place, dr, mask, None, small, 1, small.dtype, "avg", none
             ),
         }
     return calls
@@ -190,26 +210,69 @@ def norm_calls(config: NormConfig):
     shape, sums = (config.batch, config.channels), torch.float64 if wide else torch.float32
     small = torch.empty(shape, device="meta", dtype=sums)
     mask, norm, dr = small.to(torch.uint8), small, place if config.write else None
-    sums = small.new_empty(2 if config.pre == "identity" else 5, *small.shape)
+    affine, pixels = config.pre == "identity", config.side**2
+    sums = small.new_empty(2 if affine else 5, config.batch, 1, config.channels)
     kept, slope = None if config.write else mask, small[0]
     post = "relu"
+    numbers, means = small.new_empty(4 + 2 * config.batch, config.channels), sums[0].double()
+    a = small.new_empty(config.batch, config.reduced)
+    w1 = torch.empty(config.reduced, config.channels, device="meta", dtype=config.weight_dtype)
+    w2, channels = w1.new_empty(config.channels, config.reduced), slope.float()
+    running = channels, channels, channels, channels, channels.double()
+    excited = "silu", 0.0, "sigmoid"
+    of_norm = numbers, sums, 1, pixels, affine, w1, small, slope, slope, slope
+
+    def excite():
+        parts = None if affine else sums[0]
+        solve.run_excite(numbers, parts, 1, w1, w2, w1[:, 0], w2[:, 0], a, *excited)
+
     return {
-        (norm_squeeze, "norm_moments_kernel"): lambda: norm_squeeze.run_norm_moments(
-            layout, place, small.double(), small.double(), small.dtype
+        (solve, "solve_norm_kernel"): lambda: solve.run_solve_norm(
+            numbers, (means, means, 1, pixels), *running, 0.1, 1e-5, pixels, True, affine
         ),
-        (norm_squeeze, "norm_squeeze_kernel"): lambda: norm_squeeze.run_norm_squeeze(
-            layout, place, norm, small, config.pre
+        (solve, "solve_a_kernel"): excite,
+        (solve, "solve_s_kernel"): excite,
+        (solve, "solve_da_kernel"): lambda: solve.run_excite_backward(
+            numbers, sums, 1, w2, a, small, a, affine, *excited
         ),
-        (norm_squeeze, "norm_squeeze_backward_kernel"): (
-            lambda: norm_squeeze.run_norm_squeeze_backward(
-                layout, place, place, place, kept, norm, small, small, config.pre, slope, slope
-            )
+        (solve, "solve_gradients_kernel"): lambda: solve.run_gradients(
+            a, small, a, None, (w1, w2, w1[:, 0], w2[:, 0]), of_norm, *excited[:2]
         ),
-        (norm_scale, "norm_scale_kernel"): lambda: norm_scale.run_norm_scale(
+        (squeeze, "moments_kernel"): lambda: squeeze.run_moments(layout, place, small.dtype),
+        (squeeze, "squeeze_kernel"): lambda: squeeze.run_squeeze(
+            layout, place, norm, small.dtype, "avg", config.pre
+        ),
+        (squeeze, "squeeze_backward_kernel"): lambda: squeeze.run_squeeze_backward(
+            layout,
+            place,
+            place,
+            place,
+            kept,
+            norm,
+            small,
+            small,
+            small,
+            None,
+            None,
+            "avg",
+            config.pre,
+        ),
+        (scale, "scale_kernel"): lambda: scale.run_scale(
             layout, place, place, place, mask, norm, small, config.pre, post
         ),
-        (norm_scale, "norm_scale_backward_kernel"): lambda: norm_scale.run_norm_scale_backward(
-            layout, place, place, dr, mask, norm, sums, config.pre
+        (scale, "scale_backward_kernel"): lambda: scale.run_scale_backward(
+            layout,
+            place,
+            place,
+            None,
+            dr,
+            mask,
+            norm,
+            None,
+            2 if affine else 5,
+            small.dtype,
+            "avg",
+            config.pre,
         ),
     }
 
@@ -233,7 +296,7 @@ def source(kernel, arguments, constants) -> tuple[ASTSource, dict]:
         elif value is None or name in constants:
             signature[name], fixed[name] = "constexpr", value
         else:
-            signature[name] = "i32"
+            signature[name] = "fp64" if isinstance(value, float) else "i32"
     options = {k: v for k, v in constants.items() if k not in kernel.arg_names}
     return ASTSource(kernel, signature, constexprs=fixed, attrs=attributes), options
 
@@ -270,7 +333,7 @@ def inner_loops(function: Function) -> list[dict]:
     ]
 
 
-# x, dy, y, dx, dr and the residual are read with an eviction policy and written past the cache
+# x, y, dy, dx, dr and the residual are read with an eviction policy and written past the cache
 IMAGE_ACCESS = re.compile(r"(?:ld\.global\S*evict\S*|st\.global\.cs\S*|st\.global\S*evict\S*)")
 
 

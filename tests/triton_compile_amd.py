@@ -68,7 +68,7 @@ def compiled(name: str):
 
 
 def main(name: str) -> None:
-    launch.device_of = lambda x: Device()
+    launch.device_of = lambda x: Device(tf32=False)
     for told in compiled(name):
         print(json.dumps(told), flush=True)
 

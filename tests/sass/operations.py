@@ -744,6 +744,39 @@ SPECIAL_FUNCTIONS = {
 }
 
 
+@builds("HMMA")
+def matrix_product(m, i):
+    """D (16, 8) = A (16, 8) B (8, 8) + C of each warp, numbers of TF32, which lie in its registers
+    as those of mma.m16n8k8 in PTX."""
+    if i.modifiers != ("1688", "F32", "TF32"):
+        raise MachineError("another product of matrices")
+    d, a, b, c = i.operands
+    lane = np.arange(WARP)
+    group, place = lane // 4, lane % 4
+
+    def rows(first, count):
+        if first == RZ:
+            return np.zeros((count, m.lanes // WARP, WARP), F32)
+        registers = np.stack([m.R[first + k] for k in range(count)])
+        return registers.view(F32).reshape(count, -1, WARP)
+
+    def run(on, lanes, mask):
+        left, right = rows(a.value, 4), rows(b.value, 2)
+        whole = np.zeros((left.shape[1], 16, 8))
+        other = np.zeros((left.shape[1], 8, 8))
+        for k in range(4):
+            whole[:, group + 8 * (k % 2), place + 4 * (k // 2)] = left[k]
+        for k in range(2):
+            other[:, place + 4 * k, group] = right[k]
+        product = whole @ other
+        added = rows(c.value, 4)
+        for k in range(4):
+            value = added[k] + product[:, group + 8 * (k // 2), 2 * place + k % 2]
+            m.put(d.value + k, value.astype(F32).reshape(-1).view(U32), lanes)
+
+    return run
+
+
 @builds("FCHK")
 def check_division(m, i):
     """Whether a division needs the slow path: where the quotient may over- or underflow."""
@@ -1176,9 +1209,10 @@ def copy_to_shared(m, i):
 @builds("LDSM", "STSM")
 def matrix_access(m, i):
     """8 x 8 numbers of 16 bits: the lanes 8 k to 8 k + 7 say where the k-th matrix's rows lie, a
-    lane has two numbers of row lane / 4."""
-    if i.modifiers[:2] != ("16", "M88"):
-        raise MachineError("a transposed matrix")
+    lane has two numbers of row lane / 4, of a transposed one two of that column."""
+    transposed = i.modifiers[:2] == ("16", "MT88")
+    if (not transposed and i.modifiers[:2] != ("16", "M88")) or (transposed and i.name == "STSM"):
+        raise MachineError("another form of matrix")
     count = next((int(x) for x in i.modifiers[2:] if x in ("2", "4")), 1)
     stores = i.name == "STSM"
     at, data = i.operands if stores else i.operands[::-1]
@@ -1188,6 +1222,13 @@ def matrix_access(m, i):
     def run(on, lanes, mask):
         rows = read() & WINDOW
         for k in range(count):
+            if transposed:
+                at = first + 8 * k + 2 * (lane % 4)
+                low, high = (
+                    memory.load(i, rows[at + n] + 2 * (lane // 4), 2, on)[0] for n in range(2)
+                )
+                m.put(data.value + k, low & U32(0xFFFF) | high << U32(16), lanes)
+                continue
             address = rows[first + 8 * k + lane // 4] + 4 * (lane % 4)
             if stores:
                 memory.store(i, address, 4, on, [m.R[data.value + k]])

@@ -10,12 +10,9 @@ from se_kernels.layout import (
     empty_scale_gradients,
     flat,
     like_layout,
-    packed,
     readable,
     row_major,
-    unpacked,
 )
-from se_kernels.products import weight_gradients
 from se_kernels.reference import compute_dtype
 
 
@@ -28,26 +25,28 @@ def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
     """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
     from se_kernels.backends.triton.kernels.forward import run_forward
 
-    y = empty_output(x)
+    y, mask = empty_output(x), empty_mask(x, post == "relu")
     small = dict(dtype=compute_dtype(x, w1), device=x.device)
     images, channels = x.shape[:2]
     z, s = (torch.empty(images, channels, **small) for _ in range(2))
     if images == 0 or channels == 0:
         a = torch.zeros(images, w1.shape[0], **small)
-        return y, empty_mask(x, post == "relu"), z, a if b1 is None else a + b1, s
+        return y, mask, z, a if b1 is None else a + b1, s
     a = torch.empty(images, w1.shape[0], **small)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     weights = row_major(w1), row_major(w2), flat(b1), flat(b2)
     variant = squeeze, act, act_slope, gate, post
     places = (place_of(t, layout) for t in (x, residual, y))
-    run_forward(layout, *places, *weights, z, a, s, *variant)
-    return y, packed(y, x) if post == "relu" else empty_mask(x, False), z, a, s
+    bits = mask if post == "relu" else None
+    run_forward(layout, *places, bits, *weights, z, a, s, *variant)
+    return y, mask, z, a, s
 
 
 def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs):
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     from se_kernels.backends.triton.kernels.backward import run_backward
+    from se_kernels.backends.triton.kernels.solve import run_gradients
 
     gradients = empty_gradients(x, w1, w2, needs)
     if x.shape[0] == 0 or x.shape[1] == 0:
@@ -55,59 +54,58 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
             gradient.zero_()
         return gradients
     dx, dr = (g if n else None for g, n in zip(gradients[:2], needs[:2], strict=True))
-    y, post = _stand_in(mask, x)
     layout, x = readable(x)
-    places = [
-        place_of(t, layout) for t in (x, like_layout(dy, layout), like_layout(y, layout), dx, dr)
-    ]
-    variant = squeeze, act, act_slope, gate, post
+    places = [place_of(t, layout) for t in (x, like_layout(dy, layout), dx, dr)]
+    variant = squeeze, act, act_slope, gate
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
-    de, da, h = run_backward(layout, *places, row_major(w1), row_major(w2), a, s, *variant)
-    weight_gradients(gradients[2:], needs[2:], de, da, h, z)
+    de, da = run_backward(layout, *places, mask, row_major(w1), row_major(w2), a, s, *variant)
+    wanted = [g if n else None for g, n in zip(gradients[2:], needs[2:], strict=True)]
+    run_gradients(a, de, da, z, wanted, None, act, act_slope)
     return gradients
-
-
-def _stand_in(mask, x):
-    """What the kernels still read for y: positive where a bit is set, else 0; and post."""
-    return (None, "none") if mask is None else (unpacked(mask, x).to(x.dtype), "relu")
 
 
 def squeeze(x, squeeze):
     """z (N, C) in the dtype of the sums."""
     from se_kernels.backends.triton.kernels.squeeze import run_squeeze
 
-    z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x), device=x.device)
-    if z.numel() > 0:
-        layout, x = readable(x)
-        run_squeeze(layout, place_of(x, layout), z, squeeze)
-    return z
+    dtype = compute_dtype(x, x)
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        return x.new_empty(x.shape[:2], dtype=dtype)
+    layout, x = readable(x)
+    parts = run_squeeze(layout, place_of(x, layout), None, dtype, squeeze, "identity")
+    if squeeze == "avg":
+        return _total(parts[0])
+    peak = _peak(parts[1])
+    return peak if squeeze == "max" else 0.5 * (_total(parts[0]) + peak)
 
 
 def scale(x, s, residual, post, keep):
     """y (N, C, H, W), and its mask if it is to be kept."""
     from se_kernels.backends.triton.kernels.scale import run_scale
 
-    y = empty_output(x)
+    y, mask = empty_output(x), empty_mask(x, keep)
     if y.numel() > 0:
         layout, x = readable(x)
         places = (place_of(t, layout) for t in (x, like_layout(residual, layout), y))
-        run_scale(layout, *places, s.contiguous(), post)
-    return y, packed(y, x) if keep else empty_mask(x, False)
+        bits = mask if keep else None
+        run_scale(layout, *places, bits, None, s.contiguous(), "identity", post)
+    return y, mask
 
 
 def scale_backward(dy, x, mask, s, needs):
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     from se_kernels.backends.triton.kernels.scale import run_scale_backward
 
-    gradients = empty_scale_gradients(x, s, needs)
-    dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    dx, dr, ds = empty_scale_gradients(x, s, needs)
+    need_dx, need_dr, need_ds = needs
     if s.numel() > 0:
-        y, post = _stand_in(mask, x)
         layout, x = readable(x)
-        images = dy, x, y, dx, dr
-        places = (place_of(like_layout(t, layout), layout) for t in images)
-        run_scale_backward(layout, *places, s.contiguous(), ds, post)
-    return gradients
+        images = like_layout(dy, layout), x, dx if need_dx else None, dr if need_dr else None
+        places = (place_of(t, layout) for t in images)
+        small = mask, None, s.contiguous(), int(need_ds), s.dtype
+        parts = run_scale_backward(layout, *places, *small, "avg", "identity")
+        ds = _total(parts[0]) if need_ds else ds
+    return dx, dr, ds
 
 
 def squeeze_backward(g, x, s, dz, squeeze):
@@ -117,6 +115,30 @@ def squeeze_backward(g, x, s, dz, squeeze):
     dx = empty_output(x)
     if dx.numel() > 0:
         layout, x = readable(x)
-        places = (place_of(t, layout) for t in (like_layout(g, layout), x, dx))
-        run_squeeze_backward(layout, *places, flat(s), dz.contiguous(), squeeze)
+        g, at, into = (place_of(t, layout) for t in (like_layout(g, layout), x, dx))
+        dz = 0.5 * dz if squeeze == "avgmax" else dz.contiguous()
+        peak, share = (None, None) if squeeze == "avg" else _share_of_peaks(layout, at, dz)
+        small = None, None, flat(s), dz / (x.shape[2] * x.shape[3]), None, peak, share
+        run_squeeze_backward(layout, g, at, into, *small, squeeze, "identity")
     return dx
+
+
+def _share_of_peaks(layout, x, dz):
+    """The maxima (N, C), and dz shared among the pixels that are one; x: (tensor, image, row)."""
+    from se_kernels.backends.triton.kernels.scale import run_scale_backward
+
+    absent = None, None, None, None, None  # dx, dr, mask, norm, s
+    _, peaks, ties = run_scale_backward(
+        layout, None, x, *absent, 3, dz.dtype, "max", "identity"
+    )  # fmt: skip
+    peak = _peak(peaks)
+    return peak, dz / torch.where(peaks == peak[:, None], ties, 0).sum(1)  # none equals a NaN
+
+
+def _total(parts):
+    """(N, C) of parts of the pixels (N, splits, C)."""
+    return parts[:, 0] if parts.shape[1] == 1 else parts.sum(1)
+
+
+def _peak(parts):
+    return parts[:, 0] if parts.shape[1] == 1 else parts.amax(1)

@@ -5,10 +5,13 @@ import math
 from contextlib import nullcontext
 
 import torch
+import triton.language as tl
 
 from se_kernels.backends.triton.plan import (
+    MOST_PARTS,
     SUMMED_BLOCKS,
     SUMMED_NUMBERS,
+    SWEEP_TILE_BYTES,
     TRACKING_REGISTERS,
     WARPS,
     Device,
@@ -22,7 +25,8 @@ from se_kernels.layout import walk
 @functools.cache
 def _properties(index: int) -> Device:
     properties = torch.cuda.get_device_properties(index)
-    return Device(properties.multi_processor_count, properties.L2_cache_size)
+    size = properties.multi_processor_count, properties.L2_cache_size
+    return Device(*size, tf32=not HIP and properties.major >= 8)
 
 
 def device_of(x) -> Device:
@@ -39,34 +43,29 @@ def plan_of(x, w1, layout: str) -> Plan:
     return _plan(x, w1.shape[0], w1.element_size(), layout)
 
 
-def plan_alone(x, layout: str, *block_bytes) -> Plan:
-    """The plan of a phase without its excitation."""
-    return _plan(x, 0, 1, layout, *block_bytes)
+def plan_sweep(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
+    """The plan of a sweep over the whole batch, its sums in that dtype; its block is smaller where
+    a number takes two registers."""
+    if sums == torch.float64:
+        block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
+    return _plan(x, 0, 1, layout, block_bytes, SWEEP_TILE_BYTES, MOST_PARTS)
 
 
-def _plan(x, reduced, weight_itemsize, layout, *block_bytes):
+def _plan(x, reduced, weight_itemsize, layout, *cut):
     images, channels, height, width = x.shape
     nhwc, here = layout == "nhwc", device_of(x)
     sizes = images, channels, height * width, reduced, x.element_size(), weight_itemsize
-    return choose(*sizes, nhwc, here, *block_bytes)
-
-
-def plan_after_norm(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
-    """The plan of a sweep with a norm, its sums in that dtype; its block is smaller where a number
-    takes two registers."""
-    if sums == torch.float64:
-        block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
-    return plan_alone(x, layout, block_bytes)
+    return choose(*sizes, nhwc, here, *cut)
 
 
 def counters_of(plan: Plan, like) -> torch.Tensor:
-    """int32: tickets, then of each group its squeezed blocks, its excited parts, and the parts of
-    each block. A phase on its own counts only the last, from the start.
+    """int32: tickets, then of each group its squeezed blocks, its excited parts, and, where the
+    pixels are split, the parts of each block.
 
     Zeroed on the current stream, for this launch alone: a captured graph zeroes its own, and
     launches on several streams share nothing.
     """
-    count = 1 + plan.groups * (2 + plan.blocks)
+    count = 1 + plan.groups * (2 + (plan.blocks if plan.split > 1 else 0))
     return torch.zeros(count, dtype=torch.int32, device=like.device)
 
 
@@ -125,7 +124,34 @@ def excitation_constants(plan: Plan, w1) -> dict:
         BLOCK_R=plan.reduced,
         BLOCK_T=SUMMED_BLOCKS,
         BLOCK_I=SUMMED_NUMBERS,
+        PRECISION="tf32x3" if plan.tensor_cores else "",
     )
+
+
+def excitation_of(act: str, act_slope: float) -> dict:
+    """δ, as every kernel names it."""
+    return dict(ACT=act, SLOPE=float(act_slope) if act == "leaky_relu" else 0.0)
+
+
+def triton_type(dtype: torch.dtype):
+    """Of the sums."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def precision_of(x) -> str:
+    """How products of float32 are taken on x's device, as ``tl.dot`` names it."""
+    return "tf32x3" if device_of(x).tf32 else "ieee"
+
+
+def solve_constants(x, channels: int, reduced: int) -> dict:
+    """Elements that C and R are multiples of, 8 or 1, and how products are taken."""
+    units = (8 if size % 8 == 0 else 1 for size in (channels, reduced))
+    return dict(zip(("UNIT_C", "UNIT_R"), units, strict=True), PRECISION=precision_of(x))
+
+
+def parts_of(plan: Plan, x, dtype, *kinds) -> torch.Tensor:
+    """What a sweep leaves of each part of the pixels: (*kinds, N, splits, C)."""
+    return x.new_empty(*kinds, x.shape[0], plan.split, x.shape[1], dtype=dtype)
 
 
 def alone(plan: Plan, x) -> tuple[int, ...]:

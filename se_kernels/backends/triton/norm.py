@@ -1,80 +1,162 @@
-"""The sweeps with a batch norm: torch tensors in, a launch each."""
-
-import sys
-from functools import partial
+"""A batch norm and the block: torch tensors in, a launch for each sweep and for each step of the
+solve between them."""
 
 import torch
 
-from se_kernels.backends import composed_norm
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.layout import empty_mask, empty_output, flat, like_layout, readable
-from se_kernels.reference import compute_dtype
+from se_kernels.layout import (
+    empty_mask,
+    empty_norm_gradients,
+    empty_output,
+    flat,
+    like_layout,
+    readable,
+    row_major,
+)
+from se_kernels.reference import compute_dtype, norm_compute_dtype
 
 
 def norm_moments(u, wide):
     """mean and m2 (N, C) in float64: of each image's channel, m2 = Σ (u - mean)²."""
-    from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_moments
+    means, squares, splits, part = _moments(u, torch.float64 if wide else compute_dtype(u, u))
+    if splits == 1:
+        return means[:, 0], squares[:, 0]
+    pixels = u.shape[2] * u.shape[3]
+    last = pixels - (splits - 1) * part  # pixels of the last part
 
-    mean, m2 = (torch.empty(u.shape[:2], dtype=torch.float64, device=u.device) for _ in range(2))
-    layout, u = readable(u)
-    sums = torch.float64 if wide else compute_dtype(u, u)
-    run_norm_moments(layout, place_of(u, layout), mean, m2, sums)
-    return mean, m2
+    def over_pixels(of_parts):
+        return part * of_parts[:, :-1].sum(1) + last * of_parts[:, -1]
+
+    mean = over_pixels(means) / pixels
+    return mean, squares.sum(1) + over_pixels((means - mean[:, None]).square())
 
 
 def norm_squeeze(u, norm, pre):
     """z (N, C), the mean of v."""
-    from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_squeeze
-
-    z = norm.new_empty(u.shape[:2])
-    layout, u = readable(u)
-    run_norm_squeeze(layout, place_of(u, layout), norm.contiguous(), z, pre)
-    return z
+    return _squeeze(u, norm.contiguous(), pre)[0].sum(1)
 
 
 def norm_scale(u, norm, s, residual, pre, post, keep):
     """y (N, C, H, W), and its mask if it is to be kept."""
-    from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale
+    from se_kernels.backends.triton.kernels.scale import run_scale
 
     y = empty_output(u)
     mask = empty_mask(u, keep)
     layout, u = readable(u)
     places = (place_of(t, layout) for t in (u, like_layout(residual, layout), y))
     small = mask if keep else None, norm.contiguous(), s.contiguous()
-    run_norm_scale(layout, *places, *small, pre, post)
+    run_scale(layout, *places, *small, pre, post)
     return y, mask
 
 
 def norm_scale_backward(dy, u, mask, norm, pre, write):
     """dr = g (N, C, H, W) if it is to be written, and the sums (2 or 5, N, C)."""
-    from se_kernels.backends.triton.kernels.norm_scale import run_norm_scale_backward
-
-    dr = empty_output(u) if write else u.new_empty(0)
-    sums = norm.new_empty((2 if pre == "identity" else 5, *u.shape[:2]))
-    layout, u = readable(u)
-    images = like_layout(dy, layout), u, dr if write else None
-    places = (place_of(t, layout) for t in images)
-    run_norm_scale_backward(layout, *places, mask, norm.contiguous(), sums, pre)
-    return dr, sums
+    dr, sums, _ = _scale_backward(dy, u, mask, norm.contiguous(), pre, write)
+    return dr, sums.sum(2)
 
 
 def norm_squeeze_backward(g, u, mask, norm, s, d, pre, slope, offset):
     """du (N, C, H, W) = scale pre'(t) (g s + d) + slope (u - mean) + offset."""
-    from se_kernels.backends.triton.kernels.norm_squeeze import run_norm_squeeze_backward
+    adds = None if slope is None else torch.stack((slope, offset))
+    return _squeeze_backward(g, u, mask, norm.contiguous(), s, d, pre, adds)
+
+
+def norm_inference(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
+    """y (N, C, H, W), the norm in evaluation mode."""
+    norm = u, bn_weight, bn_bias, mean, var, None
+    return norm_forward(
+        *norm, w1, w2, b1, b2, residual, False, 0.0, eps, *variant, False
+    )[0]  # fmt: skip
+
+
+def norm_forward(
+    u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
+    training, momentum, eps, pre, act, act_slope, gate, post, keep,
+):  # fmt: skip
+    """What ``ops.norm_forward`` returns."""
+    from se_kernels.backends.triton.kernels.solve import run_excite, run_solve_norm
+
+    dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
+    pixels, affine = u.shape[2] * u.shape[3], pre == "identity"
+    numbers = torch.empty(4 + 2 * images, channels, dtype=dtype, device=u.device)
+    a = numbers.new_empty(images, w1.shape[0])
+    moves = training and mean is not None
+    moved = u.new_empty((2, channels) if moves else 0, dtype=torch.float64)
+    if training or (means is None and affine):
+        parts = _moments(u, dtype)
+    else:
+        parts = flat(means), None, 1, pixels
+    norm = flat(mean), flat(var), flat(bn_weight), flat(bn_bias), moved if moves else None
+    run_solve_norm(numbers, parts, *norm, momentum, eps, pixels, training, affine)
+    z_parts, splits = (None, 1) if affine else _squeeze(u, numbers, pre)
+    weights = row_major(w1), row_major(w2), flat(b1), flat(b2)
+    run_excite(numbers, z_parts, splits, *weights, a, act, act_slope, gate)
+    s = numbers[4 + images :]
+    y, mask = norm_scale(u, numbers, s, residual, pre, post, keep)
+    return y, mask, numbers, a, moved
+
+
+def norm_backward(dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs):
+    """What ``ops.norm_backward`` returns."""
+    from se_kernels.backends.triton.kernels.solve import run_excite_backward, run_gradients
+
+    need_du, write, need_d, *_ = needs
+    images, pixels = u.shape[0], u.shape[2] * u.shape[3]
+    d_weight, d_bias, du, dr, d, *weights = empty_norm_gradients(u, numbers, w1, w2, needs)
+    numbers, a, affine = numbers.contiguous(), a.contiguous(), pre == "identity"
+    w1, w2, s = row_major(w1), row_major(w2), numbers[4 + images :]
+    dr, sums, splits = _scale_backward(dy, u, mask, numbers, pre, write)
+    de, da = torch.empty_like(s), torch.empty_like(a)
+    run_excite_backward(numbers, sums, splits, w2, a, de, da, affine, act, act_slope, gate)
+    each = d if need_d else torch.empty_like(s)
+    adds = numbers.new_empty(2, numbers.shape[1])  # slope and offset of du
+    norm = numbers, sums, splits, pixels, affine, w1, each, d_weight, d_bias, adds
+    wanted = [g if need else None for g, need in zip(weights, needs[3:], strict=True)]
+    run_gradients(a, de, da, None, wanted, norm, act, act_slope)
+    if need_du:
+        g, g_mask = (dr, None) if write else (dy, mask)
+        adds = adds if training else None
+        du = _squeeze_backward(g, u, g_mask, numbers, s, each, pre, adds)
+    return d_weight, d_bias, du, dr, d, *weights
+
+
+def _moments(u, sums):
+    """mean and Σ (u - mean)² of parts of the pixels (N, splits, C), splits, a part's pixels."""
+    from se_kernels.backends.triton.kernels.squeeze import run_moments
+
+    layout, u = readable(u)
+    return run_moments(layout, place_of(u, layout), sums)
+
+
+def _squeeze(u, norm, pre):
+    """Parts of z (N, splits, C), and splits."""
+    from se_kernels.backends.triton.kernels.squeeze import run_squeeze
+
+    layout, u = readable(u)
+    parts = run_squeeze(layout, place_of(u, layout), norm, norm.dtype, "avg", pre)[0]
+    return parts, parts.shape[1]
+
+
+def _scale_backward(dy, u, mask, norm, pre, write):
+    """dr, parts of the sums (2 or 5, N, splits, C), and splits."""
+    from se_kernels.backends.triton.kernels.scale import run_scale_backward
+
+    dr = empty_output(u) if write else u.new_empty(0)
+    layout, u = readable(u)
+    images = like_layout(dy, layout), u, None, dr if write else None
+    places = (place_of(t, layout) for t in images)
+    small = mask, norm, None, 2 if pre == "identity" else 5, norm.dtype
+    parts = run_scale_backward(layout, *places, *small, "avg", pre)
+    return dr, parts, parts.shape[2]
+
+
+def _squeeze_backward(g, u, mask, norm, s, d, pre, adds):
+    """du (N, C, H, W); adds (2, C), slope and offset, or None."""
+    from se_kernels.backends.triton.kernels.squeeze import run_squeeze_backward
 
     du = empty_output(u)
     layout, u = readable(u)
     places = (place_of(t, layout) for t in (like_layout(g, layout), u, du))
-    small = norm.contiguous(), s.contiguous(), d.contiguous()
-    run_norm_squeeze_backward(layout, *places, mask, *small, pre, flat(slope), flat(offset))
+    small = mask, norm, s.contiguous(), d.contiguous(), adds, None, None
+    run_squeeze_backward(layout, *places, *small, "avg", pre)
     return du
-
-
-norm_inference, norm_forward, norm_backward = (
-    partial(composed, sys.modules[__name__])
-    for composed in (
-        composed_norm.norm_inference,
-        composed_norm.norm_forward,
-        composed_norm.norm_backward,
-    )
-)

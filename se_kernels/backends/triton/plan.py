@@ -8,18 +8,22 @@ from dataclasses import dataclass
 
 WARPS = 4
 BACKWARD_REGISTERS = 96  # a thread at most: twice the loads of forward in flight
-TRACKING_REGISTERS = 128  # where maxima and ties are tracked
-NORM_REGISTERS = {4: 72, 8: 96}  # after a norm, with sums of so many bytes
-NORM_BACKWARD_REGISTERS = 96
-NORM_SUMS_REGISTERS = {2: 80, 5: 128}  # where so many sums are kept
+PRODUCT_REGISTERS = 96  # where the tensor cores take the products of the FCs
+TRACKING_REGISTERS = 136  # where maxima and ties are tracked
+SWEEP_REGISTERS = {4: 72, 8: 96}  # of a sweep over the batch, with sums of so many bytes
+SPREAD_REGISTERS = 96  # of the one that writes dx
+SUMS_REGISTERS = {2: 80, 3: 128, 5: 128}  # where so many sums are kept
 THREADS = 32 * WARPS
 RESIDENT_THREADS = 1024  # on a multiprocessor, at the kernels' 64 registers or fewer
 BLOCK_BYTES = 4096  # of x a program holds at a time: two 16-byte loads a thread
 ODD_BLOCK_BYTES = 2048  # where an address costs a thread as many registers as numbers do
-NORM_BLOCKS = 4096, 1024  # bytes of the block and the odd one after a norm, one tensor is read
-NORM_PAIR_BLOCKS = 2048, 1024  # where two or three are
+SINGLE_BLOCKS = 4096, 1024  # bytes of a sweep's block and odd block, where one tensor is read
+PAIR_BLOCKS = 2048, 1024  # where two or three are
 PRODUCT_ELEMENTS = 2048  # of (G, BLOCK_C, BLOCK_R): 16 registers a thread, and the sums
+PRODUCT_IMAGES, PRODUCT_REDUCED = 8, 32  # at least of a group, and at most, on the tensor cores
 TILE_BYTES = 28 * 1024  # of x
+SWEEP_TILE_BYTES = 64 * 1024  # in a sweep of the whole batch, of which nothing is read again soon
+MOST_PARTS = 64  # of the pixels, whose sums whoever needs them adds up
 SMALLEST_TILE_BYTES = 2 * 1024
 TILES_PER_MULTIPROCESSOR = 2  # at least, where there is so much to do
 LARGEST_GROUP = 16
@@ -36,6 +40,7 @@ class Device:
 
     multiprocessors: int = 132
     l2_bytes: int = 50 << 20
+    tf32: bool = True  # products of TF32 numbers
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Plan:
     blocks: int  # of channels
     split: int
     split_block: int  # of them summed at a time
+    tensor_cores: bool  # whether they take the products of the FCs
     excites: int  # parts of the excitation
     lag: int
     ahead: int
@@ -80,15 +86,18 @@ def choose(
     nhwc: bool,
     device: Device,
     block_bytes: tuple[int, int] = (BLOCK_BYTES, ODD_BLOCK_BYTES),
+    tile_bytes: int = TILE_BYTES,
+    most_parts: int | None = None,
 ) -> Plan:
     """The plan of x (images, channels, pixels) and a bottleneck of ``reduced``.
 
     ``images`` and ``channels`` are at least 1; the item sizes are in bytes, as is the block where
-    a row has an even number of elements, and where an odd one.
+    a row has an even number of elements, and where an odd one. ``tile_bytes``: of x, at most, but
+    for channels that would be cut into more than ``most_parts``.
     """
     row_bytes = max(1, pixels) * itemsize
     share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
-    target = min(TILE_BYTES, max(SMALLEST_TILE_BYTES, share))
+    target = min(tile_bytes, max(SMALLEST_TILE_BYTES, share))
     group, block_c = _cut_channels(
         images,
         channels,
@@ -105,9 +114,15 @@ def choose(
         group * block_c, block_c, pixels, elements, ROW_BYTES // itemsize, nhwc
     )
     parts = max(1, round(block_c * row_bytes / target)) if group == 1 else 1
+    parts = min(parts, most_parts or parts)
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
     groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)
+    tensor_cores = device.tf32 and max(itemsize, weight_itemsize) < 8
+    tensor_cores = tensor_cores and group >= PRODUCT_IMAGES and block_c >= 16
+    block_r = min(power_of_two(reduced), max(1, PRODUCT_ELEMENTS // (group * block_c)))
+    if tensor_cores:
+        block_r = min(max(16, power_of_two(reduced)), PRODUCT_REDUCED)
     lag = _lag(groups, blocks * split, group * channels * row_bytes, device)
     return Plan(
         images=group,
@@ -115,7 +130,7 @@ def choose(
         rows=rows,
         block_pixels=block_p,
         span=span,
-        reduced=min(power_of_two(reduced), max(1, PRODUCT_ELEMENTS // (group * block_c))),
+        reduced=block_r,
         groups=groups,
         blocks=blocks,
         split=split,
@@ -123,6 +138,7 @@ def choose(
         ahead=lag // 2,
         excites=ceil_div(group * reduced, SUMMED_NUMBERS),
         split_block=min(power_of_two(split), SPLIT_BLOCK),
+        tensor_cores=tensor_cores,
     )
 
 

@@ -8,6 +8,7 @@ from se_kernels.backends.triton.launch import (
     constants,
     counters_of,
     excitation_constants,
+    excitation_of,
     on_device,
     options,
     plan_of,
@@ -34,6 +35,7 @@ from se_kernels.backends.triton.phases.schedule import (
 )
 from se_kernels.backends.triton.phases.squeeze import gather_squeeze, squeeze_tile
 from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
+from se_kernels.backends.triton.plan import PRODUCT_REGISTERS
 
 _SIZES = ["x_image", "x_row", "r_image", "r_row", "y_image", "y_row", "N", "C", "R", "P"]
 _SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
@@ -41,7 +43,7 @@ _SIZES += ["groups", "blocks", "splits", "span", "excites", "lag", "ahead"]
 
 @triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
-    x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, w1, w2, b1, b2,
+    x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, mask, w1, w2, b1, b2,
     z, a, h, s, parts, partials, counters,
     N, C, R, P, groups, blocks, splits, span, excites, lag, ahead,
     SQUEEZE: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, GATE: tl.constexpr,
@@ -49,6 +51,7 @@ def forward_kernel(
     G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = z.dtype.element_ty
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
@@ -67,18 +70,21 @@ def forward_kernel(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
     n, c = group_channels(n0, c0, G, BLOCK_C)
+    channel = c0 + tl.arange(0, BLOCK_C)
     valid = (n < N) & (c < C)
     plane = N.to(tl.int64) * splits * C
     products = partials + group.to(tl.int64) * blocks * G * R
 
     if kind == FIRST_SWEEP:
         squeeze_tile(
-            x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
-            SQUEEZE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+            x, x_image, x_row, None, parts, plane, n0, c0, split, splits, p0, p1, N, C, P,
+            SQUEEZE, "identity", NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
         if completes(parted + group * blocks + block, splits, BLOCK_S == 1):
-            v = gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
-            contract_channels(v, w1, products + block * G * R, c, C, R, True, G, BLOCK_R)
+            v = gather_squeeze(parts, plane, z, n, c, valid, splits, C, SQUEEZE, BLOCK_S)
+            contract_channels(
+                v, w1, products + block * G * R, channel, C, R, True, G, BLOCK_R, PRECISION
+            )
             publish(squeezed + group)
     elif kind == EXCITE:
         wait_for(squeezed + group, blocks)
@@ -93,26 +99,26 @@ def forward_kernel(
         publish(excited + group)
     else:
         wait_for(excited + group, excites)
-        e = contract_reduced(h, w2, n, c, N, C, R, False, BLOCK_R)
+        e = contract_reduced(h, w2, n, channel, N, C, R, False, BLOCK_R, PRECISION)
         if b2 is not None:
             e += widened(tl.load(b2 + c, c < C, other=0), ACC)
         tl.store(s + n.to(tl.int64) * C + c, open_gate(e, GATE), valid)
         tl.debug_barrier()
         scale_tile(
-            x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, s,
-            n0, c0, p0, p1, N, C, POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+            x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, mask, None, s,
+            n0, c0, p0, p1, N, C, P, "identity", POST, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
         )  # fmt: skip
 
 
 def run_forward(
-    layout, x, residual, y, w1, w2, b1, b2, z, a, s, squeeze, act, act_slope, gate, post
+    layout, x, residual, y, mask, w1, w2, b1, b2, z, a, s, squeeze, act, act_slope, gate, post
 ) -> None:
-    """Fills y (N, C, H, W), z, s (N, C) and a (N, R); x, residual, y: (tensor, image, row)."""
+    """Fills y (N, C, H, W), the mask unless None, z, s (N, C) and a (N, R); x, residual, y:
+    (tensor, image, row)."""
     plan = plan_of(x[0], w1, layout)
     images, channels, height, width = x[0].shape
     pixels, reduced = height * width, w1.shape[0]
-    present = [x, y] if residual is None else [x, residual, y]
-    unit = unit_of(layout, present)
+    unit = unit_of(layout, [x, residual, y])
     with on_device(x[0]):
         planes = 1 if squeeze == "avg" else 2
         parts = z.new_empty(planes * images * plan.split * channels)
@@ -121,6 +127,7 @@ def run_forward(
             *x,
             *(residual or (None, 0, 0)),
             *y,
+            mask,
             w1,
             w2,
             b1,
@@ -144,11 +151,10 @@ def run_forward(
             plan.lag,
             plan.ahead,
             SQUEEZE=squeeze,
-            ACT=act,
-            SLOPE=float(act_slope) if act == "leaky_relu" else 0.0,
+            **excitation_of(act, act_slope),
             GATE=gate,
             POST=post,
-            **options(registers_for(squeeze, None)),
+            **options(registers_for(squeeze, PRODUCT_REGISTERS if plan.tensor_cores else None)),
             **constants(plan, layout, unit),
             **excitation_constants(plan, w1),
         )

@@ -1,145 +1,166 @@
-"""The squeeze on its own, and its backward; the pixels are reduced as in the fused kernels."""
+"""The squeeze and its backward, a launch each, with a norm before it or none, and the moments."""
 
+import torch
 import triton
 import triton.language as tl
 
 from se_kernels.backends.triton.launch import (
     alone,
     constants,
-    counters_of,
     on_device,
     options,
-    plan_alone,
+    parts_of,
+    plan_sweep,
     registers_for,
+    triton_type,
     unit_of,
 )
-from se_kernels.backends.triton.phases.scale import gather_scale_backward, scale_backward_tile
-from se_kernels.backends.triton.phases.schedule import completes
-from se_kernels.backends.triton.phases.squeeze import (
-    gather_squeeze,
-    spread_gradient,
-    squeeze_backward_tile,
-    squeeze_tile,
+from se_kernels.backends.triton.phases.moments import moments_tile
+from se_kernels.backends.triton.phases.squeeze import squeeze_backward_tile, squeeze_tile
+from se_kernels.backends.triton.phases.tile import aligned, program_tile, tile_of
+from se_kernels.backends.triton.plan import (
+    PAIR_BLOCKS,
+    SINGLE_BLOCKS,
+    SPREAD_REGISTERS,
+    SWEEP_REGISTERS,
 )
-from se_kernels.backends.triton.phases.tile import aligned, group_channels, tile_of
 
-_SIZES = ["x_image", "x_row", "g_image", "g_row", "dx_image", "dx_row", "N", "C", "P"]
-_SIZES += ["blocks", "splits", "span"]
+_SIZES = ["x_image", "x_row", "N", "C", "P", "blocks", "splits", "span"]
+_BACKWARD_SIZES = [*_SIZES, "dy_image", "dy_row", "dx_image", "dx_row"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def squeeze_kernel(
-    x, x_image, x_row, z, peak, ties, parts, counters, N, C, P, blocks, splits, span,
-    SQUEEZE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
+def moments_kernel(
+    x, x_image, x_row, means, squares, N, C, P, blocks, splits, span,
+    WIDE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """z (N, C); or, where there is a peak, the largest x and how often it is there."""
+    """means and squares (N, splits, C) in float64, the sums so where WIDE."""
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
     if NHWC:
         C = aligned(C, UNIT)
     else:
         P = aligned(P, UNIT)
-    group, tile = tl.program_id(0) // (blocks * splits), tl.program_id(0) % (blocks * splits)
-    block, split, n0, c0, p0, p1 = tile_of(
+    group, tile = program_tile(blocks, splits, False)
+    _block, split, n0, c0, p0, p1 = tile_of(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
-    n, c = group_channels(n0, c0, G, BLOCK_C)
-    valid = (n < N) & (c < C)
-    plane = N.to(tl.int64) * splits * C
-    if peak is None:
-        squeeze_tile(
-            x, x_image, x_row, parts, plane, n0, c0, split, splits, p0, p1, N, C,
-            SQUEEZE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
-        )  # fmt: skip
-    else:
-        scale_backward_tile(
-            None, 0, 0, None, 0, 0, x, x_image, x_row, None, 0, 0,
-            None, 0, 0, peak, parts, plane, n0, c0, split, splits, p0, p1, N, C,
-            SQUEEZE, "none", NHWC, G, BLOCK_C, ROWS, BLOCK_P,
-        )  # fmt: skip
-    if completes(counters + group * blocks + block, splits, BLOCK_S == 1):
-        if peak is None:
-            gather_squeeze(parts, plane, z, n, c, valid, splits, P, C, SQUEEZE, BLOCK_S)
-        else:
-            gather_scale_backward(
-                parts, plane, peak, ties, n, c, valid, splits, C, SQUEEZE, BLOCK_S
-            )  # fmt: skip
+    ACC: tl.constexpr = tl.float64 if WIDE else tl.float32
+    moments_tile(
+        x, x_image, x_row, means, squares, n0, c0, split, splits, p0, p1, N, C, ACC,
+        NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def squeeze_backward_kernel(
-    g, g_image, g_row, x, x_image, x_row, dx, dx_image, dx_row, s, dz, mean, peak, ties, share,
-    N, C, P, blocks, splits, span,
-    SQUEEZE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
-    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+def squeeze_kernel(
+    x, x_image, x_row, norm, parts, N, C, P, blocks, splits, span,
+    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
+    G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_S: tl.constexpr,
 ):  # fmt: skip
+    """What each part of the pixels adds to the mean, and the parts' maxima, (K, N, splits, C)."""
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
-    g_image, g_row = aligned(g_image, UNIT), aligned(g_row, UNIT)
+    if NHWC:
+        C = aligned(C, UNIT)
+    else:
+        P = aligned(P, UNIT)
+    group, tile = program_tile(blocks, splits, norm is not None)  # after the moments
+    _block, split, n0, c0, p0, p1 = tile_of(
+        group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
+    )  # fmt: skip
+    plane = N.to(tl.int64) * splits * C
+    squeeze_tile(
+        x, x_image, x_row, norm, parts, plane, n0, c0, split, splits, p0, p1, N, C, P,
+        SQUEEZE, PRE, NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_BACKWARD_SIZES)
+def squeeze_backward_kernel(
+    dy, dy_image, dy_row, x, x_image, x_row, dx, dx_image, dx_row, mask, norm, s, d, adds,
+    peak, share, N, C, P, blocks, splits, span,
+    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
+    G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    dy_image, dy_row = aligned(dy_image, UNIT), aligned(dy_row, UNIT)
+    x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
     dx_image, dx_row = aligned(dx_image, UNIT), aligned(dx_row, UNIT)
     if NHWC:
         C = aligned(C, UNIT)
     else:
         P = aligned(P, UNIT)
-    group, tile = tl.program_id(0) // (blocks * splits), tl.program_id(0) % (blocks * splits)
+    group, tile = program_tile(blocks, splits, True)  # after the backward of the scale
     _block, _split, n0, c0, p0, p1 = tile_of(
         group, tile, blocks, span, N, C, P, G, BLOCK_C, BLOCK_P
     )  # fmt: skip
-    n, c = group_channels(n0, c0, G, BLOCK_C)
-    valid = (n < N) & (c < C)
-    whole = tl.load(dz + n.to(tl.int64) * C + c, valid, other=0)
-    spread_gradient(whole, peak, ties, mean, share, n, c, valid, P, C, SQUEEZE)
-    tl.debug_barrier()
     squeeze_backward_tile(
-        g, g_image, g_row, None, 0, 0, x, x_image, x_row, dx, dx_image, dx_row,
-        s, mean, peak, share, n0, c0, p0, p1, N, C,
-        SQUEEZE, "none", NHWC, G, BLOCK_C, ROWS, BLOCK_P,
+        dy, dy_image, dy_row, x, x_image, x_row, dx, dx_image, dx_row, mask, norm, s, d, adds,
+        peak, share, n0, c0, p0, p1, N, C, P,
+        SQUEEZE, PRE, NHWC, G, BLOCK_C, ROWS, BLOCK_P, ACC,
     )  # fmt: skip
 
 
-def run_squeeze(layout, x, z, squeeze) -> None:
-    """Fills z (N, C); x: (tensor, image, row)."""
-    _reduce(layout, x, z, None, None, squeeze)
-
-
-def _reduce(layout, x, z, peak, ties, squeeze) -> None:
-    plan = plan_alone(x[0], layout)
-    planes = 3 if z is None else 1 if squeeze == "avg" else 2
-    small = peak if z is None else z
+def run_moments(layout, x, sums):
+    """means and Σ (x - mean)² of parts of the pixels, (N, splits, C) in float64, by sums in the
+    dtype ``sums``; splits, and a part's pixels. x: (tensor, image, row)."""
+    plan = plan_sweep(x[0], layout, SINGLE_BLOCKS, sums)
+    means, squares = (parts_of(plan, x[0], torch.float64) for _ in range(2))
     with on_device(x[0]):
-        parts = small.new_empty(planes * x[0].shape[0] * plan.split * x[0].shape[1])
-        squeeze_kernel[(plan.groups * plan.tiles,)](
+        moments_kernel[(plan.groups * plan.tiles,)](
             *x,
-            z,
-            peak,
-            ties,
-            parts,
-            counters_of(plan, small),
+            means,
+            squares,
             *alone(plan, x[0]),
-            SQUEEZE=squeeze,
-            **options(registers_for(squeeze, None)),
+            WIDE=sums == torch.float64,
+            **options(SWEEP_REGISTERS[sums.itemsize]),
             **constants(plan, layout, unit_of(layout, [x])),
         )
+    return means, squares, plan.split, plan.span * plan.block_pixels
 
 
-def run_squeeze_backward(layout, g, x, dx, s, dz, squeeze) -> None:
-    """Fills dx (N, C, H, W) = g s + what dz (N, C) gives; images: (tensor, image, row)."""
-    plan = plan_alone(x[0], layout)
+def run_squeeze(layout, x, norm, dtype, squeeze, pre):
+    """Parts (K, N, splits, C) in ``dtype``: of the mean, which they add up to, and unless the
+    squeeze is "avg" the maxima. norm (3 or more, C) or None; x: (tensor, image, row)."""
+    plan = plan_sweep(x[0], layout, SINGLE_BLOCKS, dtype)
+    parts = parts_of(plan, x[0], dtype, 1 if squeeze == "avg" else 2)
     with on_device(x[0]):
-        mean, peak, ties, share = dz.new_empty(4, *dz.shape)
-        if squeeze != "avg":
-            _reduce(layout, x, None, peak, ties, squeeze)
+        squeeze_kernel[(plan.groups * plan.tiles,)](
+            *x,
+            norm,
+            parts,
+            *alone(plan, x[0]),
+            SQUEEZE=squeeze,
+            PRE=pre,
+            **options(registers_for(squeeze, SWEEP_REGISTERS[dtype.itemsize])),
+            **constants(plan, layout, unit_of(layout, [x])),
+        )
+    return parts
+
+
+def run_squeeze_backward(
+    layout, dy, x, dx, mask, norm, s, d, adds, peak, share, squeeze, pre
+) -> None:
+    """Fills dx (N, C, H, W) from s, d = dz / P, and the peak and its share of dz where the squeeze
+    takes a maximum, (N, C); norm (3 or more, C), adds (2, C) or None. Images as above."""
+    plan = plan_sweep(x[0], layout, PAIR_BLOCKS, d.dtype)
+    with on_device(x[0]):
         squeeze_backward_kernel[(plan.groups * plan.tiles,)](
-            *(g or (None, 0, 0)),
+            *(dy or (None, 0, 0)),
             *x,
             *dx,
+            mask,
+            norm,
             s,
-            dz,
-            mean,
+            d,
+            adds,
             peak,
-            ties,
             share,
             *alone(plan, x[0]),
             SQUEEZE=squeeze,
-            **options(registers_for(squeeze, None)),
-            **constants(plan, layout, unit_of(layout, [x, g, dx])),
+            PRE=pre,
+            ACC=triton_type(d.dtype),
+            **options(registers_for(squeeze, SPREAD_REGISTERS)),
+            **constants(plan, layout, unit_of(layout, [x, dy, dx])),
         )

@@ -4,7 +4,7 @@ images at once, so that a weight is read once a group."""
 import triton
 import triton.language as tl
 
-from se_kernels.backends.triton.phases.number import widened
+from se_kernels.backends.triton.phases.product import block_of, product, transposed_block_of
 
 
 @triton.jit
@@ -124,37 +124,51 @@ def close_gate(ds, s, GATE: tl.constexpr):
 
 @triton.jit
 def weight_block(w, c, r, C, R, CHANNELS_INNER: tl.constexpr, ACC: tl.constexpr):
-    """(1, BLOCK_C, BLOCK_R) of W1 (R, C), whose channels lie side by side, or of W2 (C, R)."""
-    c, r = c[:, :, None], r[None, None, :]
-    at = r.to(tl.int64) * C + c if CHANNELS_INNER else c.to(tl.int64) * R + r
-    return widened(tl.load(w + at, (c < C) & (r < R), other=0), ACC)
+    """(BLOCK_C, BLOCK_R) of W1 (R, C), whose channels lie side by side, or of W2 (C, R)."""
+    if CHANNELS_INNER:
+        weights = transposed_block_of(w, c, r, C, R, C, ACC)
+    else:
+        weights = block_of(w, c, r, C, R, R, ACC)
+    return weights
 
 
 @triton.jit
 def contract_channels(
-    v, w, out, c, C, R, CHANNELS_INNER: tl.constexpr, G: tl.constexpr, BLOCK_R: tl.constexpr
+    v, w, out, c, C, R, CHANNELS_INNER: tl.constexpr, G: tl.constexpr, BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """out (G, R) = Σ_c v (G, BLOCK_C) w (BLOCK_C, R): this tile's part of an FC."""
     g = tl.arange(0, G)[:, None]
     for start in tl.range(0, R, BLOCK_R, num_stages=3):
         r = start + tl.arange(0, BLOCK_R)
         weights = weight_block(w, c, r, C, R, CHANNELS_INNER, v.dtype)
-        tl.store(out + g * R + r[None, :], tl.sum(v[:, :, None] * weights, 1), r[None, :] < R)
+        part = product(v, weights, PRECISION)
+        tl.store(out + g * R + r[None, :], part, r[None, :] < R)
 
 
 @triton.jit
 def contract_reduced(
-    h, w, n, c, N, C, R, CHANNELS_INNER: tl.constexpr, BLOCK_R: tl.constexpr
+    h, w, n, c, N, C, R, CHANNELS_INNER: tl.constexpr, BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """(G, BLOCK_C) = Σ_r h (G, R) w (BLOCK_C, R): a whole FC for this tile's channels."""
     ACC: tl.constexpr = h.dtype.element_ty
-    total = tl.zeros([n.shape[0], c.shape[1], BLOCK_R], ACC)
+    if PRECISION == "":
+        total = tl.zeros([n.shape[0], c.shape[0], BLOCK_R], ACC)
+    else:
+        total = tl.zeros([n.shape[0], c.shape[0]], ACC)
     for start in tl.range(0, R, BLOCK_R, num_stages=3):
         r = start + tl.arange(0, BLOCK_R)
         inside = (n < N) & (r[None, :] < R)
         row = tl.load(h + n.to(tl.int64) * R + r[None, :], inside, other=0, cache_modifier=".cg")
-        total += row[:, None, :] * weight_block(w, c, r, C, R, CHANNELS_INNER, ACC)
-    return tl.sum(total, 2)
+        weights = weight_block(w, c, r, C, R, CHANNELS_INNER, ACC)
+        if PRECISION == "":
+            total += row[:, None, :] * weights[None]
+        else:
+            total += product(row, tl.trans(weights), PRECISION)
+    if PRECISION == "":
+        total = tl.sum(total, 2)
+    return total
 
 
 @triton.jit

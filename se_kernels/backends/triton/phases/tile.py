@@ -62,6 +62,18 @@ def place(n, c, p, image, row, NHWC: tl.constexpr):
 
 
 @triton.jit
+def first_pixel(t, n, c, image, row, NHWC: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Where a block at pixel 0 lies in t; one at pixel ``start`` lies start * ``step_of`` on."""
+    return t + place(n, c, pixels_of(0, NHWC, BLOCK_P), image, row, NHWC)
+
+
+@triton.jit
+def step_of(row, NHWC: tl.constexpr):
+    """Elements from a pixel to the next."""
+    return row.to(tl.int64) if NHWC else 1
+
+
+@triton.jit
 def group_channels(n0, c0, G: tl.constexpr, BLOCK_C: tl.constexpr):
     """n (G, 1) and c (1, BLOCK_C) of a tile."""
     return n0 + tl.arange(0, G)[:, None], c0 + tl.arange(0, BLOCK_C)[None, :]
