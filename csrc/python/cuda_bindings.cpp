@@ -89,7 +89,7 @@ void run_weight_gradients(int device, Pointer stream, Pointer workspace, Size im
                           "identity", 0, "sigmoid", "none");
   const cuda::WeightGradients g{in(de),   in(da),   in(h),    in(z),
                                 out(dw1), out(dw2), out(db1), out(db2)};
-  const cuda::Call c = call(device, stream, workspace, "two_sweeps");
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::weight_gradients(p, g, c);
 }

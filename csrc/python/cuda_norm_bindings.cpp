@@ -131,7 +131,7 @@ void run_forward(int device, Pointer stream, Pointer workspace, Size images, Siz
   f.y = output(y, y_i, y_c, y_p);
   f.mask = static_cast<std::uint8_t*>(out(mask)), f.moved = static_cast<double*>(out(moved));
   f.norm = out(numbers), f.squeezed = out(squeezed), f.a = out(a), f.s = out(s);
-  const cuda::Call c = norm_call(device, stream, workspace);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_forward(p, f, c);
 }
@@ -156,7 +156,7 @@ void run_backward(int device, Pointer stream, Pointer workspace, Size images, Si
   b.dr = output(dr, dr_i, dr_c, dr_p), b.dx = output(dx, dx_i, dx_c, dx_p);
   b.dweight = out(dweight), b.dbias = out(dbias), b.d = out(d);
   b.dw1 = out(dw1), b.dw2 = out(dw2), b.db1 = out(db1), b.db2 = out(db2);
-  const cuda::Call c = norm_call(device, stream, workspace);
+  const cuda::Call c = call(device, stream, workspace);
   const py::gil_scoped_release release;
   cuda::norm_backward(p, b, c);
 }
