@@ -7,14 +7,18 @@ namespace {
 
 template <class A>
 SE_DEVICE void store_weight(void* data, DType type, std::int64_t i, A v) {
-  if constexpr (sizeof(A) == 8)
-    store_any(data, type, i, v);
-  else if (type == DType::float32)
-    static_cast<float*>(data)[i] = v;
-  else if (type == DType::bfloat16)
-    narrow(v, static_cast<bfloat16*>(data)[i]);
-  else
-    narrow(v, static_cast<float16*>(data)[i]);
+  switch (type) {
+    case DType::float32:
+      static_cast<float*>(data)[i] = float(v);
+      return;
+    case DType::float64:
+      static_cast<double*>(data)[i] = double(v);
+      return;
+    case DType::bfloat16:
+      return narrow(float(v), static_cast<bfloat16*>(data)[i]);
+    case DType::float16:
+      return narrow(float(v), static_cast<float16*>(data)[i]);
+  }
 }
 
 // de and, without an activation, z of some images' channels from the first sweep's sums.
