@@ -149,19 +149,27 @@ def empty_norm_gradients(
 
     One of the last seven that ``needs`` does not want has no elements.
     """
-    images, channels = u.shape[:2]
+    (images, channels), reduced = u.shape[:2], w1.shape[0]
 
     def empty(like, *shape, need=True):
         return torch.empty(shape if need else 0, dtype=like.dtype, device=like.device)
 
-    need_du, need_dr, need_d, *weights = needs
+    def empty_weight(w, need):  # with its own strides, which may be those of channels_last
+        if need and w.is_contiguous():
+            return torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device)
+        return empty(w, *w.shape, need=need)
+
+    need_du, need_dr, need_d, need_dw1, need_dw2, need_db1, need_db2 = needs
     return (
         empty(numbers, channels),
         empty(numbers, channels),
         empty_output(u) if need_du else empty(u, need=False),
         empty_output(u) if need_dr else empty(u, need=False),
         empty(numbers, images, channels, need=need_d),
-        *empty_weight_gradients(w1, w2, weights),
+        empty_weight(w1, need_dw1),
+        empty_weight(w2, need_dw2),
+        empty(w1, reduced, need=need_db1),
+        empty(w1, channels, need=need_db2),
     )
 
 

@@ -129,12 +129,14 @@ class SqueezeExcite(nn.Module):
 
     def fcs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
         """w1, w2, b1, b2; None where the excitation is more than what they say."""
-        if not guards.is_valid(self, _WATCH):
-            return None
+        return alike(*self.weights()) if guards.is_valid(self, _WATCH) else None
+
+    def weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """w1, w2, b1, b2, whatever else the excitation is."""
         children = self.__dict__["_modules"]  # faster than nn.Module.__getattr__
         w1, b1 = weights(children["fc1"])
         w2, b2 = weights(children["fc2"])
-        return alike(w1, w2, b1, b2)
+        return w1, w2, b1, b2
 
     def _define(self, x: Tensor, residual: Tensor | None) -> Tensor:
         # operations of torch alone; z as (N, C, 1, 1), which is not asked for its size
@@ -169,6 +171,8 @@ def reduced_channels(channels: int, rd_ratio: float, rd_divisor: int) -> int:
 # an FC that was replaced (adapters) or hooked (pruning) must be called: its weight is not all
 _FC = guards.watch(nn.Conv2d(1, 1, 1, device="meta"))
 _WATCH = guards.watch_children(fc1=_FC, bn=guards.watch_class(nn.Identity), fc2=_FC)
+# one whose own call may be stood for, too
+PLAIN = guards.watch_class(SqueezeExcite)._replace(children=_WATCH.children)
 
 
 def _variant_of(argument, layer, modules, names) -> tuple[str, float]:

@@ -224,3 +224,32 @@ def test_a_hook_that_refers_to_the_network_keeps_nothing(layer):
     del network
     gc.collect()
     assert freed() is None
+
+
+def test_a_fused_block_goes_the_short_way_until_it_is_changed(taken):
+    ops = pytest.importorskip("torchvision").ops
+    block = nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU())
+    block.append(ops.SqueezeExcitation(16, 4)).append(nn.Conv2d(16, 5, 1)).eval()
+    fused = copy.deepcopy(block)
+    assert se_kernels.fuse(fused, "block").blocks
+    x, heard = torch.randn(2, 3, 6, 5), []
+
+    def compare(expected_ways):
+        taken.clear()
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), block(x))
+        assert taken == expected_ways
+
+    compare([True])
+    hook = fused[3].register_forward_hook(lambda module, args, y: heard.append(y))
+    compare([])
+    assert len(heard) == 1
+    hook.remove()
+    compare([True])
+    for twin in (block, fused):
+        twin[1].train()
+    compare([])
+    torch.testing.assert_close(fused[1].state_dict(), block[1].state_dict())
+    for twin in (block, fused):
+        twin.eval()[3].fc1 = nn.Sequential(twin[3].fc1)
+    compare([])

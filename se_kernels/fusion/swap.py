@@ -12,7 +12,7 @@ import types
 from torch import nn
 
 from se_kernels.fusion.run import Plan, can_run, infer, plan_of, run
-from se_kernels.fusion.tail import Tail, can_run_tail, run_tail, tail_of
+from se_kernels.fusion.tail import Tail, can_run_tail, infer_tail, run_tail, tail_of
 
 
 class Fused(nn.Module):
@@ -78,14 +78,10 @@ def swap_back(module: nn.Module) -> None:
         module.__class__ = unfused_class(type(module))
 
 
-def _never(module, plan, x):
-    return None
-
-
 # where the plan is, whether it can be run, the call, and a short way of an inference
 _WAYS = {
     "plan": ("se_kernels_plan", can_run, run, infer),
-    "tail": ("se_kernels_tail", can_run_tail, run_tail, _never),
+    "tail": ("se_kernels_tail", can_run_tail, run_tail, infer_tail),
 }
 
 

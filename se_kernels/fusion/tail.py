@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from se_kernels import guards
+from se_kernels import direct, guards
 from se_kernels.checks import DTYPES
 from se_kernels.fusion.run import Path, can_run, child, fcs_of, is_plain_call, plan_of
 from se_kernels.guards import Watch
@@ -107,8 +107,50 @@ def can_run_tail(module: nn.Module, tail: Tail, x) -> bool:
     )
 
 
-def run_tail(module: nn.Module, tail: Tail, x: Tensor, backend: str | None = None) -> Tensor:
-    """The block's output: x (N, C, H, W) to (N, C', H', W')."""
+def infer_tail(module: nn.Module, tail: Tail, x) -> Tensor | None:
+    """The block's output in an inference, where the SE module and the norm are taken past autograd
+    and ops; None where the long way is to be taken."""
+    if not (direct.is_open() and type(x) in TENSORS and guards.is_valid(module, tail.watch)):
+        return None
+    se, norm = child(module, tail.se), child(module, tail.norm)
+    plan = plan_of(se)
+    if (
+        plan is None
+        or plan.fc1 is None
+        or not guards.is_valid(se, plan.watch)
+        or guards.is_intercepted(se)
+        or live.inferred_with(norm) is None
+    ):
+        return None
+    return run_tail(module, tail, x, scaled=_inferred)
+
+
+def _inferred(module, tail, u, residual, closes, backend):
+    se, of_norm = child(module, tail.se), live.inferred_with(child(module, tail.norm))
+    plan = plan_of(se)
+    if of_norm is not None and plan is not None and plan.fc1 is not None:
+        y = direct.run_norm(
+            u,
+            *fcs_of(se, plan),
+            residual,
+            plan.squeeze,
+            plan.act,
+            plan.act_slope,
+            plan.gate,
+            "relu" if closes else "none",
+            *of_norm,
+            tail.pre,
+        )
+        if y is not None:
+            return y
+    return _scaled(module, tail, u, residual, closes, backend)
+
+
+def run_tail(
+    module: nn.Module, tail: Tail, x: Tensor, backend: str | None = None, scaled=None
+) -> Tensor:
+    """The block's output: x (N, C, H, W) to (N, C', H', W'). ``scaled`` computes the norm, the SE
+    module and what joins them."""
     u = x
     for path in tail.before:
         u = child(module, path)(u)
@@ -122,7 +164,8 @@ def run_tail(module: nn.Module, tail: Tail, x: Tensor, backend: str | None = Non
     post = None if tail.post is None else child(module, tail.post)
     closes = ends and sums == tail.skip and is_plain(post, nn.ReLU)
 
-    y = _scaled(module, tail, u, residual if sums else None, closes, backend)
+    scaled = scaled or _scaled
+    y = scaled(module, tail, u, residual if sums else None, closes, backend)
     for path in tail.after:
         y = child(module, path)(y)
     if tail.skip and not sums:

@@ -4,7 +4,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from se_kernels import reference
+from se_kernels import guards, reference
 from se_kernels.norm.functional import batch_norm_squeeze_excite
 from se_kernels.pieces import are_plain, class_path, is_plain
 
@@ -57,6 +57,27 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
         process_group=_group(norm),
         **variant,
     )
+
+
+def inferred_with(norm: nn.Module) -> tuple | None:
+    """weight, bias, mean, var and eps of a norm in evaluation mode that keeps them where its class
+    does; None for any other."""
+    guard = _INFERENCE.get(type(norm))
+    if guard is None or not guards.is_valid(norm, guard):
+        return None
+    state = norm.__dict__
+    parameters, buffers = state["_parameters"], state["_buffers"]
+    if not ("weight" in parameters and "running_mean" in buffers):
+        return None
+    mean, var = buffers["running_mean"], buffers["running_var"]
+    return parameters["weight"], parameters["bias"], mean, var, state["eps"]
+
+
+_TENSORS = ("weight", "bias", "running_mean", "running_var")
+_INFERENCE = {
+    cls: watch._replace(unset=(*watch.unset, *_TENSORS), settings=(("training", False),))
+    for cls, watch in ((cls, guards.watch_class(cls)) for cls in NORMS)
+}
 
 
 def normed(norm: nn.Module, u: Tensor, pre: str) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from se_kernels import direct, guards, reference
 from se_kernels.listening import listeners_of, told
-from se_kernels.module import SqueezeExcite
+from se_kernels.module import PLAIN, SqueezeExcite
 from se_kernels.norm import live
 from se_kernels.pieces import TENSORS, class_path, is_plain, is_traced
 from se_kernels.variants import PRES
@@ -140,35 +140,22 @@ def _is_sharded(norm, u) -> bool:
 
 def _infer(norm, se, u, residual, pre):
     """y of an inference, past autograd and ops; None where the long way is to be taken."""
-    guard = _INFERENCE.get(type(norm))
-    if guard is None or not (guards.is_valid(norm, guard) and guards.is_valid(se, _SKIPPED)):
+    of_norm = live.inferred_with(norm)
+    if of_norm is None or not guards.is_valid(se, PLAIN):
         return None
-    of_norm, of_se, fcs = norm.__dict__, se.__dict__, se.fcs()
-    parameters, buffers = of_norm["_parameters"], of_norm["_buffers"]
-    if fcs is None or not ("weight" in parameters and "running_mean" in buffers):
-        return None
+    of_se = se.__dict__
     return direct.run_norm(
         u,
-        *fcs,
+        *se.weights(),
         residual,
         of_se["squeeze"],
         of_se["act"],
         of_se["act_slope"],
         of_se["gate"],
         of_se["post"],
-        parameters["weight"],
-        parameters["bias"],
-        buffers["running_mean"],
-        buffers["running_var"],
-        of_norm["eps"],
+        *of_norm,
         pre,
     )
 
 
-_SKIPPED = guards.watch_class(SqueezeExcite)
 _OBSERVED = guards.watch_class(SqueezeExcite, guards.OBSERVED)
-_TENSORS = ("weight", "bias", "running_mean", "running_var")
-_INFERENCE = {  # a norm in evaluation mode that keeps its tensors where its class does
-    cls: watch._replace(unset=(*watch.unset, *_TENSORS), settings=(("training", False),))
-    for cls, watch in ((cls, guards.watch_class(cls)) for cls in live.NORMS)
-}
