@@ -1,7 +1,6 @@
 """A batch norm and the block as a function, batch_norm_squeeze_excite."""
 
 import warnings
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -108,8 +107,10 @@ def batch_norm_squeeze_excite(
     # without an element the sweeps only serve the processes that have some
     sweeps = squeeze == "avg" and name != dispatch.REFERENCE and not under_transform()
     if not sweeps or (u.numel() == 0 and group is None):
-        settings = Settings(training, momentum, eps, pre, act, act_slope, gate, post, group, name)
-        return _apart(*norm, *running, *fcs, squeeze, settings)
+        return _apart(
+            norm, running, fcs, training, momentum, name, eps=eps, pre=pre, squeeze=squeeze,
+            act=act, act_slope=act_slope, gate=gate, post=post, process_group=group,
+        )  # fmt: skip
     grads = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*norm, *fcs)
     )
@@ -135,27 +136,6 @@ def batch_norm_squeeze_excite(
     return y
 
 
-class Settings(NamedTuple):
-    """What a call is told beside its tensors."""
-
-    training: bool
-    momentum: float
-    eps: float
-    pre: str
-    act: str
-    act_slope: float
-    gate: str
-    post: str
-    group: object  # of processes that share the statistics, or None
-    backend: str
-
-    @property
-    def variant(self) -> dict:
-        """As ``reference.batch_norm_squeeze_excite`` takes it."""
-        named = dict(pre=self.pre, act=self.act, act_slope=self.act_slope, gate=self.gate)
-        return named | dict(eps=self.eps, process_group=self.group)
-
-
 def _of_all(u, running_mean, running_var, momentum, wide, group, backend) -> Statistics:
     """Those of all the group's processes, towards which the running ones move."""
     means, m2 = ops.below(ops.norm_moments, u, wide, backend)
@@ -166,44 +146,38 @@ def _of_all(u, running_mean, running_var, momentum, wide, group, backend) -> Sta
     return Statistics(mean, m2 / count.clamp(min=1), means, count)
 
 
-def _apart(
-    u, bn_weight, bn_bias, running_mean, running_var, w1, w2, b1, b2, residual, squeeze, settings
-):
+def _apart(norm, running, fcs, training, momentum, backend, **variant) -> Tensor:
     """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
-    dtype = reference.norm_compute_dtype(u, bn_weight, w1)
-    if settings.training:
+    (u, bn_weight, _), (*weights, residual) = norm, fcs
+    dtype = reference.norm_compute_dtype(u, bn_weight, weights[0])
+    how = {name: variant[name] for name in ("eps", "pre", "process_group")}
+    if training:
         with torch.no_grad(), reference.outside_autocast(u.device.type):
-            _move_of(u.to(dtype), running_mean, running_var, settings)
-        running_mean = running_var = None
-    norm = u, bn_weight, bn_bias, running_mean, running_var
-    if settings.backend == dispatch.REFERENCE or under_transform() or squeeze == "avg":
+            _move_of(u.to(dtype), *running, momentum, how["eps"], how["process_group"])
+        running = None, None
+    if backend == dispatch.REFERENCE or under_transform() or variant["squeeze"] == "avg":
         return reference.batch_norm_squeeze_excite(
-            *norm, w1, w2, b1, b2, squeeze=squeeze, residual=residual, post=settings.post,
-            **settings.variant,
-        )  # fmt: skip
-    how = dict(eps=settings.eps, pre=settings.pre, process_group=settings.group)
-    return squeeze_excite(
-        reference.normed(*norm, dtype, **how).to(u.dtype), w1, w2, b1, b2, squeeze=squeeze,
-        act=settings.act, act_slope=settings.act_slope, gate=settings.gate, residual=residual,
-        post=settings.post, backend=settings.backend,
-    )  # fmt: skip
+            *norm, *running, *weights, residual=residual, **variant
+        )
+    v = reference.normed(*norm, *running, dtype, **how).to(u.dtype)
+    block = {name: value for name, value in variant.items() if name not in how}
+    return squeeze_excite(v, *weights, residual=residual, backend=backend, **block)
 
 
-def _move_of(u, running_mean, running_var, settings) -> None:
+def _move_of(u, running_mean, running_var, momentum, eps, group) -> None:
     """The running statistics towards those of u (N, C, H, W)."""
-    count, group = u.shape[0] * u.shape[2] * u.shape[3], settings.group
+    count = u.shape[0] * u.shape[2] * u.shape[3]
     if under_transform() and group is None:
         if running_mean is not None and count > 0:
             # torch moves them through a transform, without a tangent, or says why it cannot
             F.batch_norm(
-                u.to(running_mean.dtype), running_mean, running_var, None, None, True,
-                settings.momentum, settings.eps,
-            )  # fmt: skip
+                u.to(running_mean.dtype), running_mean, running_var, None, None, True, momentum, eps
+            )
         return
     mean, m2 = solve.statistics_of(u)
     if group is not None:
         mean, m2, count = processes.statistics(mean, m2, count, group)
-    _move(running_mean, running_var, mean, m2, count, settings.momentum)
+    _move(running_mean, running_var, mean, m2, count, momentum)
 
 
 def _move(running_mean, running_var, mean, m2, count: int | Tensor, momentum) -> None:
