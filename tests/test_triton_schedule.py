@@ -64,7 +64,6 @@ def test_without_a_second_sweep_the_rest_comes_first():
 
 # --- the cuts ------------------------------------------------------------------------------------
 
-SWEEP_BLOCKS = [plans.SINGLE_BLOCKS, plans.PAIR_BLOCKS]
 _devices = st.sampled_from([Device(), Device(40, 4 << 20), Device(108, 40 << 20)])
 
 
@@ -78,23 +77,28 @@ _devices = st.sampled_from([Device(), Device(40, 4 << 20), Device(108, 40 << 20)
     weight_itemsize=st.sampled_from([2, 4, 8]),
     nhwc=st.booleans(),
     device=_devices,
-    block_bytes=st.sampled_from([(plans.BLOCK_BYTES, plans.ODD_BLOCK_BYTES), *SWEEP_BLOCKS]),
+    block_bytes=st.sampled_from([None, plans.SINGLE_BLOCKS, plans.PAIR_BLOCKS]),  # of a sweep
 )
 def test_plans_cover_everything_within_bounds(
     images, channels, pixels, reduced, itemsize, weight_itemsize, nhwc, device, block_bytes
 ):
-    if weight_itemsize == 8 and block_bytes in SWEEP_BLOCKS:  # as plan_sweep has it
-        block_bytes = tuple(size * itemsize // 8 for size in block_bytes)
-    sizes = images, channels, pixels, reduced, itemsize, weight_itemsize
-    plan = plans.choose(*sizes, nhwc, device, block_bytes)
-    sizes = plan.images, plan.channels, plan.rows, plan.block_pixels, plan.reduced, plan.split_block
+    if block_bytes is None:
+        sizes = images, channels, pixels, reduced, itemsize, weight_itemsize
+        plan, block_bytes = plans.choose(*sizes, nhwc, device), (plans.BLOCK_BYTES,)
+    else:
+        if weight_itemsize == 8:  # as plan_sweep has it
+            block_bytes = tuple(size * itemsize // 8 for size in block_bytes)
+        sizes = images, channels, pixels, itemsize
+        plan, reduced = plans.choose_sweep(*sizes, nhwc, device, block_bytes), 0
+        assert plan.split <= plans.MOST_PARTS
+    sizes = plan.channels, plan.rows, plan.block_pixels, plan.reduced, plan.split_block
     assert all(size & (size - 1) == 0 and size >= 1 for size in sizes)
     assert (plan.groups - 1) * plan.images < images <= plan.groups * plan.images
     assert (plan.blocks - 1) * plan.channels < channels <= plan.blocks * plan.channels
     part = plan.span * plan.block_pixels
     assert (plan.split - 1) * part < max(1, pixels) <= plan.split * part
     assert nhwc or (plan.images * plan.channels) % plan.rows == 0
-    products = plan.images * plan.channels * plan.reduced
+    products = plan.images * plan.channels * plan.reduced if reduced else 0
     assert plan.tensor_cores or products <= plans.PRODUCT_ELEMENTS
     assert not plan.tensor_cores or (plan.images >= 8 and max(itemsize, weight_itemsize) < 8)
     height = plan.block_pixels * (plan.channels if nhwc else plan.rows)

@@ -8,15 +8,14 @@ import torch
 import triton.language as tl
 
 from se_kernels.backends.triton.plan import (
-    MOST_PARTS,
     SUMMED_BLOCKS,
     SUMMED_NUMBERS,
-    SWEEP_TILE_BYTES,
     TRACKING_REGISTERS,
     WARPS,
     Device,
     Plan,
     choose,
+    choose_sweep,
 )
 from se_kernels.backends.triton.target import HIP
 from se_kernels.layout import walk
@@ -40,7 +39,9 @@ def on_device(x):
 
 def plan_of(x, w1, layout: str) -> Plan:
     """The plan of the block."""
-    return _plan(x, w1.shape[0], w1.element_size(), layout)
+    images, channels, height, width = x.shape
+    sizes = images, channels, height * width, w1.shape[0], x.element_size(), w1.element_size()
+    return choose(*sizes, layout == "nhwc", device_of(x))
 
 
 def plan_sweep(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
@@ -48,14 +49,9 @@ def plan_sweep(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
     a number takes two registers."""
     if sums == torch.float64:
         block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
-    return _plan(x, 0, 1, layout, block_bytes, SWEEP_TILE_BYTES, MOST_PARTS)
-
-
-def _plan(x, reduced, weight_itemsize, layout, *cut):
     images, channels, height, width = x.shape
-    nhwc, here = layout == "nhwc", device_of(x)
-    sizes = images, channels, height * width, reduced, x.element_size(), weight_itemsize
-    return choose(*sizes, nhwc, here, *cut)
+    sizes = images, channels, height * width, x.element_size()
+    return choose_sweep(*sizes, layout == "nhwc", device_of(x), block_bytes)
 
 
 def counters_of(plan: Plan, like) -> torch.Tensor:
@@ -104,17 +100,21 @@ def registers_for(squeeze: str, otherwise: int | None) -> int | None:
     return otherwise if squeeze == "avg" else TRACKING_REGISTERS
 
 
-def constants(plan: Plan, layout: str, unit: int) -> dict:
+def sweep_constants(plan: Plan, layout: str, unit: int) -> dict:
     """The tile's compile-time constants, as every kernel names them."""
     return dict(
         NHWC=layout == "nhwc",
         UNIT=unit,
-        G=plan.images,
         BLOCK_C=plan.channels,
         ROWS=plan.rows,
         BLOCK_P=plan.block_pixels,
-        BLOCK_S=plan.split_block,
     )
+
+
+def constants(plan: Plan, layout: str, unit: int) -> dict:
+    """Those of the fused kernels, which are compiled for the images of a group too."""
+    cut = sweep_constants(plan, layout, unit)
+    return dict(G=plan.images, BLOCK_S=plan.split_block, **cut)
 
 
 def excitation_constants(plan: Plan, w1) -> dict:
@@ -143,10 +143,10 @@ def precision_of(x) -> str:
     return "tf32x3" if device_of(x).tf32 else "ieee"
 
 
-def solve_constants(x, channels: int, reduced: int) -> dict:
-    """Elements that C and R are multiples of, 8 or 1, and how products are taken."""
-    units = (8 if size % 8 == 0 else 1 for size in (channels, reduced))
-    return dict(zip(("UNIT_C", "UNIT_R"), units, strict=True), PRECISION=precision_of(x))
+def solve_constants(x, **sizes: int) -> dict:
+    """By name what each size is a multiple of, 8 or 1, and how products are taken."""
+    units = {name: 8 if size % 8 == 0 else 1 for name, size in sizes.items()}
+    return dict(**units, PRECISION=precision_of(x))
 
 
 def parts_of(plan: Plan, x, dtype, *kinds) -> torch.Tensor:
@@ -155,6 +155,6 @@ def parts_of(plan: Plan, x, dtype, *kinds) -> torch.Tensor:
 
 
 def alone(plan: Plan, x) -> tuple[int, ...]:
-    """N, C, P, blocks, splits, span: the sizes that a phase on its own is told."""
+    """N, C, P, blocks, splits, span, G: the sizes that a phase on its own is told."""
     images, channels, height, width = x.shape
-    return images, channels, height * width, plan.blocks, plan.split, plan.span
+    return images, channels, height * width, plan.blocks, plan.split, plan.span, plan.images

@@ -85,19 +85,14 @@ def choose(
     weight_itemsize: int,
     nhwc: bool,
     device: Device,
-    block_bytes: tuple[int, int] = (BLOCK_BYTES, ODD_BLOCK_BYTES),
-    tile_bytes: int = TILE_BYTES,
-    most_parts: int | None = None,
 ) -> Plan:
     """The plan of x (images, channels, pixels) and a bottleneck of ``reduced``.
 
-    ``images`` and ``channels`` are at least 1; the item sizes are in bytes, as is the block where
-    a row has an even number of elements, and where an odd one. ``tile_bytes``: of x, at most, but
-    for channels that would be cut into more than ``most_parts``.
+    ``images`` and ``channels`` are at least 1; the item sizes are in bytes.
     """
     row_bytes = max(1, pixels) * itemsize
     share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
-    target = min(tile_bytes, max(SMALLEST_TILE_BYTES, share))
+    target = min(TILE_BYTES, max(SMALLEST_TILE_BYTES, share))
     group, block_c = _cut_channels(
         images,
         channels,
@@ -109,12 +104,11 @@ def choose(
         nhwc,
     )
     odd = (channels if nhwc else pixels) % 2 == 1
-    elements = block_bytes[odd] // itemsize
+    elements = (ODD_BLOCK_BYTES if odd else BLOCK_BYTES) // itemsize
     rows, block_p = _cut_block(
         group * block_c, block_c, pixels, elements, ROW_BYTES // itemsize, nhwc
     )
     parts = max(1, round(block_c * row_bytes / target)) if group == 1 else 1
-    parts = min(parts, most_parts or parts)
     span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
     split = ceil_div(max(1, pixels), span * block_p)
     groups, blocks = ceil_div(images, group), ceil_div(channels, block_c)
@@ -139,6 +133,53 @@ def choose(
         excites=ceil_div(group * reduced, SUMMED_NUMBERS),
         split_block=min(power_of_two(split), SPLIT_BLOCK),
         tensor_cores=tensor_cores,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def choose_sweep(
+    images: int,
+    channels: int,
+    pixels: int,
+    itemsize: int,
+    nhwc: bool,
+    device: Device,
+    block_bytes: tuple[int, int],
+) -> Plan:
+    """The plan of a sweep over the whole batch, whose tiles are programs of their own.
+
+    The shape of a block hardly depends on that of x, so that a network compiles few kernels: a row
+    of it is ``ROW_BYTES``, in nchw of as many channels of one image. ``block_bytes``: of a block if
+    rows have an even number of elements, and if an odd one.
+    """
+    row_bytes, row = max(1, pixels) * itemsize, ROW_BYTES // itemsize
+    elements = block_bytes[(channels if nhwc else pixels) % 2 == 1] // itemsize
+    if nhwc:
+        block_c = min(power_of_two(channels), row)
+        rows, block_p = 1, min(power_of_two(pixels), max(1, elements // block_c))
+    else:
+        block_p = min(power_of_two(pixels), row)
+        rows = block_c = min(power_of_two(channels), max(1, elements // block_p))
+    share = images * channels * row_bytes // (TILES_PER_MULTIPROCESSOR * device.multiprocessors)
+    target = min(SWEEP_TILE_BYTES, max(SMALLEST_TILE_BYTES, share))
+    group = min(images, max(1, target // (block_c * row_bytes)))
+    parts = min(MOST_PARTS, max(1, round(block_c * row_bytes / target)))
+    span = ceil_div(ceil_div(max(1, pixels), parts), block_p)
+    return Plan(
+        images=group,
+        channels=block_c,
+        rows=rows,
+        block_pixels=block_p,
+        span=span,
+        reduced=1,
+        groups=ceil_div(images, group),
+        blocks=ceil_div(channels, block_c),
+        split=ceil_div(max(1, pixels), span * block_p),
+        split_block=1,
+        tensor_cores=False,
+        excites=0,
+        lag=1,
+        ahead=0,
     )
 
 

@@ -5,11 +5,11 @@ import triton.language as tl
 
 from se_kernels.backends.triton.launch import (
     alone,
-    constants,
     on_device,
     options,
     parts_of,
     plan_sweep,
+    sweep_constants,
     triton_type,
     unit_of,
 )
@@ -17,7 +17,7 @@ from se_kernels.backends.triton.phases.scale import scale_backward_tile, scale_t
 from se_kernels.backends.triton.phases.tile import aligned, program_tile, tile_of
 from se_kernels.backends.triton.plan import PAIR_BLOCKS, SUMS_REGISTERS, SWEEP_REGISTERS
 
-_SIZES = ["x_image", "x_row", "N", "C", "P", "blocks", "splits", "span"]
+_SIZES = ["x_image", "x_row", "N", "C", "P", "blocks", "splits", "span", "G"]
 _FORWARD_SIZES = [*_SIZES, "r_image", "r_row", "y_image", "y_row"]
 _BACKWARD_SIZES = [*_SIZES, "dy_image", "dy_row", "dx_image", "dx_row", "dr_image", "dr_row"]
 
@@ -25,10 +25,9 @@ _BACKWARD_SIZES = [*_SIZES, "dy_image", "dy_row", "dx_image", "dx_row", "dr_imag
 @triton.jit(do_not_specialize=_FORWARD_SIZES)
 def scale_kernel(
     x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, mask, norm, s,
-    N, C, P, blocks, splits, span,
+    N, C, P, blocks, splits, span, G,
     PRE: tl.constexpr, POST: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
-    G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
     r_image, r_row = aligned(r_image, UNIT), aligned(r_row, UNIT)
@@ -51,10 +50,9 @@ def scale_kernel(
 @triton.jit(do_not_specialize=_BACKWARD_SIZES)
 def scale_backward_kernel(
     dy, dy_image, dy_row, x, x_image, x_row, dx, dx_image, dx_row, dr, dr_image, dr_row,
-    mask, norm, s, parts, N, C, P, blocks, splits, span,
+    mask, norm, s, parts, N, C, P, blocks, splits, span, G,
     SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
-    G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx and dr where wanted, and what each part of the pixels adds to the sums, (K, N, splits, C).
     Without dy the peak and its ties."""
@@ -94,7 +92,7 @@ def run_scale(layout, x, residual, y, mask, norm, s, pre, post) -> None:
             PRE=pre,
             POST=post,
             **options(SWEEP_REGISTERS[s.dtype.itemsize]),
-            **constants(plan, layout, unit_of(layout, [x, residual, y])),
+            **sweep_constants(plan, layout, unit_of(layout, [x, residual, y])),
         )
 
 
@@ -119,6 +117,6 @@ def run_scale_backward(layout, dy, x, dx, dr, mask, norm, s, kinds, dtype, squee
             PRE=pre,
             ACC=triton_type(dtype),
             **options(SUMS_REGISTERS[max(kinds, 2)]),
-            **constants(plan, layout, unit_of(layout, [x, dy, dx, dr])),
+            **sweep_constants(plan, layout, unit_of(layout, [x, dy, dx, dr])),
         )
     return parts

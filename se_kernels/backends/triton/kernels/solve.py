@@ -140,7 +140,7 @@ def solve_norm_kernel(
 @_sized("N", "C", "R", "splits")
 def solve_a_kernel(
     numbers, parts, w1, b1, a, N, C, R, splits,
-    UNIT_C: tl.constexpr, UNIT_R: tl.constexpr, PRECISION: tl.constexpr,
+    UNIT_C: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """a (N, R) = W1 z + b1, z from ``squeezed`` or, where there are parts, their sums: stored."""
@@ -385,7 +385,7 @@ def run_excite(numbers, z_parts, splits, w1, w2, b1, b2, a, act, act_slope, gate
             a,
             *sizes,
             splits,
-            **solve_constants(a, channels, reduced),
+            **solve_constants(a, UNIT_C=channels),
             BLOCK_N=few,
             BLOCK_R=few,
             BLOCK_K=inner,
@@ -399,7 +399,7 @@ def run_excite(numbers, z_parts, splits, w1, w2, b1, b2, a, act, act_slope, gate
             *sizes,
             **excitation_of(act, act_slope),
             GATE=gate,
-            **solve_constants(a, channels, reduced),
+            **solve_constants(a, UNIT_C=channels, UNIT_R=reduced),
             BLOCK_N=few,
             BLOCK_C=many,
             BLOCK_K=few,
@@ -426,7 +426,7 @@ def run_excite_backward(numbers, sums, splits, w2, a, de, da, affine, act, act_s
             AFFINE=affine,
             **excitation_of(act, act_slope),
             GATE=gate,
-            **solve_constants(a, channels, reduced),
+            **solve_constants(a, UNIT_C=channels, UNIT_R=reduced),
             BLOCK_N=few,
             BLOCK_R=few,
             BLOCK_K=inner,
@@ -470,7 +470,7 @@ def run_gradients(a, de, da, z, gradients, norm, act, act_slope) -> None:
             max(1, row_blocks),
             AFFINE=affine,
             **excitation_of(act, act_slope),
-            **solve_constants(a, channels, reduced),
+            **solve_constants(a, UNIT_C=channels, UNIT_R=reduced),
             BLOCK_N=block_n,
             BLOCK_R=block_r,
             BLOCK_C=block_c,

@@ -6,12 +6,12 @@ import triton.language as tl
 
 from se_kernels.backends.triton.launch import (
     alone,
-    constants,
     on_device,
     options,
     parts_of,
     plan_sweep,
     registers_for,
+    sweep_constants,
     triton_type,
     unit_of,
 )
@@ -25,15 +25,15 @@ from se_kernels.backends.triton.plan import (
     SWEEP_REGISTERS,
 )
 
-_SIZES = ["x_image", "x_row", "N", "C", "P", "blocks", "splits", "span"]
+_SIZES = ["x_image", "x_row", "N", "C", "P", "blocks", "splits", "span", "G"]
 _BACKWARD_SIZES = [*_SIZES, "dy_image", "dy_row", "dx_image", "dx_row"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def moments_kernel(
-    x, x_image, x_row, means, squares, N, C, P, blocks, splits, span,
-    WIDE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr, G: tl.constexpr,
-    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr,
+    x, x_image, x_row, means, squares, N, C, P, blocks, splits, span, G,
+    WIDE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """means and squares (N, splits, C) in float64, the sums so where WIDE."""
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
@@ -54,10 +54,9 @@ def moments_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def squeeze_kernel(
-    x, x_image, x_row, norm, parts, N, C, P, blocks, splits, span,
+    x, x_image, x_row, norm, parts, N, C, P, blocks, splits, span, G,
     SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
-    G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What each part of the pixels adds to the mean, and the parts' maxima, (K, N, splits, C)."""
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
@@ -79,10 +78,9 @@ def squeeze_kernel(
 @triton.jit(do_not_specialize=_BACKWARD_SIZES)
 def squeeze_backward_kernel(
     dy, dy_image, dy_row, x, x_image, x_row, dx, dx_image, dx_row, mask, norm, s, d, adds,
-    peak, share, N, C, P, blocks, splits, span,
+    peak, share, N, C, P, blocks, splits, span, G,
     SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, UNIT: tl.constexpr,
-    G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
-    BLOCK_S: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     dy_image, dy_row = aligned(dy_image, UNIT), aligned(dy_row, UNIT)
     x_image, x_row = aligned(x_image, UNIT), aligned(x_row, UNIT)
@@ -115,7 +113,7 @@ def run_moments(layout, x, sums):
             *alone(plan, x[0]),
             WIDE=sums == torch.float64,
             **options(SWEEP_REGISTERS[sums.itemsize]),
-            **constants(plan, layout, unit_of(layout, [x])),
+            **sweep_constants(plan, layout, unit_of(layout, [x])),
         )
     return means, squares, plan.split, plan.span * plan.block_pixels
 
@@ -134,7 +132,7 @@ def run_squeeze(layout, x, norm, dtype, squeeze, pre):
             SQUEEZE=squeeze,
             PRE=pre,
             **options(registers_for(squeeze, SWEEP_REGISTERS[dtype.itemsize])),
-            **constants(plan, layout, unit_of(layout, [x])),
+            **sweep_constants(plan, layout, unit_of(layout, [x])),
         )
     return parts
 
@@ -162,5 +160,5 @@ def run_squeeze_backward(
             PRE=pre,
             ACC=triton_type(d.dtype),
             **options(registers_for(squeeze, SPREAD_REGISTERS)),
-            **constants(plan, layout, unit_of(layout, [x, dy, dx])),
+            **sweep_constants(plan, layout, unit_of(layout, [x, dy, dx])),
         )

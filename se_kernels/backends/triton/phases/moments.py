@@ -22,7 +22,7 @@ def finite_or_zero(v):
 @triton.jit
 def moments_tile(
     x, x_image, x_row, means, squares, n0, c0, split, splits, p0, p1, N, C,
-    ACC: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr, NHWC: tl.constexpr, G, BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """mean and Σ (x - mean)² of a tile's channels over its pixels p0 to p1, in float64.

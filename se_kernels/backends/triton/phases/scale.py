@@ -34,7 +34,7 @@ from se_kernels.backends.triton.phases.tile import (
 def scale_tile(
     x, x_image, x_row, residual, r_image, r_row, y, y_image, y_row, mask, norm, s,
     n0, c0, p0, p1, N, C, P,
-    PRE: tl.constexpr, POST: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
+    PRE: tl.constexpr, POST: tl.constexpr, NHWC: tl.constexpr, G,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """y of a tile, and its bits where there is a mask."""
@@ -74,7 +74,7 @@ def scale_tile(
 def scale_backward_tile(
     dy, dy_image, dy_row, x, x_image, x_row, dx, dx_image, dx_row, dr, dr_image, dr_row,
     mask, norm, s, parts, plane, n0, c0, split, splits, p0, p1, N, C, P,
-    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
+    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, G,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dr = g and dx = g s where wanted, and where there are parts the sums of a tile's channels

@@ -52,7 +52,7 @@ def store_sum(parts, n, c, split, splits, terms, valid, C, AXIS: tl.constexpr):
 @triton.jit
 def squeeze_tile(
     x, x_image, x_row, norm, parts, plane, n0, c0, split, splits, p0, p1, N, C, P,
-    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
+    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, G,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Σ v / P, and the largest v, of a tile's channels over its pixels p0 to p1."""
@@ -136,7 +136,7 @@ def spread_gradient(
 def squeeze_backward_tile(
     dy, dy_image, dy_row, x, x_image, x_row, dx, dx_image, dx_row, mask, norm, s, d, adds,
     peak, share, n0, c0, p0, p1, N, C, P,
-    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, G: tl.constexpr,
+    SQUEEZE: tl.constexpr, PRE: tl.constexpr, NHWC: tl.constexpr, G,
     BLOCK_C: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """dx of a tile; without dy, what the squeeze alone gives. d (N, C) = dz / P, adds (2, C): slope

@@ -16,7 +16,7 @@ def aligned(size, UNIT: tl.constexpr):
 
 @triton.jit
 def tile_of(
-    group, tile, blocks, span, N, C, P, G: tl.constexpr, BLOCK_C: tl.constexpr,
+    group, tile, blocks, span, N, C, P, G, BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """(block, split, n0, c0, p0, p1) of a group's tile: its first image and channel, its pixels."""
@@ -27,7 +27,7 @@ def tile_of(
 
 @triton.jit
 def units_of(
-    n0, N, NHWC: tl.constexpr, G: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr
+    n0, N, NHWC: tl.constexpr, G, BLOCK_C: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """How many of the images and channels of a tile a walk takes one after the other."""
     images = tl.minimum(G, N - n0)
