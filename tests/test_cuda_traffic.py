@@ -198,7 +198,7 @@ def test_counts_do_not_depend_on_the_order(seed):
 
     def counted(seed):
         with host.gpu(Gpu(threads=128)), host.order(seed):
-            counts = count_kernel(host, KERNELS["forward_two_sweeps"], case)
+            counts = count_kernel(host, KERNELS["forward_local"], case)
         # how often a block asks in vain, and who comes last, is a matter of order
         return {name: counts[name] for name in counts if name not in ("polls", "units_once")}
 
@@ -210,18 +210,10 @@ def test_counts_do_not_depend_on_the_order(seed):
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(
-    "way, cut",
-    [
-        ("two_sweeps", "of [0-9]+ images, [0-9]+ tiles"),
-        ("cluster", "of [0-9]+ blocks, [0-9]+ images at a time, [0-9]+ bytes"),
-    ],
-)
-def test_the_table_has_the_tiles_of_256_images_on_an_h200(monkeypatch, stage, layout, way, cut):
+def test_the_table_has_the_tiles_of_256_images_on_an_h200(stage, layout):
     shape, host = Shape.parse(stage), HostGpu(CUDA)
-    monkeypatch.setattr(cuda.block, "way", way)
 
-    def cut_of(batch, multiprocessors):
+    def tiles(batch, multiprocessors):
         x = torch.empty(
             (batch, shape.channels, shape.height, shape.width),
             dtype=torch.bfloat16,
@@ -229,14 +221,15 @@ def test_the_table_has_the_tiles_of_256_images_on_an_h200(monkeypatch, stage, la
         )
         gpu = Gpu(**GPU | {"multiprocessors": multiprocessors})
         with host.gpu(gpu):
-            return re.findall(cut, cuda.explain(x, torch.empty(shape.reduced, shape.channels)))
+            words = cuda.explain(x, torch.empty(shape.reduced, shape.channels))
+        return re.findall("[0-9]+ tiles per image", words)
 
-    assert len(cut_of(256, 132)) == 1
-    assert cut_of(BATCHES[stage], GPU["multiprocessors"]) == cut_of(256, 132)
+    assert len(tiles(256, 132)) == 1
+    assert tiles(BATCHES[stage], GPU["multiprocessors"]) == tiles(256, 132)
 
 
 def test_the_command_counts_and_shows_each_kernel(tmp_path):
-    path, kernels = tmp_path / "traffic.jsonl", ["forward_two_sweeps", "norm_scale"]
+    path, kernels = tmp_path / "traffic.jsonl", ["forward_local", "norm_scale"]
     command = [sys.executable, "-m", "benchmarks", "traffic", "--shape", "32x8x8:2", "--batch", "2"]
     options = [f"--kernel={name}" for name in kernels]
     done = subprocess.run(
@@ -333,25 +326,25 @@ def test_barriers_of_a_tile(counts_of, kernel, layout, rows):
 GOAL_UNDER_WAY = 3072
 UNDER_WAY = {
     # four loads of 512 bytes, or two of each tensor, but a row of 98 keeps 32 lanes for three
-    ("forward_two_sweeps", "nchw", "28x28"): 1568,
-    ("backward_two_sweeps", "nchw", "28x28"): 1176,
+    ("forward_local", "nchw", "28x28"): 1568,
+    ("backward_local", "nchw", "28x28"): 1176,
     ("norm_moments", "nchw", "28x28"): 1568,
     # an image at a time: 196 and 98 loads of one by 256 threads
-    ("forward_two_sweeps", "nchw", "14x14"): 448,
-    ("backward_two_sweeps", "nchw", "14x14"): 672,
+    ("forward_local", "nchw", "14x14"): 448,
+    ("backward_local", "nchw", "14x14"): 672,
     ("norm_moments", "nchw", "14x14"): 1568,
-    ("forward_two_sweeps", "nchw", "7x7"): 392,
-    ("backward_two_sweeps", "nchw", "7x7"): 588,
+    ("forward_local", "nchw", "7x7"): 392,
+    ("backward_local", "nchw", "7x7"): 588,
     ("norm_moments", "nchw", "7x7"): 784,
     # pixels by 32 rows of 8 columns: the last round is short
-    ("forward_two_sweeps", "channels_last", "28x28"): 1672,
-    ("backward_two_sweeps", "channels_last", "28x28"): 1505,
+    ("forward_local", "channels_last", "28x28"): 1672,
+    ("backward_local", "channels_last", "28x28"): 1505,
     ("norm_moments", "channels_last", "28x28"): 1672,
-    ("forward_two_sweeps", "channels_last", "14x14"): 1568,
-    ("backward_two_sweeps", "channels_last", "14x14"): 1505,
+    ("forward_local", "channels_last", "14x14"): 1568,
+    ("backward_local", "channels_last", "14x14"): 1505,
     ("norm_moments", "channels_last", "14x14"): 1568,
-    ("forward_two_sweeps", "channels_last", "7x7"): 784,
-    ("backward_two_sweeps", "channels_last", "7x7"): 1176,
+    ("forward_local", "channels_last", "7x7"): 784,
+    ("backward_local", "channels_last", "7x7"): 1176,
     ("norm_moments", "channels_last", "7x7"): 784,
 }
 

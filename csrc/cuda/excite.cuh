@@ -213,11 +213,13 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
             lane = thread_index() % kWarp;
   // lanes side by side along k, groups of them along m; transposed the other way round
   const int most = transposed ? (p.columns + kColumns - 1) / kColumns : (p.K + 15) / 16,
-            near = transposed ? smaller(power_of_two(most), kLanesOfColumns)
-                              : smaller(larger(power_of_two(most), kWarp / kLanesOfColumns), kWarp),
-            along_m = transposed ? near : kWarp / near, along_k = kWarp / along_m,
-            m_lane = transposed ? lane % near : lane / near,
-            k_lane = transposed ? lane / near : lane % near;
+            log = transposed ? smaller(log_of(most), log_of(kLanesOfColumns))
+                             : smaller(larger(log_of(most), log_of(kWarp / kLanesOfColumns)),
+                                       log_of(kWarp)),
+            near = lane & ((1 << log) - 1), far = lane >> log,
+            along_m = transposed ? 1 << log : kWarp >> log,
+            along_k = transposed ? kWarp >> log : 1 << log, m_lane = transposed ? near : far,
+            k_lane = transposed ? far : near;
   const int wide_columns = kColumns * along_m, across = (p.images + NI - 1) / NI,
             tiles = across * ((p.columns + wide_columns - 1) / wide_columns);
   if (tiles == 0) return;

@@ -112,11 +112,17 @@ SE_DEVICE Vector16 pack(const float (&v)[16 / sizeof(X)]) {
 
 SE_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 SE_DEVICE int larger(int a, int b) { return a > b ? a : b; }
-SE_DEVICE int power_of_two(int size) {
-  int power = 1;
-  while (power < size) power *= 2;
-  return power;
-}
+// Of the power of two that is at least size, and 1.
+SE_DEVICE int log_of(int size) { return size <= 1 ? 0 : 32 - leading_zeros(size - 1); }
+
+// The block's threads in groups of 2^log lanes side by side.
+struct Lanes {
+  int log;
+  SE_DEVICE int count() const { return 1 << log; }
+  SE_DEVICE int lane() const { return thread_index() & (count() - 1); }
+  SE_DEVICE int group() const { return thread_index() >> log; }
+  SE_DEVICE int groups() const { return thread_count() >> log; }
+};
 SE_DEVICE int divide(int i, const Divisor& divisor) {
   return int(std::uint64_t(std::uint32_t(i)) * divisor.multiplier >> divisor.shift);
 }

@@ -262,12 +262,13 @@ SE_DEVICE unsigned load_mask(const std::uint8_t* mask, const Octet& at, const Si
 SE_DEVICE void store_flat_mask(std::uint8_t* mask, const Tile& tile, const Sizes& sizes,
                                const unsigned char* bits) {
   const int bytes = mask_row_bytes(Layout::nchw, sizes),
-            lanes = smaller(power_of_two((bytes + 7) / 8), kWarp), lane = thread_index() % lanes;
+            log = smaller(log_of((bytes + 7) / 8), log_of(kWarp));
+  const Lanes lanes{log};
   SE_ROLLED
-  for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
+  for (int row = lanes.group(); row < tile.channels; row += lanes.groups()) {
     std::uint8_t* to = mask + (std::int64_t(tile.n) * sizes.channels + tile.c0 + row) * bytes;
     SE_ROLLED
-    for (int byte = lane; byte < bytes; byte += lanes) {
+    for (int byte = lanes.lane(); byte < bytes; byte += lanes.count()) {
       const int first = row * sizes.pixels + byte * kOctet, left = sizes.pixels - byte * kOctet;
       const unsigned char* from = bits + first / kOctet;
       unsigned found = from[0];

@@ -186,7 +186,7 @@ void squeeze_backward(const Problem& p, const SqueezeBackward& b, const Call& ca
 std::string explain(const Problem& p, const Gpu& gpu) {
   const Cut cut = cut_of(sizes_of(p), traits_of(p, false), gpu);
   return std::to_string(cut.groups) + " groups of " + std::to_string(cut.images) + " images, " +
-         std::to_string(cut.blocks * cut.splits) + " tiles each, the first sweep " +
+         std::to_string(cut.blocks * cut.splits) + " tiles per image, the first sweep " +
          std::to_string(cut.lag) + " groups ahead";
 }
 

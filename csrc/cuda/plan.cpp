@@ -7,12 +7,12 @@ namespace se_kernels::cuda {
 namespace {
 
 constexpr int kVectorBytes = 16, kOctet = 8, kWarp = 32;
-constexpr int kTileBytes = 28 * 1024;  // of each tensor
+constexpr int kTileBytes = 56 * 1024;  // of each tensor
 constexpr int kSmallestTileBytes = 2 * 1024;
 constexpr int kTilesPerMultiprocessor = 2;  // at least, where there is so much to do
-constexpr int kChannelsOfTile = 256;        // of nhwc, at most, and 64 at least
+constexpr int kChannelsOfTile = 512;        // of nhwc, at most, and 64 at least
 constexpr int kLeastChannels = 64;
-constexpr int kStageShare = 2;    // of shared memory, that staged tensors may take
+constexpr int kStageShare = 4;    // of shared memory, that staged tensors may take
 constexpr int kScratchShare = 4;  // of shared memory, that a reduction may take
 constexpr int kMostImages = 32;   // of a group
 constexpr int kGroupShare = 16;   // of the L2, that a group takes; twice where weights are large

@@ -52,6 +52,8 @@ SE_DEVICE int block_count() { return int(gridDim.x); }
 
 SE_DEVICE void block_barrier() { __syncthreads(); }
 
+SE_DEVICE int leading_zeros(int v) { return __clz(v); }
+
 template <class T>
 SE_DEVICE T shuffle_xor(T v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);

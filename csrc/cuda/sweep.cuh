@@ -83,12 +83,11 @@ SE_DEVICE Octet octet_of_run(const Tile& tile, const Sizes& sizes, int i) {
 
 // Threads to a row of so many loads, a power of two: about kLoads loads each, more if there are
 // fewer rows.
-SE_DEVICE int lanes_of(int rows, int loads) {
+SE_DEVICE Lanes lanes_of(int rows, int loads) {
   constexpr int kLoads = 8;
-  const int most = power_of_two(loads), few = thread_count() / power_of_two(rows);
-  return smaller(
-      smaller(larger(smaller(power_of_two((loads + kLoads - 1) / kLoads), kWarp), few), most),
-      thread_count());
+  const int threads = log_of(thread_count()), few = threads - log_of(rows),
+            wanted = smaller(log_of((loads + kLoads - 1) / kLoads), log_of(kWarp));
+  return {smaller(smaller(larger(wanted, few), log_of(loads)), threads)};
 }
 
 // Every eight numbers of the tile: begin(at) what is the same along its rows or columns, load(at),
@@ -105,23 +104,24 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
           use(begin(at), at, raw);
         });
   } else if constexpr (M::layout == Layout::nchw) {
-    const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet,
-              lanes = lanes_of(tile.channels, loads), lane = thread_index() % lanes;
+    const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet;
+    const Lanes lanes = lanes_of(tile.channels, loads);
     SE_ROLLED
-    for (int row = thread_index() / lanes; row < tile.channels; row += thread_count() / lanes) {
+    for (int row = lanes.group(); row < tile.channels; row += lanes.groups()) {
       const auto begun = begin(octet_of_row(tile, row, 0));
       walk<Batch>(
-          lane, loads, lanes, [&](int i) { return load(octet_of_row(tile, row, i)); },
+          lanes.lane(), loads, lanes.count(), [&](int i) { return load(octet_of_row(tile, row, i)); },
           [&](int i, const auto& raw) { use(begun, octet_of_row(tile, row, i), raw); });
     }
   } else {
     const int columns = (tile.channels + kOctet - 1) / kOctet,
-              width = smaller(power_of_two(columns), thread_count()), rows = thread_count() / width;
+              log = smaller(log_of(columns), log_of(thread_count()));
+    const Lanes lanes{log};
     SE_ROLLED
-    for (int column = thread_index() % width; column < columns; column += width) {
+    for (int column = lanes.lane(); column < columns; column += lanes.count()) {
       const auto begun = begin(octet_of_column(tile, column, tile.p0));
       walk<Batch>(
-          tile.p0 + thread_index() / width, tile.p1, rows,
+          tile.p0 + lanes.group(), tile.p1, lanes.groups(),
           [&](int p) { return load(octet_of_column(tile, column, p)); },
           [&](int p, const auto& raw) { use(begun, octet_of_column(tile, column, p), raw); });
     }
@@ -133,12 +133,12 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
 // Rows whose numbers lie side by side, `lanes` threads to each: walk_row(collect, row, lane), then
 // emit(row, sums) by one thread.
 template <class Collect, class A, class WalkRow, class Emit>
-SE_DEVICE void collect_rows(int rows, int lanes, A* scratch, const WalkRow& walk_row,
+SE_DEVICE void collect_rows(int rows, const Lanes& of_row, A* scratch, const WalkRow& walk_row,
                             const Emit& emit) {
-  const int lane = thread_index() % lanes, side_by_side = thread_count() / lanes;
+  const int lanes = of_row.count(), lane = of_row.lane(), side_by_side = of_row.groups();
   SE_ROLLED
   for (int first = 0; first < rows; first += side_by_side) {
-    const int row = first + thread_index() / lanes;
+    const int row = first + of_row.group();
     Collect collect;
     if (row < rows) walk_row(collect, row, lane);
     auto sums = collect.get(0);
@@ -166,8 +166,10 @@ SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_
                                const Emit& emit) {
   using S = decltype(Collect{}.get(0));
   const int columns = (channels + kOctet - 1) / kOctet, threads = thread_count(),
-            width = smaller(power_of_two(columns), threads), rows = threads / width,
-            row = thread_index() / width, place = thread_index() % width;
+            log = smaller(log_of(columns), log_of(threads));
+  const Lanes lanes{log};
+  const int width = lanes.count(), rows = lanes.groups(), row = lanes.group(),
+            place = lanes.lane();
   SE_ROLLED
   for (int first = 0; first < columns; first += width) {
     const int column = first + place;
@@ -244,11 +246,11 @@ SE_DEVICE void reduce_staged(const Tile& tile, const Sizes& sizes, const unsigne
   using A = typename M::A;
   using C = Collect<A, 1>;
   const int pixels = sizes.pixels,
-            lanes = smaller(power_of_two((pixels + kMostOfOne - 1) / kMostOfOne), kWarp),
-            part = (pixels + lanes - 1) / lanes;
+            log = smaller(log_of((pixels + kMostOfOne - 1) / kMostOfOne), log_of(kWarp)),
+            part = (pixels + (1 << log) - 1) >> log;
   const Staged<X, Tensors> staged{stage, tile.channels * pixels * int(sizeof(X))};
   collect_rows<C>(
-      tile.channels, lanes, scratch,
+      tile.channels, Lanes{log}, scratch,
       [&](C& collect, int row, int lane) {
         const Octet at{tile.n, tile.c0 + row, 0, 1, kOctet, 0};
         const auto begun = begin(at);
@@ -290,14 +292,15 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
                              const Load& load, const Use& use, const Emit& emit) {
   using A = typename M::A;
   if constexpr (M::layout == Layout::nchw) {
-    const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet,
-              lanes = lanes_of(tile.channels, loads);
+    const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet;
+    const Lanes lanes = lanes_of(tile.channels, loads);
     collect_rows<Collect<A, 1>>(
         tile.channels, lanes, scratch,
         [&](auto& collect, int row, int lane) {
           const auto begun = begin(octet_of_row(tile, row, 0));
           walk<Batch>(
-              lane, loads, lanes, [&](int i) { return load(octet_of_row(tile, row, i)); },
+              lane, loads, lanes.count(),
+              [&](int i) { return load(octet_of_row(tile, row, i)); },
               [&](int i, const auto& raw) {
                 use(collect, begun, octet_of_row(tile, row, i), raw);
               });

@@ -74,6 +74,7 @@ SE_UNOBSERVED int block_index() { return host::here->block->index; }
 SE_UNOBSERVED int block_count() { return host::here->block->count; }
 
 void block_barrier();
+SE_DEVICE int leading_zeros(int v) { return v == 0 ? 32 : __builtin_clz(unsigned(v)); }
 
 template <class T>
 SE_DEVICE T shuffle_xor(T v, int mask) {

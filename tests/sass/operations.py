@@ -535,7 +535,14 @@ def extreme_integer(m, i):
     p = next(o for o in rest if o.kind in ("P", "UP"))
     kind = U32 if "U32" in i.modifiers else I32
     a, b, p = reader(m, a, kind), reader(m, b, kind), reader(m, p)
-    return simple(m, d, lambda: np.where(p(), np.minimum(a(), b()), np.maximum(a(), b())).view(U32))
+    least = 0 if "RELU" in i.modifiers else np.iinfo(kind).min
+    return simple(
+        m,
+        d,
+        lambda: np.maximum(
+            np.where(p(), np.minimum(a(), b()), np.maximum(a(), b())), kind(least)
+        ).view(U32),
+    )
 
 
 @builds("VIADDMNMX")
@@ -543,10 +550,13 @@ def add_and_extreme(m, i):
     d, a, b, c, p = i.operands
     kind = U32 if "U32" in i.modifiers else I32
     a, b, c, p = (*(reader(m, o, kind) for o in (a, b, c)), reader(m, p))
+    least = 0 if "RELU" in i.modifiers else np.iinfo(kind).min
     return simple(
         m,
         d,
-        lambda: np.where(p(), np.minimum(a() + b(), c()), np.maximum(a() + b(), c())).view(U32),
+        lambda: np.maximum(
+            np.where(p(), np.minimum(a() + b(), c()), np.maximum(a() + b(), c())), kind(least)
+        ).view(U32),
     )
 
 
