@@ -258,21 +258,18 @@ SE_DEVICE void multiply_tiles(const Weights& w, const A* in, const Product& p, A
     }
     int first = 0;
     bool writes = true;
-    const int held =
-        scatter_sums<NI * kColumns>(sums, transposed ? kWarp / 2 : along_k / 2,
-                                    transposed ? along_m : 1, first, writes);
+    const int held = scatter_sums<NI * kColumns>(sums, transposed ? kWarp / 2 : along_k / 2,
+                                                 transposed ? along_m : 1, first, writes);
     // (warps, along m, NI, columns)
     SE_UNROLL
     for (int j = 0; j < NI * kColumns; ++j)
-      if (writes && j < held)
-        scratch[warp * kSlots + m_lane * NI * kColumns + first + j] = sums[j];
+      if (writes && j < held) scratch[warp * kSlots + m_lane * NI * kColumns + first + j] = sums[j];
     block_barrier();
     const int size = NI * wide_columns;
     SE_ROLLED
     for (int o = thread_index(); o < smaller(at_once, tiles - begin) * size; o += thread_count()) {
       const int local = o / size, at = o - local * size, group = at / (NI * kColumns),
-                i = at / kColumns % NI, done = begin + local,
-                image = done % across * NI + i,
+                i = at / kColumns % NI, done = begin + local, image = done % across * NI + i,
                 column = done / across * wide_columns + group * kColumns + at % kColumns;
       if (image >= p.images || column >= p.columns) continue;
       A total = 0;

@@ -29,8 +29,7 @@ SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_squeeze_backward(SE_PARAMETER SweepParameters p) {
   const Room<X> room(p.shared);
   const Part part = part_of(p.cut, p.reversed);
-  apply_backward<terms, true, X, layout>(
-      p, room, tile_of(part, p.sizes, p.cut));
+  apply_backward<terms, true, X, layout>(p, room, tile_of(part, p.sizes, p.cut));
 }
 
 }  // namespace

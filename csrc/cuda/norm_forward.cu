@@ -71,8 +71,7 @@ SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_scale(SE_PARAMETER SweepParameters p) {
   const Room<X> room(p.shared);
   const Part part = part_of(p.cut, p.reversed);
-  apply_forward<true, true, X, layout>(
-      p, room, tile_of(part, p.sizes, p.cut));
+  apply_forward<true, true, X, layout>(p, room, tile_of(part, p.sizes, p.cut));
 }
 
 }  // namespace

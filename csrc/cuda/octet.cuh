@@ -44,9 +44,9 @@ struct Octet {
 
 // Octets whose loads are under way at a time: so many bytes of each tensor.
 template <class M, int bytes>
-constexpr int kOctets =
-    M::wide && bytes > kOctet * int(sizeof(typename M::X)) ? bytes / kOctet / int(sizeof(typename M::X))
-                                                           : 1;
+constexpr int kOctets = M::wide && bytes > kOctet* int(sizeof(typename M::X))
+                            ? bytes / kOctet / int(sizeof(typename M::X))
+                            : 1;
 
 template <class M>
 SE_DEVICE unsigned char* place_of(const Images& t, const Octet& at) {
@@ -84,8 +84,7 @@ SE_DEVICE Eight<M> load_eight(const Images& t, const Octet& at) {
       const auto* numbers = reinterpret_cast<const decltype(number)*>(from);
       SE_UNROLL
       for (int j = 0; j < kOctet; ++j)
-        out.numbers[j] =
-            j < at.here ? typename M::A(widen(numbers[j])) : typename M::A(0);
+        out.numbers[j] = j < at.here ? typename M::A(widen(numbers[j])) : typename M::A(0);
     });
   }
   return out;

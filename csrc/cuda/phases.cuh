@@ -230,7 +230,10 @@ constexpr int kTermConstants = terms == Terms::activation ? 3 : 1;
 template <Terms terms>
 struct TermsOf {
   template <class A, int V>
-  using Collect = CollectTotals<A, V, terms == Terms::product ? 1 : terms == Terms::norm ? 2 : 5>;
+  using Collect = CollectTotals<A, V,
+                                terms == Terms::product ? 1
+                                : terms == Terms::norm  ? 2
+                                                        : 5>;
 };
 template <>
 struct TermsOf<Terms::peaks> {
@@ -309,8 +312,8 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
       if constexpr (tail) {
         raw.dy = raw.x = Eight<M>{};
         if (p.dy.data)
-          raw.dy = again ? load_eight<M, Reuse::keep>(p.dy, at)
-                         : load_eight<M, Reuse::drop>(p.dy, at);
+          raw.dy =
+              again ? load_eight<M, Reuse::keep>(p.dy, at) : load_eight<M, Reuse::drop>(p.dy, at);
         if (p.x.data)
           raw.x = normed || terms == Terms::peaks ? load_eight<M, Reuse::keep>(p.x, at)
                                                   : load_eight<M, Reuse::drop>(p.x, at);
@@ -342,8 +345,7 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
     };
     if constexpr (M::flat) {
       // g, then x behind it, through shared memory
-      unsigned char* stage_x =
-          room.stage + std::size_t(tile.channels * p.sizes.pixels) * sizeof(X);
+      unsigned char* stage_x = room.stage + std::size_t(tile.channels * p.sizes.pixels) * sizeof(X);
       walk_octets<M, Batch>(
           tile, p.sizes, [](const Octet&) { return 0; }, load,
           [&](int, const Octet& at, const Loaded& raw) {
@@ -425,7 +427,7 @@ SE_DEVICE void apply_backward(const SweepParameters& p, const Room<X>& room, con
       Eight<M> g, x;
       unsigned bits;
     };
-    constexpr int bytes = terms == Terms::product ? 128 : peaks ? 16 : 32;
+    constexpr int bytes = terms == Terms::product ? 128 : terms == Terms::norm ? 32 : 16;
     walk_octets<M, kOctets<M, bytes>>(
         tile, p.sizes,
         [&](const Octet& at) { return constants_of<M, kChannels<M>, K>(room.table, tile, at); },
@@ -469,8 +471,7 @@ SE_DEVICE void apply_backward(const SweepParameters& p, const Room<X>& room, con
             }
             const unsigned closed = differentiate_norm(p.pre, t, v, slope);
             SE_UNROLL
-            for (int j = 0; j < kOctet; ++j)
-              g[j] = closed >> j & 1u ? A(0) : g[j] * slope[j];
+            for (int j = 0; j < kOctet; ++j) g[j] = closed >> j & 1u ? A(0) : g[j] * slope[j];
             if (p.slope) {
               SE_UNROLL
               for (int j = 0; j < kOctet; ++j) g[j] += k[2][j] * x[j] + k[4][j];

@@ -112,12 +112,13 @@ Sizes sizes_of(const Problem& p) {
 }
 
 Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
-  const std::int64_t image_bytes = std::max<std::int64_t>(
-      1, std::int64_t(sizes.channels) * sizes.pixels * traits.item_bytes);
+  const std::int64_t image_bytes =
+      std::max<std::int64_t>(1, std::int64_t(sizes.channels) * sizes.pixels * traits.item_bytes);
   const std::int64_t share =
       sizes.images * image_bytes / (kTilesPerMultiprocessor * gpu.multiprocessors);
+  const int staged = traits.nhwc || sizes.pixels % kOctet == 0 ? 0 : traits.staged;
   const std::int64_t largest =
-      std::min<std::int64_t>(kTileBytes, gpu.shared_bytes / (kStageShare * std::max(1, traits.staged)));
+      std::min<std::int64_t>(kTileBytes, gpu.shared_bytes / (kStageShare * std::max(1, staged)));
   Cut cut{};
   cut_tile(cut, sizes, traits, gpu,
            int(std::min(largest, std::max<std::int64_t>(kSmallestTileBytes, share))));
@@ -126,7 +127,8 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
 
   // images of a group: a share of the L2, more where the weights are large beside them
   const std::int64_t group_image = image_bytes * std::max(1, traits.tensors),
-                     weights = 2 * std::int64_t(sizes.channels) * sizes.reduced * traits.weight_bytes;
+                     weights =
+                         2 * std::int64_t(sizes.channels) * sizes.reduced * traits.weight_bytes;
   const auto fitting = [&](int share) {
     return int(std::clamp<std::int64_t>(gpu.l2_bytes / share / group_image, 1,
                                         std::min(kMostImages, std::max(1, sizes.images))));
@@ -150,9 +152,8 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   const std::int64_t step = 2 * std::int64_t(tiles) * cut.images,
                      under_way = std::int64_t(kResidentBlocks) * gpu.multiprocessors,
                      within = gpu.l2_bytes / kLagShare / (cut.images * group_image);
-  const int gap = int(std::clamp<std::int64_t>(std::min<std::int64_t>(ceil_div(under_way, step),
-                                                                      (within - 1) / 3),
-                                               1, cut.groups));
+  const int gap = int(std::clamp<std::int64_t>(
+      std::min<std::int64_t>(ceil_div(under_way, step), (within - 1) / 3), 1, cut.groups));
   cut.first_fc_lag = gap;
   cut.second_fc_lag = within < 4 ? gap : 2 * gap;
   cut.lag = within < 4 ? gap : 3 * gap;
@@ -174,9 +175,9 @@ Access access_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
                  std::initializer_list<Input> images) {
   if (traits.sum_bytes == 8) return Access::numbers;
   const int vector = kVectorBytes / traits.item_bytes;
-  bool rows = traits.nhwc ? sizes.channels % kOctet == 0 && cut.channels % kOctet == 0
-                          : sizes.pixels % kOctet == 0 &&
-                                (cut.splits == 1 || cut.span % kOctet == 0);
+  bool rows = traits.nhwc
+                  ? sizes.channels % kOctet == 0 && cut.channels % kOctet == 0
+                  : sizes.pixels % kOctet == 0 && (cut.splits == 1 || cut.span % kOctet == 0);
   bool flat = !traits.nhwc && cut.splits == 1 && sizes.pixels >= kOctet &&
               std::int64_t(cut.channels) * sizes.pixels % kOctet == 0 &&
               std::int64_t(sizes.channels) * sizes.pixels % kOctet == 0;
@@ -201,8 +202,9 @@ SharedLayout shared_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
   shared.scratch =
       round_up(shared.table + traits.constants * shared.table_stride * traits.sum_bytes, 16);
   shared.stage = round_up(shared.scratch + scratch * traits.sum_bytes, 16);
-  shared.bytes = shared.stage +
-                 round_up(access == Access::flat ? staged_bytes(cut.channels, sizes, traits) : 0, 16);
+  shared.bytes =
+      shared.stage +
+      round_up(access == Access::flat ? staged_bytes(cut.channels, sizes, traits) : 0, 16);
   return shared;
 }
 

@@ -32,8 +32,8 @@ SE_DEVICE Part part_of(const Cut& cut, bool reversed) {
   return part_of(cut, 0, reversed ? block_count() - 1 - block_index() : block_index());
 }
 
-// The items in the order of their tickets. Step by step: the parts of both FCs, then the tiles of the
-// first sweep of group `step` by turns with those of the second sweep of an earlier group.
+// The items in the order of their tickets. Step by step: the parts of both FCs, then the tiles of
+// the first sweep of group `step` by turns with those of the second sweep of an earlier group.
 class Items {
  public:
   SE_DEVICE Items(const Cut& cut, int images)
@@ -65,7 +65,9 @@ class Items {
            groups(step - cut_.second_fc_lag) * cut_.second_fc_items;
   }
   // Whether a step has its part of what comes `lag` groups later.
-  SE_DEVICE bool has(int step, int lag) const { return groups(step + 1 - lag) > groups(step - lag); }
+  SE_DEVICE bool has(int step, int lag) const {
+    return groups(step + 1 - lag) > groups(step - lag);
+  }
   SE_DEVICE Item within(int step, int i) const {
     const int first_fc = has(step, cut_.first_fc_lag) ? cut_.first_fc_items : 0,
               second_fc = has(step, cut_.second_fc_lag) ? cut_.second_fc_items : 0;
@@ -73,8 +75,7 @@ class Items {
     i -= first_fc;
     if (i < second_fc) return {Kind::second_fc, {step - cut_.second_fc_lag, i, 0}};
     i -= second_fc;
-    const int earlier = step - cut_.lag,
-              a = cut_.sweeps_first ? tiles(step + 1) - tiles(step) : 0,
+    const int earlier = step - cut_.lag, a = cut_.sweeps_first ? tiles(step + 1) - tiles(step) : 0,
               b = cut_.sweeps_second ? tiles(earlier + 1) - tiles(earlier) : 0,
               both = smaller(a, b);
     const bool is_first = i < 2 * both ? i % 2 == 0 : a > b;
@@ -97,7 +98,7 @@ struct Counters {
   SE_DEVICE std::uint32_t* excited(int group) const { return data + 3 + 3 * group; }
 };
 
-// The block's item, by a ticket.
+// The block's item, by a ticket; words[1] stays its image or group.
 SE_DEVICE Item take_item(const Counters& counters, const Cut& cut, int images, int* words) {
   if (thread_index() == 0) {
     const Item item = Items(cut, images).at(int(take(counters.tickets())));

@@ -73,8 +73,10 @@ SE_DEVICE Octet octet_of_column(const Tile& tile, int column, int p) {
 }
 SE_DEVICE Octet octet_of_run(const Tile& tile, const Sizes& sizes, int i) {
   const int row = divide(i * kOctet, sizes.by_pixels), p = i * kOctet - row * sizes.pixels;
-  return {tile.n, tile.c0 + row,
-          p,      kOctet,
+  return {tile.n,
+          tile.c0 + row,
+          p,
+          kOctet,
           smaller(kOctet, sizes.pixels - p),
           tile.c0 * sizes.pixels + i * kOctet};
 }
@@ -108,7 +110,8 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
     for (int row = lanes.group(); row < tile.channels; row += lanes.groups()) {
       const auto begun = begin(octet_of_row(tile, row, 0));
       walk<Batch>(
-          lanes.lane(), loads, lanes.count(), [&](int i) { return load(octet_of_row(tile, row, i)); },
+          lanes.lane(), loads, lanes.count(),
+          [&](int i) { return load(octet_of_row(tile, row, i)); },
           [&](int i, const auto& raw) { use(begun, octet_of_row(tile, row, i), raw); });
     }
   } else {
@@ -166,8 +169,7 @@ SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_
   const int columns = (channels + kOctet - 1) / kOctet, threads = thread_count(),
             log = smaller(log_of(columns), log_of(threads));
   const Lanes lanes{log};
-  const int width = lanes.count(), rows = lanes.groups(), row = lanes.group(),
-            place = lanes.lane();
+  const int width = lanes.count(), rows = lanes.groups(), row = lanes.group(), place = lanes.lane();
   SE_ROLLED
   for (int first = 0; first < columns; first += width) {
     const int column = first + place;
@@ -297,8 +299,7 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
         [&](auto& collect, int row, int lane) {
           const auto begun = begin(octet_of_row(tile, row, 0));
           walk<Batch>(
-              lane, loads, lanes.count(),
-              [&](int i) { return load(octet_of_row(tile, row, i)); },
+              lane, loads, lanes.count(), [&](int i) { return load(octet_of_row(tile, row, i)); },
               [&](int i, const auto& raw) {
                 use(collect, begun, octet_of_row(tile, row, i), raw);
               });

@@ -58,11 +58,10 @@ std::string explain(int device, Size images, Size channels, Size reduced, Size p
 
 void run_backward(int device, Pointer stream, Pointer workspace, Size images, Size channels,
                   Size reduced, Size pixels, int x_type, int w_type, bool nhwc, Name squeeze,
-                  Name act, double act_slope, Name gate, Pointer x, Size x_i, Size x_c,
-                  Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer dx, Size dx_i,
-                  Size dx_c, Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1,
-                  Pointer w2, Pointer mask, Pointer a, Pointer s, Pointer de, Pointer da,
-                  Pointer h) {
+                  Name act, double act_slope, Name gate, Pointer x, Size x_i, Size x_c, Size x_p,
+                  Pointer dy, Size dy_i, Size dy_c, Size dy_p, Pointer dx, Size dx_i, Size dx_c,
+                  Size dx_p, Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1, Pointer w2,
+                  Pointer mask, Pointer a, Pointer s, Pointer de, Pointer da, Pointer h) {
   const Problem p = block(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
                           act_slope, gate, "none");
   const cuda::Backward b{input(x, x_i, x_c, x_p),

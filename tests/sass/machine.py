@@ -46,44 +46,6 @@ class Counts:
         return int(self.executed.sum())
 
 
-class MachineError(RuntimeError):
-    """What the interpreter does not know, or a GPU would not do."""
-
-
-@dataclass
-class Launch:
-    """A launch as it is recorded: its sizes, and the bytes of its parameters."""
-
-    kernel: str
-    blocks: int
-    threads: int
-    cluster: int
-    shared_bytes: int
-    parameters: bytes
-
-
-@dataclass
-class Counts:
-    """What a block has executed, in warp instructions."""
-
-    executed: np.ndarray  # per instruction
-    # Times that the slowest warp waits for global memory: for loads of 16 bytes a lane, for others
-    wide_waits: int = 0
-    other_waits: int = 0
-
-    @property
-    def total(self) -> int:
-        return int(self.executed.sum())
-
-    def minus(self, other: "Counts") -> "Counts":
-        """What was executed beside that."""
-        return Counts(
-            self.executed - other.executed,
-            self.wide_waits - other.wide_waits,
-            self.other_waits - other.other_waits,
-        )
-
-
 class Machine:
     """One block of a launch. ``memory`` answers for global memory."""
 
