@@ -57,7 +57,7 @@ forward_local(SE_PARAMETER ForwardParameters p) {
                       a[at] = v;
                       hidden[at] = activate(v, p.variant);
                     });
-    publish(counters.hidden(room.words[1]));  // not in a register meanwhile
+    publish(counters.hidden(item.part.n));
   };
 
   // equation 3: s = σ(W2 h + b2)
@@ -70,7 +70,7 @@ forward_local(SE_PARAMETER ForwardParameters p) {
                       if (p.b2.data) e += p.b2.template at<A>(c);
                       s[std::int64_t(n0 + image) * C + c] = open_gate(e, p.variant.gate);
                     });
-    publish(counters.excited(room.words[1]));
+    publish(counters.excited(item.part.n));
   };
 
   const Item item = take_item(counters, cut, sizes.images, room.words);
