@@ -162,7 +162,7 @@ def least(kernel: Kernel | str, capability: int) -> dict[str, int]:
             some if tail else word,
             2 * (some if tail else word),
         ),
-        ("norm", "squeeze_backward"): (2 * few, few, 0),
+        ("norm", "squeeze_backward"): (2 * few, few, 0) if tail else (2 * word, word, 0),
     }[kernel.direction, kernel.phase]
     if kernel.layout == "nhwc":
         return {WIDE_LOAD: loads, WIDE_STORE: stores}

@@ -57,7 +57,7 @@ backward_local(SE_PARAMETER BackwardParameters p) {
                      da[at] = activate_backward(dh, a[at], p.variant);
                      h[at] = activate(a[at], p.variant);
                    });
-    publish(counters.hidden(item.part.n));
+    publish(counters.hidden(room.words[1]));  // not in a register meanwhile
   };
 
   // dz = W1ᵀ da
@@ -67,7 +67,7 @@ backward_local(SE_PARAMETER BackwardParameters p) {
     multiply<true>(p.w1, static_cast<const A*>(da) + std::int64_t(n0) * R,
                    {images, first, smaller(cut.second_fc_rows, C - first), C, R}, room.scratch,
                    [&](int image, int c, A v) { dz[std::int64_t(n0 + image) * C + c] = v; });
-    publish(counters.excited(item.part.n));
+    publish(counters.excited(room.words[1]));
   };
 
   const Item item = take_item(counters, cut, sizes.images, room.words);

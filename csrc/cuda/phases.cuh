@@ -427,7 +427,7 @@ SE_DEVICE void apply_backward(const SweepParameters& p, const Room<X>& room, con
       Eight<M> g, x;
       unsigned bits;
     };
-    constexpr int bytes = terms == Terms::product ? 128 : peaks ? 16 : 32;
+    constexpr int bytes = terms == Terms::product ? 128 : terms == Terms::norm ? 32 : 16;
     walk_octets<M, kOctets<M, bytes>>(
         tile, p.sizes,
         [&](const Octet& at) { return constants_of<M, kChannels<M>, K>(room.table, tile, at); },

@@ -116,8 +116,9 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
       std::max<std::int64_t>(1, std::int64_t(sizes.channels) * sizes.pixels * traits.item_bytes);
   const std::int64_t share =
       sizes.images * image_bytes / (kTilesPerMultiprocessor * gpu.multiprocessors);
-  const std::int64_t largest = std::min<std::int64_t>(
-      kTileBytes, gpu.shared_bytes / (kStageShare * std::max(1, traits.staged)));
+  const int staged = traits.nhwc || sizes.pixels % kOctet == 0 ? 0 : traits.staged;
+  const std::int64_t largest =
+      std::min<std::int64_t>(kTileBytes, gpu.shared_bytes / (kStageShare * std::max(1, staged)));
   Cut cut{};
   cut_tile(cut, sizes, traits, gpu,
            int(std::min(largest, std::max<std::int64_t>(kSmallestTileBytes, share))));

@@ -98,7 +98,7 @@ struct Counters {
   SE_DEVICE std::uint32_t* excited(int group) const { return data + 3 + 3 * group; }
 };
 
-// The block's item, by a ticket.
+// The block's item, by a ticket; words[1] stays its image or group.
 SE_DEVICE Item take_item(const Counters& counters, const Cut& cut, int images, int* words) {
   if (thread_index() == 0) {
     const Item item = Items(cut, images).at(int(take(counters.tickets())));

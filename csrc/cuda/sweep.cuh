@@ -110,7 +110,8 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
     for (int row = lanes.group(); row < tile.channels; row += lanes.groups()) {
       const auto begun = begin(octet_of_row(tile, row, 0));
       walk<Batch>(
-          lanes.lane(), loads, lanes.count(), [&](int i) { return load(octet_of_row(tile, row, i)); },
+          lanes.lane(), loads, lanes.count(),
+          [&](int i) { return load(octet_of_row(tile, row, i)); },
           [&](int i, const auto& raw) { use(begun, octet_of_row(tile, row, i), raw); });
     }
   } else {
@@ -168,8 +169,7 @@ SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_
   const int columns = (channels + kOctet - 1) / kOctet, threads = thread_count(),
             log = smaller(log_of(columns), log_of(threads));
   const Lanes lanes{log};
-  const int width = lanes.count(), rows = lanes.groups(), row = lanes.group(),
-            place = lanes.lane();
+  const int width = lanes.count(), rows = lanes.groups(), row = lanes.group(), place = lanes.lane();
   SE_ROLLED
   for (int first = 0; first < columns; first += width) {
     const int column = first + place;
@@ -299,8 +299,7 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
         [&](auto& collect, int row, int lane) {
           const auto begun = begin(octet_of_row(tile, row, 0));
           walk<Batch>(
-              lane, loads, lanes.count(),
-              [&](int i) { return load(octet_of_row(tile, row, i)); },
+              lane, loads, lanes.count(), [&](int i) { return load(octet_of_row(tile, row, i)); },
               [&](int i, const auto& raw) {
                 use(collect, begun, octet_of_row(tile, row, i), raw);
               });

@@ -45,14 +45,6 @@ class Counts:
     def total(self) -> int:
         return int(self.executed.sum())
 
-    def minus(self, other: "Counts") -> "Counts":
-        """What was executed beside that."""
-        return Counts(
-            self.executed - other.executed,
-            self.wide_waits - other.wide_waits,
-            self.other_waits - other.other_waits,
-        )
-
 
 class Machine:
     """One block of a launch. ``memory`` answers for global memory."""

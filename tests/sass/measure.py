@@ -69,7 +69,7 @@ def cut_of(launch: Launch) -> Cut:
 
 @dataclass(frozen=True)
 class Kind:
-    """Blocks of a launch that do the same: the ticket or index of one, how many, and whether
+    """Blocks of a launch that do the same: the ticket or index of one of them, how many, whether
     the counters say that it is the last of its tile's splits."""
 
     name: str
