@@ -1,62 +1,89 @@
-"""The fused block as one node of the graph; squeeze and scale as nodes of their own."""
+"""The gradients of the registered ops: the block as one node of the graph, and its two phases.
+
+The layers apply a ``torch.autograd.Function``, which returns y. The same runs at the op's Autograd
+key (``of_op``), so that a graph which holds the op is differentiable.
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from se_kernels import ops, reference
 from se_kernels.layout import layout_of, masked
-from se_kernels.variants import Variant
+
+
+def of_op(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """``function`` with all that its op returns; y alone has a gradient."""
+
+    class OfOp(function):
+        @staticmethod
+        def forward(ctx, *args):
+            outputs = function.run(ctx, *args)
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*outputs[1:])
+            return outputs
+
+    return OfOp
 
 
 class SqueezeExciteFunction(torch.autograd.Function):
     """Equations 2 to 4 and their gradients on a native backend.
 
-    ``apply(x, w1, w2, b1, b2, residual, variant, backend)`` returns y. Saved for backward, beside
-    the inputs: z (N, C), a (N, R), s (N, C), and for post="relu" one bit per element. Only the
-    gradients that are needed are computed. Under ``create_graph`` the gradients come from the
-    differentiable definition, so that they can be differentiated again.
+    ``apply`` takes the arguments of ``ops.forward`` and returns y. Saved for backward, beside the
+    inputs: z (N, C), a (N, R), s (N, C), and for post="relu" one bit per element. Only the
+    gradients that are needed are computed. Under ``create_graph`` they come from the differentiable
+    definition, so that they can be differentiated again.
     """
 
     @staticmethod
-    def forward(ctx, x, w1, w2, b1, b2, residual, variant: Variant, backend: str) -> Tensor:
-        y, mask, z, a, s = ops.forward(x, w1, w2, b1, b2, residual, *variant, backend)
-        mask, ctx.layout = _kept(mask, x, variant.post)
-        ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
-        ctx.variant, ctx.backend = variant, backend
-        return y
+    def forward(ctx, *args) -> Tensor:
+        return SqueezeExciteFunction.run(ctx, *args)[0]
 
     @staticmethod
-    def backward(ctx, dy):
-        if torch.is_grad_enabled():
-            return _differentiable_backward(ctx, dy)
-        x, w1, w2, _, _, mask, z, a, s = ctx.saved_tensors
-        need_dx, need_dw1, need_dw2, need_db1, need_db2, need_dr = ctx.needs_input_grad[:6]
-        solves = need_dx or need_dw1 or need_dw2 or need_db1 or need_db2
-        if mask is not None and not (solves and _lies_as(x, ctx.layout)):
+    def run(ctx, x, w1, w2, b1, b2, residual, *variant):
+        outputs = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant)
+        _, mask, z, a, s = outputs
+        *ctx.excitation, post, ctx.backend = variant
+        mask, ctx.layout = keep_mask(mask, x, post)
+        ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 12
+        x, w1, w2, b1, b2, mask, z, a, s = ctx.saved_tensors
+        *needs, need_dr = ctx.needs_input_grad[:6]
+        again = torch.is_grad_enabled()
+        if mask is not None and (again or not (any(needs) and lies_as(x, ctx.layout))):
             dy, mask = masked(dy, mask, x, ctx.layout), None
-        if not solves:
-            return None, None, None, None, None, dy, None, None
-        write_dr = need_dr and mask is not None  # without a mask dr is dy
-        needs = [need_dx, write_dr, need_dw1, need_dw2, need_db1, need_db2]
-        dx, dr, dw1, dw2, db1, db2 = ops.backward(
-            dy, x, w1, w2, mask, z, a, s, *ctx.variant[:-1], needs, ctx.backend
-        )
-        return (
-            dx if need_dx else None,
-            dw1 if need_dw1 else None,
-            dw2 if need_dw2 else None,
-            db1 if need_db1 else None,
-            db2 if need_db2 else None,
-            (dr if write_dr else dy) if need_dr else None,
-            None,
-            None,
-        )
+        if again:
+            squeeze, act, act_slope, gate = ctx.excitation
+            variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate)
+            gradients = gradients_of(
+                lambda *inputs: reference.squeeze_excite(*inputs, **variant),
+                (x, w1, w2, b1, b2), needs, dy,
+            )  # fmt: skip
+        elif any(needs):
+            need_dx, *need_weights = needs
+            write_dr = need_dr and mask is not None  # without a mask dr is dy
+            wants = [need_dx, write_dr, *need_weights]
+            dx, dr, *gradients = ops.below(
+                ops.backward, dy, x, w1, w2, mask, z, a, s, *ctx.excitation, wants, ctx.backend
+            )
+            gradients = only_needed((dx, *gradients), needs)
+            dy = dr if write_dr else dy
+        else:
+            gradients = (None,) * 5
+        return *gradients, dy if need_dr else None, *(None,) * 6
 
 
 class SqueezeFunction(torch.autograd.Function):
     """Equation 2 and its gradient.
 
-    ``apply(x, squeeze, backend, carries)`` returns z (N, C) in the dtype of the sums. Where it
+    ``apply(x, squeeze, backend, carries)`` returns z (N, C) in the dtype of the sums. If it
     carries, a carrier (N, C, H, W) and a token (N, C) follow, which hold no numbers: a
     ``ScaleFunction`` given both sends g and s back through them instead of g s, so that dx =
     g s + dz / P is written here in one pass.
@@ -64,7 +91,7 @@ class SqueezeFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, squeeze: str, backend: str, carries: bool):
-        z = ops.squeeze(x, squeeze, backend)
+        z = ops.below(ops.squeeze, x, squeeze, backend)
         ctx.set_materialize_grads(False)
         ctx.squeeze, ctx.backend, ctx.shape, ctx.dtype = squeeze, backend, x.shape, x.dtype
         if carries or squeeze != "avg":
@@ -84,7 +111,7 @@ class SqueezeFunction(torch.autograd.Function):
         else:
             (x,) = ctx.saved_tensors
             dz = torch.zeros_like(s) if dz is None else dz
-            dx = ops.squeeze_backward(g, x, s, dz, ctx.squeeze, ctx.backend)
+            dx = ops.below(ops.squeeze_backward, g, x, s, dz, ctx.squeeze, ctx.backend)
         return dx, None, None, None
 
 
@@ -96,21 +123,27 @@ class ScaleFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, s, residual, carrier, token, post: str, backend: str) -> Tensor:
-        y, mask = ops.scale(x, s, residual, post, post == "relu", backend)
-        mask, ctx.layout = _kept(mask, x, post)
-        ctx.save_for_backward(x, s, mask)
-        ctx.backend = backend
-        ctx.token_dtype = None if token is None else token.dtype
-        return y
+    def forward(ctx, *args) -> Tensor:
+        return ScaleFunction.run(ctx, *args)[0]
 
     @staticmethod
-    def backward(ctx, dy):
+    def run(ctx, x, s, residual, carrier, token, post: str, backend: str):
+        y, mask = ops.below(ops.scale, x, s, residual, post, post == "relu", backend)
+        kept, ctx.layout = keep_mask(mask, x, post)
+        ctx.save_for_backward(x, s, kept)
+        ctx.backend = backend
+        ctx.token_dtype = None if token is None else token.dtype
+        return y, mask
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 7
         x, s, mask = ctx.saved_tensors
         need_dx, need_ds, need_dr, carries = ctx.needs_input_grad[:4]
         dx = ds = None
         again = torch.is_grad_enabled()
-        if mask is not None and (again or not _lies_as(x, ctx.layout)):
+        if mask is not None and (again or not lies_as(x, ctx.layout)):
             dy, mask = masked(dy, mask, x, ctx.layout), None
         g = dy
         if again:
@@ -122,10 +155,57 @@ class ScaleFunction(torch.autograd.Function):
             write_g = mask is not None and (need_dr or carries)  # without a mask g is dy
             needs = [need_dx and not carries, write_g, need_ds]
             if any(needs):
-                dx, dr, ds = ops.scale_backward(dy, x, mask, s, needs, ctx.backend)
+                dx, dr, ds = ops.below(ops.scale_backward, dy, x, mask, s, needs, ctx.backend)
                 dx, g, ds = dx if needs[0] else None, dr if write_g else dy, ds if need_ds else None
         token = s.to(ctx.token_dtype) if carries else None
         return dx, ds, g if need_dr else None, g if carries else None, token, None, None
+
+
+class Undifferentiable(torch.autograd.Function):
+    """``apply(op, *args)``: what the op returns; a gradient of it is an error."""
+
+    @staticmethod
+    def forward(ctx, op, *args):
+        ctx.op = op
+        return ops.below(op, *args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            f"{ctx.op} is not differentiable: a gradient that is to be differentiated again has to "
+            "be taken with create_graph=True"
+        )
+
+
+def keep_mask(mask: Tensor, x: Tensor, post: str) -> tuple[Tensor | None, str | None]:
+    """The mask that backward needs, if any, and the layout of x that its bits go by."""
+    return (mask, layout_of(x) or "nchw") if post == "relu" else (None, None)
+
+
+def lies_as(x: Tensor, layout: str) -> bool:
+    """Whether x lies as it did in forward; a hook on saved tensors may have moved it."""
+    # none is traced, and the tracer of backward loses hold of autocast if it is asked for strides
+    return torch.compiler.is_compiling() or (layout_of(x) or "nchw") == layout
+
+
+def only_needed(gradients, needs) -> tuple[Tensor | None, ...]:
+    """None for those that ``needs`` does not want; the ops return them empty."""
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def gradients_of(
+    definition: Callable[..., Tensor], inputs, needs, dy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Those of ``definition(*inputs)`` that are needed, which can be differentiated again."""
+    # aliases: a gradient must not run on through what the inputs were made from
+    inputs = [None if t is None else t.view_as(t) for t in inputs]
+    wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed]
+    grads = iter(())
+    if wanted:
+        out = definition(*inputs)
+        with reference.outside_autocast(dy.device.type):
+            grads = iter(torch.autograd.grad(out, wanted, dy, create_graph=True))
+    return tuple(next(grads) if needed else None for needed in needs)
 
 
 def _spread(dz: Tensor, shape) -> Tensor:
@@ -148,29 +228,15 @@ def _differentiable_squeeze_backward(ctx, dz, g, s):
     return dx.to(x.dtype)
 
 
-def _kept(mask: Tensor, x: Tensor, post: str) -> tuple[Tensor | None, str | None]:
-    """The mask that backward needs, if any, and the layout of x that its bits go by."""
-    return (mask, layout_of(x) or "nchw") if post == "relu" else (None, None)
+def _scale(x, s, residual, post, keep, backend):
+    y, mask = _ScaleOp.apply(x, s, residual, None, None, post, backend)
+    return y, mask if keep else mask.new_empty(0)
 
 
-def _lies_as(x: Tensor, layout: str) -> bool:
-    """Whether x lies as it did in forward; a hook on saved tensors may have moved it."""
-    # none is traced, and the tracer of backward loses hold of autocast if it is asked for strides
-    return torch.compiler.is_compiling() or (layout_of(x) or "nchw") == layout
-
-
-def _differentiable_backward(ctx, dy):
-    x, w1, w2, b1, b2, mask, *_ = ctx.saved_tensors
-    variant = ctx.variant
-    g = dy if mask is None else masked(dy, mask, x, ctx.layout)
-    need = ctx.needs_input_grad[:5]
-    # aliases: a gradient must not run on through what w1 and the others were made from
-    inputs = [None if t is None else t.view_as(t) for t in (x, w1, w2, b1, b2)]
-    wanted = [t for t, needed in zip(inputs, need, strict=True) if needed]
-    grads = iter(())
-    if wanted:
-        out = reference.squeeze_excite(*inputs, **variant._replace(post="none")._asdict())
-        with reference.outside_autocast(x.device.type):
-            grads = iter(torch.autograd.grad(out, wanted, g, create_graph=True))
-    first = [next(grads) if needed else None for needed in need]
-    return (*first, g if ctx.needs_input_grad[5] else None, None, None)
+_ScaleOp = of_op(ScaleFunction)
+ops.set_autograd(ops.forward, of_op(SqueezeExciteFunction).apply)
+ops.set_autograd(ops.inference, SqueezeExciteFunction.apply)
+ops.set_autograd(ops.squeeze, lambda *args: SqueezeFunction.apply(*args, False))
+ops.set_autograd(ops.scale, _scale)
+for _op in ops.UNDIFFERENTIABLE:
+    ops.set_autograd(_op, partial(Undifferentiable.apply, _op))

@@ -94,9 +94,13 @@ def squeeze_excite(
         or (b2 is not None and b2.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        variant = Variant(squeeze, act, act_slope, gate, post)
-        return SqueezeExciteFunction.apply(x, w1, w2, b1, b2, residual, variant, name)
-    return ops.inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, name)
+        arguments = x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, name
+        if torch.compiler.is_compiling():
+            return ops.forward(*arguments)[0]
+        return SqueezeExciteFunction.apply(*arguments)
+    return ops.below(
+        ops.inference, x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, name
+    )
 
 
 def squeeze(x: Tensor, squeeze: str = "avg", *, backend: str | None = None) -> Tensor:
@@ -111,9 +115,9 @@ def squeeze(x: Tensor, squeeze: str = "avg", *, backend: str | None = None) -> T
         with reference.outside_autocast(x.device.type):
             dtype = reference.compute_dtype(x, x)
             return reference.squeeze(x.to(dtype), squeeze).to(x.dtype)
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         return SqueezeFunction.apply(x, squeeze, name, False).to(x.dtype)
-    return ops.squeeze(x, squeeze, name).to(x.dtype)
+    return ops.below(ops.squeeze, x, squeeze, name).to(x.dtype)
 
 
 def scale(
@@ -154,10 +158,11 @@ def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
             x, excitation=excitation, squeeze=squeeze, residual=residual, post=post
         )
     carrier = token = None
-    if torch.is_grad_enabled() and x.requires_grad:
+    # an exported graph holds ops alone: x gets the gradients of both, one from each
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_exporting():
         z, carrier, token = SqueezeFunction.apply(x, squeeze, name, True)
     else:
-        z = ops.squeeze(x, squeeze, name)
+        z = ops.below(ops.squeeze, x, squeeze, name)
     s = excitation(z.to(x.dtype)[:, :, None, None])
     check_gates("excitation(z)", s, x)
     s = s.flatten(1).to(reference.compute_dtype(x, s))
@@ -165,11 +170,12 @@ def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
 
 
 def _scale(x, s, residual, carrier, token, post, name):
-    if torch.is_grad_enabled() and (
+    grads = torch.is_grad_enabled() and (
         x.requires_grad or s.requires_grad or (residual is not None and residual.requires_grad)
-    ):
+    )
+    if carrier is not None or (grads and not torch.compiler.is_compiling()):
         return ScaleFunction.apply(x, s, residual, carrier, token, post, name)
-    return ops.scale(x, s, residual, post, False, name)[0]
+    return ops.below(ops.scale, x, s, residual, post, False, name)[0]
 
 
 def under_transform() -> bool:

@@ -1,9 +1,12 @@
-"""The registered ops, private: schema, fakes, and the way to the chosen backend.
+"""The registered ops: schema, fakes, and the way to the chosen backend.
 
-They have no autograd of their own; ``se_kernels.autograd`` is their only caller beside inference.
+A graph may hold them: ``set_autograd`` gives each its gradients, which are in ``autograd``.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from se_kernels import dispatch
 from se_kernels.backends import no_elements
@@ -22,27 +25,45 @@ _INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? resid
 _library = torch.library.Library("se_kernels", "DEF")
 
 
-def _register(schema, implementation, fake):
+def _register(schema, fake):
+    """The op: its backend's function of the same name, with all arguments but the backend."""
     name = _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    after_norm = name.startswith("norm_")
+
+    def run(*args):
+        *arguments, backend = args
+        of = sweeps(args[0], backend) if after_norm else dispatch.get(backend)
+        return getattr(of, name)(*arguments)
+
+    _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"se_kernels::{name}", fake, lib=_library)
     return getattr(torch.ops.se_kernels, name).default
 
 
-def _inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
-    return dispatch.get(backend).inference(
-        x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post
-    )
+def set_autograd(op, function: Callable) -> None:
+    """``function`` runs in place of ``op`` if gradients are enabled and an argument has one; it
+    calls the op ``below``."""
+
+    def at_autograd(*args):
+        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args):
+            return function(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    _library.impl(op._schema.name.removeprefix("se_kernels::"), at_autograd, "Autograd")
+
+
+def below(op, *args):
+    """The op past its own autograd, for a call whose gradients are seen to. If it is traced, the op
+    as it is: the graph has its gradients from it."""
+    if torch.compiler.is_compiling():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def _inference_fake(x, w1, w2, b1, b2, residual, *_):
     return empty_output(x)
-
-
-def _forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
-    return dispatch.get(backend).forward(
-        x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post
-    )
 
 
 def _forward_fake(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
@@ -53,42 +74,20 @@ def _forward_fake(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, po
     return empty_output(x), empty_mask(x, post == "relu"), z, a, s
 
 
-def _backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs, backend):
-    return dispatch.get(backend).backward(
-        dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs
-    )
-
-
 def _backward_fake(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs, backend):
     return empty_gradients(x, w1, w2, needs)
-
-
-def _squeeze(x, squeeze, backend):
-    return dispatch.get(backend).squeeze(x, squeeze)
 
 
 def _squeeze_fake(x, squeeze, backend):
     return x.new_empty(x.shape[:2], dtype=compute_dtype(x, x))
 
 
-def _scale(x, s, residual, post, keep, backend):
-    return dispatch.get(backend).scale(x, s, residual, post, keep)
-
-
 def _scale_fake(x, s, residual, post, keep, backend):
     return empty_output(x), empty_mask(x, keep)
 
 
-def _scale_backward(dy, x, mask, s, needs, backend):
-    return dispatch.get(backend).scale_backward(dy, x, mask, s, needs)
-
-
 def _scale_backward_fake(dy, x, mask, s, needs, backend):
     return empty_scale_gradients(x, s, needs)
-
-
-def _squeeze_backward(g, x, s, dz, squeeze, backend):
-    return dispatch.get(backend).squeeze_backward(g, x, s, dz, squeeze)
 
 
 def _squeeze_backward_fake(g, x, s, dz, squeeze, backend):
@@ -100,17 +99,8 @@ def sweeps(u, backend):
     return dispatch.get(backend) if u.numel() else no_elements
 
 
-def _norm_moments(x, wide, backend):
-    return sweeps(x, backend).norm_moments(x, wide)
-
-
 def _norm_moments_fake(x, wide, backend):
     return tuple(x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
-
-
-def _norm_forward(u, *arguments):
-    *arguments, backend = arguments
-    return sweeps(u, backend).norm_forward(u, *arguments)
 
 
 def _norm_forward_fake(
@@ -128,29 +118,14 @@ def _norm_forward_fake(
     )
 
 
-def _norm_backward(dy, u, *arguments):
-    *arguments, backend = arguments
-    return sweeps(u, backend).norm_backward(dy, u, *arguments)
-
-
 def _norm_backward_fake(
     dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs, backend
 ):
     return empty_norm_gradients(u, numbers, w1, w2, needs)
 
 
-def _norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset, backend):
-    of = sweeps(x, backend)
-    return of.norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset)
-
-
 def _norm_squeeze_backward_fake(g, x, *_):
     return empty_output(x)
-
-
-def _norm_inference(x, *arguments):
-    *arguments, backend = arguments
-    return sweeps(x, backend).norm_inference(x, *arguments)
 
 
 def _norm_inference_fake(x, *_):
@@ -158,13 +133,10 @@ def _norm_inference_fake(x, *_):
 
 
 # y (N,C,H,W)
-inference = _register(
-    f"inference({_INPUTS}, {_VARIANT}, str backend) -> Tensor", _inference, _inference_fake
-)
+inference = _register(f"inference({_INPUTS}, {_VARIANT}, str backend) -> Tensor", _inference_fake)
 # y (N,C,H,W), mask (layout.empty_mask; empty unless post is relu), z (N,C), a (N,R), s (N,C)
 forward = _register(
     f"forward({_INPUTS}, {_VARIANT}, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward,
     _forward_fake,
 )
 # dx, dr (N,C,H,W), dw1, dw2 like w1, w2, db1 (R), db2 (C); needs says which, the others are empty;
@@ -173,34 +145,28 @@ backward = _register(
     "backward(Tensor dy, Tensor x, Tensor w1, Tensor w2, Tensor? mask, Tensor z, Tensor a, "
     "Tensor s, str squeeze, str act, float act_slope, str gate, bool[] needs, str backend) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _backward,
     _backward_fake,
 )
 
 # The phases on their own. s, z and their gradients are in the dtype of the sums.
 # z (N,C)
-squeeze = _register(
-    "squeeze(Tensor x, str squeeze, str backend) -> Tensor", _squeeze, _squeeze_fake
-)
+squeeze = _register("squeeze(Tensor x, str squeeze, str backend) -> Tensor", _squeeze_fake)
 # y (N,C,H,W); its mask if keep, which goes with post = relu
 scale = _register(
     "scale(Tensor x, Tensor s, Tensor? residual, str post, bool keep, str backend)"
     " -> (Tensor, Tensor)",
-    _scale,
     _scale_fake,
 )
 # dx = g s, dr = g (N,C,H,W), ds (N,C); needs says which, the others are empty; dr only with a mask
 scale_backward = _register(
     "scale_backward(Tensor dy, Tensor x, Tensor? mask, Tensor s, bool[] needs, str backend)"
     " -> (Tensor, Tensor, Tensor)",
-    _scale_backward,
     _scale_backward_fake,
 )
 # dx (N,C,H,W) = g s, where there is a g, + what dz (N,C) gives
 squeeze_backward = _register(
     "squeeze_backward(Tensor? g, Tensor x, Tensor? s, Tensor dz, str squeeze, str backend)"
     " -> Tensor",
-    _squeeze_backward,
     _squeeze_backward_fake,
 )
 
@@ -215,7 +181,6 @@ norm_forward = _register(
     "Tensor? means, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual, bool training, "
     "float momentum, float eps, str pre, str act, float act_slope, str gate, str post, bool keep, "
     "str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _norm_forward,
     _norm_forward_fake,
 )
 # the gradients of the norm's weight and bias (C), in the dtype of the numbers; du, dr (N,C,H,W),
@@ -226,7 +191,6 @@ norm_backward = _register(
     "Tensor w2, bool training, str pre, str act, float act_slope, str gate, bool[] needs, "
     "str backend) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _norm_backward,
     _norm_backward_fake,
 )
 # Of several processes the statistics, and their gradients, are exchanged in between.
@@ -234,14 +198,12 @@ norm_backward = _register(
 # float32 for itself, but not for how it differs from another
 norm_moments = _register(
     "norm_moments(Tensor x, bool wide, str backend) -> (Tensor, Tensor)",
-    _norm_moments,
     _norm_moments_fake,
 )
 # dx (N,C,H,W) = scale v' (g s + d) + slope (x - mean) + offset; norm (3,C)
 norm_squeeze_backward = _register(
     "norm_squeeze_backward(Tensor g, Tensor x, Tensor? mask, Tensor norm, Tensor s, Tensor d, "
     "str pre, Tensor? slope, Tensor? offset, str backend) -> Tensor",
-    _norm_squeeze_backward,
     _norm_squeeze_backward_fake,
 )
 # y (N,C,H,W), the norm in evaluation mode
@@ -249,6 +211,9 @@ norm_inference = _register(
     "norm_inference(Tensor x, Tensor? bn_weight, Tensor? bn_bias, Tensor mean, Tensor var, "
     "float eps, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual, str pre, str act, "
     "float act_slope, str gate, str post, str backend) -> Tensor",
-    _norm_inference,
     _norm_inference_fake,
 )
+
+UNDIFFERENTIABLE = (
+    backward, scale_backward, squeeze_backward, norm_moments, norm_backward, norm_squeeze_backward
+)  # fmt: skip

@@ -1,12 +1,14 @@
 """A batch norm with its block at any number of threads: right, and the same bits every time."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import pytest
 import torch
 from norm_cases import Case, check, make, run
 
+from se_kernels import batch_norm_squeeze_excite
 from se_kernels.variants import PRES
 
 # it is not made for several threads
@@ -70,3 +72,30 @@ def test_python_threads_at_once_give_the_bits_of_one(norm_kernel, threads, count
             at_once = [*pool.map(call, range(CALLERS))]
     for results, expected in zip(at_once, alone, strict=True):
         assert all(equal(result, expected) for result in results)
+
+
+@pytest.mark.parametrize("pre", ["identity", "silu"])
+def test_no_setting_of_the_process_is_touched(monkeypatch, pre):
+    """Nor for a moment: other threads would see it. The native products are in float32 anyway."""
+    touched = []
+    for cls in {type(torch.backends.cuda.matmul), type(torch.backends.mkldnn.matmul)}:
+        write = cls.__setattr__
+
+        def note(of, name, value, write=write):
+            touched.append(name)
+            write(of, name, value)
+
+        monkeypatch.setattr(cls, "__setattr__", note)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    touched.clear()
+    try:
+        for training in (True, False):
+            case = replace(case_of(0), training=training, pre=pre)
+            inputs, dy = make(case)
+            run(batch_norm_squeeze_excite, inputs, dy, **case.variant, backend="cpu")
+        assert not touched
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert touched == ["fp32_precision"]
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -12,10 +12,9 @@ from se_kernels.functional import squeeze_excite, under_transform
 from se_kernels.norm import processes
 from se_kernels.norm.autograd import (
     BatchNormSqueezeExciteFunction,
-    Settings,
+    Joint,
     Statistics,
     move,
-    run_forward,
 )
 
 
@@ -103,84 +102,82 @@ def batch_norm_squeeze_excite(
     check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
     name = dispatch.choose(u, backend)
     group = process_group if training else None
-    settings = Settings(
-        training, momentum, eps, pre, act, act_slope, gate, post, group, name
-    )  # fmt: skip
-    tensors = u, bn_weight, bn_bias, w1, w2, b1, b2, residual
-    running = running_mean, running_var
+    fcs, variant = (w1, w2, b1, b2, residual), (pre, act, act_slope, gate, post)
+    norm, running = (u, bn_weight, bn_bias), (running_mean, running_var)
     # without an element the sweeps only serve the processes that have some
     sweeps = squeeze == "avg" and name != dispatch.REFERENCE and not under_transform()
     if not sweeps or (u.numel() == 0 and group is None):
-        return _apart(*tensors, *running, squeeze, settings)
-    grads = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if not (training or grads):
-        return ops.norm_inference(
-            u, bn_weight, bn_bias, running_mean, running_var, eps, w1, w2, b1, b2, residual,
-            pre, act, act_slope, gate, post, name,
+        return _apart(
+            norm, running, fcs, training, momentum, name, eps=eps, pre=pre, squeeze=squeeze,
+            act=act, act_slope=act_slope, gate=gate, post=post, process_group=group,
         )  # fmt: skip
+    grads = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*norm, *fcs)
+    )
+    if not (training or grads):
+        return ops.below(ops.norm_inference, *norm, *running, eps, *fcs, *variant, name)
 
-    of = Statistics(*running)
+    of, joint = Statistics(*running), None
     if group is not None:
+        wide = reference.norm_compute_dtype(u, bn_weight, w1) == torch.float64
         with torch.no_grad():
-            of = _of_all(u, *running, reference.norm_compute_dtype(u, bn_weight, w1), settings)
-    if grads:
-        y, moved = BatchNormSqueezeExciteFunction.apply(*tensors, *of, settings)
-    else:
-        y, *_, moved = run_forward(*tensors, of, settings, keep=False)
-    if not grads or torch.compiler.is_compiling():
-        move(*running, moved)
+            of = _of_all(u, *running, momentum, wide, group, name)
+        joint = Joint(group, of.count)
+    arguments = (
+        *(*norm, of.mean, of.var, of.means, *fcs, training and group is None, momentum, eps),
+        *(*variant, grads and post == "relu", name),
+    )
+    # traced, the op itself: it has its gradients at hand, and nothing is written in a Function
+    traced = torch.compiler.is_compiling()
+    if grads and (joint is not None or not traced):
+        return BatchNormSqueezeExciteFunction.apply(joint, *arguments)
+    y, *_, moved = ops.below(ops.norm_forward, *arguments)
+    move(*running, moved)
     return y
 
 
-def _of_all(u, running_mean, running_var, dtype, settings) -> Statistics:
+def _of_all(u, running_mean, running_var, momentum, wide, group, backend) -> Statistics:
     """Those of all the group's processes, towards which the running ones move."""
-    means, m2 = ops.norm_moments(u, dtype == torch.float64, settings.backend)
+    means, m2 = ops.below(ops.norm_moments, u, wide, backend)
     mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
     count = u.shape[0] * u.shape[2] * u.shape[3]
-    mean, m2, count = processes.statistics(mean, m2, count, settings.group)
-    _move(running_mean, running_var, mean, m2, count, settings.momentum)
+    mean, m2, count = processes.statistics(mean, m2, count, group)
+    _move(running_mean, running_var, mean, m2, count, momentum)
     return Statistics(mean, m2 / count.clamp(min=1), means, count)
 
 
-def _apart(
-    u, bn_weight, bn_bias, w1, w2, b1, b2, residual, running_mean, running_var,
-    squeeze, settings,
-):  # fmt: skip
+def _apart(norm, running, fcs, training, momentum, backend, **variant) -> Tensor:
     """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
-    dtype = reference.norm_compute_dtype(u, bn_weight, w1)
-    if settings.training:
+    (u, bn_weight, _), (*weights, residual) = norm, fcs
+    dtype = reference.norm_compute_dtype(u, bn_weight, weights[0])
+    how = {name: variant[name] for name in ("eps", "pre", "process_group")}
+    if training:
         with torch.no_grad(), reference.outside_autocast(u.device.type):
-            _move_of(u.to(dtype), running_mean, running_var, settings)
-        running_mean = running_var = None
-    norm = u, bn_weight, bn_bias, running_mean, running_var
-    if settings.backend == dispatch.REFERENCE or under_transform() or squeeze == "avg":
+            _move_of(u.to(dtype), *running, momentum, how["eps"], how["process_group"])
+        running = None, None
+    if backend == dispatch.REFERENCE or under_transform() or variant["squeeze"] == "avg":
         return reference.batch_norm_squeeze_excite(
-            *norm, w1, w2, b1, b2, squeeze=squeeze, residual=residual, post=settings.post,
-            **settings.variant,
-        )  # fmt: skip
-    how = dict(eps=settings.eps, pre=settings.pre, process_group=settings.group)
-    return squeeze_excite(
-        reference.normed(*norm, dtype, **how).to(u.dtype), w1, w2, b1, b2, squeeze=squeeze,
-        act=settings.act, act_slope=settings.act_slope, gate=settings.gate, residual=residual,
-        post=settings.post, backend=settings.backend,
-    )  # fmt: skip
+            *norm, *running, *weights, residual=residual, **variant
+        )
+    v = reference.normed(*norm, *running, dtype, **how).to(u.dtype)
+    block = {name: value for name, value in variant.items() if name not in how}
+    return squeeze_excite(v, *weights, residual=residual, backend=backend, **block)
 
 
-def _move_of(u, running_mean, running_var, settings) -> None:
+def _move_of(u, running_mean, running_var, momentum, eps, group) -> None:
     """The running statistics towards those of u (N, C, H, W)."""
-    count, group = u.shape[0] * u.shape[2] * u.shape[3], settings.group
+    count = u.shape[0] * u.shape[2] * u.shape[3]
     if under_transform() and group is None:
         if running_mean is not None and count > 0:
             # torch moves them through a transform, without a tangent, or says why it cannot
             F.batch_norm(
-                u.to(running_mean.dtype), running_mean, running_var, None, None, True,
-                settings.momentum, settings.eps,
-            )  # fmt: skip
+                u.to(running_mean.dtype), running_mean, running_var, None, None, True, momentum, eps
+            )
         return
     mean, m2 = solve.statistics_of(u)
     if group is not None:
         mean, m2, count = processes.statistics(mean, m2, count, group)
-    _move(running_mean, running_var, mean, m2, count, settings.momentum)
+    _move(running_mean, running_var, mean, m2, count, momentum)
 
 
 def _move(running_mean, running_var, mean, m2, count: int | Tensor, momentum) -> None:
