@@ -1232,13 +1232,6 @@ def matrix_access(m, i):
     def run(on, lanes, mask):
         rows = read() & WINDOW
         for k in range(count):
-            if transposed:
-                at = first + 8 * k + 2 * (lane % 4)
-                low, high = (
-                    memory.load(i, rows[at + n] + 2 * (lane // 4), 2, on)[0] for n in range(2)
-                )
-                m.put(data.value + k, low & U32(0xFFFF) | high << U32(16), lanes)
-                continue
             address = rows[first + 8 * k + lane // 4] + 4 * (lane % 4)
             if stores:
                 memory.store(i, address, 4, on, [m.R[data.value + k]])

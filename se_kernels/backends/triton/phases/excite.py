@@ -4,7 +4,8 @@ images at once, so that a weight is read once a group."""
 import triton
 import triton.language as tl
 
-from se_kernels.backends.triton.phases.product import block_of, product, transposed_block_of
+from se_kernels.backends.triton.phases.number import widened
+from se_kernels.backends.triton.phases.product import product
 
 
 @triton.jit
@@ -124,12 +125,9 @@ def close_gate(ds, s, GATE: tl.constexpr):
 
 @triton.jit
 def weight_block(w, c, r, C, R, CHANNELS_INNER: tl.constexpr, ACC: tl.constexpr):
-    """(BLOCK_C, BLOCK_R) of W1 (R, C), whose channels lie side by side, or of W2 (C, R)."""
-    if CHANNELS_INNER:
-        weights = transposed_block_of(w, c, r, C, R, C, ACC)
-    else:
-        weights = block_of(w, c, r, C, R, R, ACC)
-    return weights
+    """Of W1 (R, C), whose channels lie side by side, or of W2 (C, R); of the shape of c and r."""
+    at = r.to(tl.int64) * C + c if CHANNELS_INNER else c.to(tl.int64) * R + r
+    return widened(tl.load(w + at, (c < C) & (r < R), other=0), ACC)
 
 
 @triton.jit
@@ -141,8 +139,14 @@ def contract_channels(
     g = tl.arange(0, G)[:, None]
     for start in tl.range(0, R, BLOCK_R, num_stages=3):
         r = start + tl.arange(0, BLOCK_R)
-        weights = weight_block(w, c, r, C, R, CHANNELS_INNER, v.dtype)
-        part = product(v, weights, PRECISION)
+        if PRECISION == "":
+            weights = weight_block(
+                w, c[None, :, None], r[None, None, :], C, R, CHANNELS_INNER, v.dtype
+            )  # fmt: skip
+            part = tl.sum(v[:, :, None] * weights, 1)
+        else:
+            weights = weight_block(w, c[:, None], r[None, :], C, R, CHANNELS_INNER, v.dtype)
+            part = product(v, weights, PRECISION)
         tl.store(out + g * R + r[None, :], part, r[None, :] < R)
 
 
@@ -161,11 +165,14 @@ def contract_reduced(
         r = start + tl.arange(0, BLOCK_R)
         inside = (n < N) & (r[None, :] < R)
         row = tl.load(h + n.to(tl.int64) * R + r[None, :], inside, other=0, cache_modifier=".cg")
-        weights = weight_block(w, c, r, C, R, CHANNELS_INNER, ACC)
         if PRECISION == "":
-            total += row[:, None, :] * weights[None]
+            weights = weight_block(
+                w, c[None, :, None], r[None, None, :], C, R, CHANNELS_INNER, ACC
+            )  # fmt: skip
+            total += row[:, None, :] * weights
         else:
-            total += product(row, tl.trans(weights), PRECISION)
+            weights = weight_block(w, c[None, :], r[:, None], C, R, CHANNELS_INNER, ACC)
+            total += product(row, weights, PRECISION)
     if PRECISION == "":
         total = tl.sum(total, 2)
     return total

@@ -24,13 +24,13 @@ def transposed_block_of(t, row, column, rows, columns, stride, ACC: tl.constexpr
 
 @triton.jit
 def product(left, right, PRECISION: tl.constexpr):
-    """left (M, K) right (K, N); float64, and where PRECISION is "", by plain sums.
+    """left (M, K) right (K, N); float64 by plain sums, which any GPU has.
 
     "tf32x3" splits each number into two of TF32, so that a product is off by 2^-22 of itself. The
     tensor cores cut off where they add, so that Triton adds the products of two blocks outside of
     them: with K of 128 or less the error is that of a float32 product.
     """
-    if left.dtype == tl.float64 or PRECISION == "":
+    if left.dtype == tl.float64:
         out = tl.sum(left[:, :, None] * right[None, :, :], 1)
     else:
         out = tl.dot(left, right, input_precision=PRECISION)
