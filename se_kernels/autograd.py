@@ -45,8 +45,8 @@ class SqueezeExciteFunction(torch.autograd.Function):
     def run(ctx, x, w1, w2, b1, b2, residual, *variant):
         outputs = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant)
         _, mask, z, a, s = outputs
-        *ctx.excitation, post, ctx.backend = variant
-        mask, ctx.layout = keep_mask(mask, x, post)
+        ctx.excitation, ctx.backend = variant[:4], variant[5]
+        mask, ctx.layout = keep_mask(mask, x, variant[4])
         ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
         return outputs
 

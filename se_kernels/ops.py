@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
+from torch.compiler import is_compiling
 
 from se_kernels import dispatch
 from se_kernels.backends import no_elements
@@ -31,9 +33,8 @@ def _register(schema, fake):
     after_norm = name.startswith("norm_")
 
     def run(*args):
-        *arguments, backend = args
-        of = sweeps(args[0], backend) if after_norm else dispatch.get(backend)
-        return getattr(of, name)(*arguments)
+        of = sweeps(args[0], args[-1]) if after_norm else dispatch.get(args[-1])
+        return getattr(of, name)(*args[:-1])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"se_kernels::{name}", fake, lib=_library)
@@ -47,7 +48,7 @@ def set_autograd(op, function: Callable) -> None:
     def at_autograd(*args):
         if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args):
             return function(*args)
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             return op(*args)
 
     _library.impl(op._schema.name.removeprefix("se_kernels::"), at_autograd, "Autograd")
@@ -56,9 +57,9 @@ def set_autograd(op, function: Callable) -> None:
 def below(op, *args):
     """The op past its own autograd, for a call whose gradients are seen to. If it is traced, the op
     as it is: the graph has its gradients from it."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return op(*args)
-    with torch._C._AutoDispatchBelowAutograd():
+    with BelowAutograd():
         return op(*args)
 
 

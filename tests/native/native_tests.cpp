@@ -1,5 +1,6 @@
 // Forward and backward of the baseline against plain loops in double: every type of x, both
-// layouts, channels and pixels around a vector's width, one thread and several.
+// layouts, with and without the final ReLU and its mask, channels and pixels around a vector's
+// width, one thread and several.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -108,6 +109,13 @@ struct Case {
   std::int64_t at(std::int64_t n, std::int64_t c, std::int64_t p) const {
     return layout == Layout::nchw ? (n * C + c) * P + p : (n * P + p) * C + c;
   }
+  std::int64_t row() const { return layout == Layout::nchw ? P : C; }
+  std::int64_t mask_bytes() const { return N * C * P / row() * ((row() + 7) / 8); }
+  // The bit of the i-th element in memory.
+  bool bit(const std::vector<std::uint8_t>& mask, std::int64_t i) const {
+    const std::int64_t in_row = i % row();
+    return mask[i / row() * ((row() + 7) / 8) + in_row / 8] >> in_row % 8 & 1;
+  }
 };
 
 // ReLU, sigmoid; with a squeeze by maximum forward only.
@@ -194,35 +202,54 @@ void test(const Case& k, std::mt19937& random) {
   const DType compute = wide ? DType::float64 : DType::float32;
   const double eps = eps_of(compute);
 
-  const Problem p{N,        C,         R,         P, k.x_type,      k.w_type,
-                  k.layout, k.squeeze, Act::relu, 0, Gate::sigmoid, Post::none,
-                  k.threads};
   const std::int64_t channel = k.layout == Layout::nchw ? P : 1,
                      pixel = k.layout == Layout::nchw ? 1 : C;
   Tensor tx(k.x_type, x), tw1(k.w_type, w1), tw2(k.w_type, w2), tdy(k.x_type, dy);
-  Tensor y(k.x_type, N * C * P), z(compute, N * C), a(compute, N * R), s(compute, N * C);
-  Forward f{};
-  f.x = {tx.data(), C * P, channel, pixel};
-  f.w1 = tw1.data(), f.w2 = tw2.data();
-  f.y = {y.data(), C * P, channel, pixel};
-  f.z = z.data(), f.a = a.data(), f.s = s.data();
-  forward(p, f);
-  compare(k, "z", z, e.z, eps);
-  compare(k, "a", a, e.a, eps);
-  compare(k, "s", s, e.s, eps);
-  compare(k, "y", y, e.y, eps);
-  if (k.squeeze != Squeeze::avg) return;
+  for (const Post post : {Post::none, Post::relu}) {
+    const Problem p{N,        C,         R,         P, k.x_type,      k.w_type,
+                    k.layout, k.squeeze, Act::relu, 0, Gate::sigmoid, post,
+                    k.threads};
+    Tensor y(k.x_type, N * C * P), z(compute, N * C), a(compute, N * R), s(compute, N * C);
+    std::vector<std::uint8_t> mask(k.mask_bytes());
+    Forward f{};
+    f.x = {tx.data(), C * P, channel, pixel};
+    f.w1 = tw1.data(), f.w2 = tw2.data();
+    f.y = {y.data(), C * P, channel, pixel};
+    f.z = z.data(), f.a = a.data(), f.s = s.data();
+    f.mask = post == Post::relu ? mask.data() : nullptr;
+    forward(p, f);
+    Doubles expected_y = e.y, g = dy;
+    if (post == Post::relu)
+      for (std::int64_t i = 0; i < N * C * P; ++i) {
+        const bool open = e.y[i] > 0;  // the sign of x
+        if (!open) expected_y[i] = g[i] = 0;
+        if (k.bit(mask, i) != open) ++failures, std::printf("mask: bit %d\n", int(i));
+      }
+    compare(k, "z", z, e.z, eps);
+    compare(k, "a", a, e.a, eps);
+    compare(k, "s", s, e.s, eps);
+    compare(k, "y", y, expected_y, eps);
+    if (k.squeeze != Squeeze::avg) continue;
 
-  Tensor dx(k.x_type, N * C * P), dw1(k.w_type, R * C), dw2(k.w_type, C * R);
-  Backward b{};
-  b.x = f.x, b.dy = {tdy.data(), C * P, channel, pixel};
-  b.w1 = f.w1, b.w2 = f.w2, b.z = f.z, b.a = f.a, b.s = f.s;
-  b.dx = {dx.data(), C * P, channel, pixel};
-  b.dw1 = dw1.data(), b.dw2 = dw2.data();
-  backward(p, b);
-  compare(k, "dx", dx, e.dx, eps);
-  compare(k, "dw1", dw1, e.dw1, eps);
-  compare(k, "dw2", dw2, e.dw2, eps);
+    const Expected d = define(k, x, w1, w2, g);
+    Tensor dx(k.x_type, N * C * P), dr(k.x_type, N * C * P);
+    Tensor dw1(k.w_type, R * C), dw2(k.w_type, C * R);
+    Backward b{};
+    b.x = f.x, b.dy = {tdy.data(), C * P, channel, pixel};
+    b.w1 = f.w1, b.w2 = f.w2, b.z = f.z, b.a = f.a, b.s = f.s;
+    b.mask = f.mask;
+    b.dx = {dx.data(), C * P, channel, pixel};
+    b.dw1 = dw1.data(), b.dw2 = dw2.data();
+    backward(p, b);
+    compare(k, "dx", dx, d.dx, eps);
+    compare(k, "dw1", dw1, d.dw1, eps);
+    compare(k, "dw2", dw2, d.dw2, eps);
+    if (!b.mask) continue;
+    b.dr = {dr.data(), C * P, channel, pixel};
+    backward(p, b);
+    compare(k, "dr", dr, g, eps);
+    compare(k, "dx beside dr", dx, d.dx, eps);
+  }
 }
 
 }  // namespace
