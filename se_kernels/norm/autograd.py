@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from se_kernels import ops, reference, solve
+from se_kernels import batch_statistics, ops, reference
 from se_kernels.autograd import gradients_of, keep_mask, lies_as, of_op, only_needed
 from se_kernels.layout import masked
 from se_kernels.norm import processes
@@ -122,7 +122,7 @@ def _gradients(ctx, saved, dy, mask, needs, need_residual):
     if joint is not None:  # every process takes part, whatever it needs
         of_all = processes.total(torch.stack((d_weight, d_bias)), joint.group)
         if need_u:
-            adds = solve.through_statistics(numbers[:4], *of_all, joint.count)
+            adds = batch_statistics.through_statistics(numbers[:4], *of_all, joint.count)
             g, g_mask = (dr, None) if write else (dy, mask)
             s = numbers[4 + u.shape[0] :]
             du = ops.below(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_kernels import direct, dispatch, ops, reference, solve
+from se_kernels import batch_statistics, direct, dispatch, ops, reference
 from se_kernels.checks import check_arguments, check_batch_norm
 from se_kernels.functional import squeeze_excite, under_transform
 from se_kernels.norm import processes
@@ -139,7 +139,7 @@ def batch_norm_squeeze_excite(
 def _of_all(u, running_mean, running_var, momentum, wide, group, backend) -> Statistics:
     """Those of all the group's processes, towards which the running ones move."""
     means, m2 = ops.below(ops.norm_moments, u, wide, backend)
-    mean, m2 = solve.statistics(means, m2, u.shape[2] * u.shape[3])
+    mean, m2 = batch_statistics.of_images(means, m2, u.shape[2] * u.shape[3])
     count = u.shape[0] * u.shape[2] * u.shape[3]
     mean, m2, count = processes.statistics(mean, m2, count, group)
     _move(running_mean, running_var, mean, m2, count, momentum)
@@ -174,7 +174,7 @@ def _move_of(u, running_mean, running_var, momentum, eps, group) -> None:
                 u.to(running_mean.dtype), running_mean, running_var, None, None, True, momentum, eps
             )
         return
-    mean, m2 = solve.statistics_of(u)
+    mean, m2 = batch_statistics.of_batch(u)
     if group is not None:
         mean, m2, count = processes.statistics(mean, m2, count, group)
     _move(running_mean, running_var, mean, m2, count, momentum)
@@ -186,7 +186,9 @@ def _move(running_mean, running_var, mean, m2, count: int | Tensor, momentum) ->
     if running_mean is None or (not _is_of_all(count) and count == 0):
         return
     running = running_mean, running_var
-    for old, new in zip(running, solve.moved(*running, mean, m2, count, momentum), strict=True):
+    for old, new in zip(
+        running, batch_statistics.moved(*running, mean, m2, count, momentum), strict=True
+    ):
         old.copy_(torch.where(count > 0, new, old) if _is_of_all(count) else new)
 
 
