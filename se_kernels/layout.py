@@ -94,15 +94,6 @@ def empty_mask(x: Tensor, wanted: bool = True) -> Tensor:
     return torch.empty(images, rows, (length + 7) // 8, dtype=torch.uint8, device=x.device)
 
 
-def packed(y: Tensor, x: Tensor) -> Tensor:
-    """The mask of x whose bits are !(y <= 0); y (N, C, H, W)."""
-    rows = ~(y <= 0).flatten(2)
-    rows = rows.mT if layout_of(x) == "nhwc" else rows
-    rows = torch.nn.functional.pad(rows.to(torch.uint8), (0, -rows.shape[2] % 8))
-    places = torch.arange(8, dtype=torch.uint8, device=x.device)
-    return (rows.unflatten(2, (rows.shape[2] // 8, 8)) << places).sum(3, dtype=torch.uint8)
-
-
 def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
     """The mask of x as booleans (N, C, H, W); ``layout``: that of x when the mask was made."""
     _, channels, height, width = x.shape
