@@ -308,6 +308,8 @@ def test_wavefronts_of_shared_memory(counts_of, kernel, layout, rows):
     most = 1 if layout == "nchw" and rows == "28x28" else 2
     for kind in ("shared_loads", "shared_stores"):
         widest = 8 if (kind, layout, rows) == ("shared_stores", "channels_last", "wide") else most
+        if kind == "shared_stores" and "local" in kernel:  # with the FCs' partial sums
+            widest = max(widest, 6 if most == 1 else 3)
         found = counts[kind]
         assert found["wavefronts"] <= widest * found["least_wavefronts"], kind
 

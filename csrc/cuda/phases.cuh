@@ -287,7 +287,7 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
   using A = Sum<X>;
   constexpr bool normed = terms == Terms::norm || terms == Terms::activation;
   constexpr int K = kTermConstants<terms>;
-  const bool scales = !normed && tail && p.dx.data;
+  const bool scales = !normed && tail && p.dx.data && !p.d;  // no sweep after this writes dx
   if (normed || scales)
     fill_table<K>(room.table, tile, [&](int c, auto& numbers) {
       if constexpr (normed) numbers[0] = static_cast<const A*>(p.mean)[c];
@@ -306,7 +306,7 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
       unsigned bits;
     };
     // dy comes again, unless dr takes its place or this is the only sweep
-    [[maybe_unused]] const bool again = !p.dr.data && !p.dx.data;
+    [[maybe_unused]] const bool again = !p.dr.data && !scales;
     const auto load = [&](const Octet& at) {
       Loaded raw;
       if constexpr (tail) {
