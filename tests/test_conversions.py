@@ -63,7 +63,7 @@ def test_every_bit_pattern_is_squeezed(backend, device, dtype, memory_format):
         x = x.expand(-1, 1, 1, 3).contiguous()
     assert layout_of(x) == memory_format
     one = torch.ones(1, 1, device=device)
-    _, z, a, _ = torch.ops.se_kernels.forward(
+    _, _, z, a, _ = torch.ops.se_kernels.forward(
         x, one, one, None, None, None, "max", "identity", 0.01, "relu", "none", backend
     )
     assert same_bits(z[:, 0], x[:, 0, 0, 0].float())
