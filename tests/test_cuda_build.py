@@ -297,11 +297,12 @@ def test_it_holds_what_its_information_says(built, listed):
 
 @needs_library
 def test_registers_are_enough(built, listed):
-    """No kernel has a stack frame, which is where spilled registers lie."""
+    """No kernel has a stack frame, which is where spilled registers lie, but for a few words."""
     usage = [*read_usage(told("--dump-resource-usage", listed))]
     for capability in map(int, built.CUDA_ARCHS["code"]):
         assert cuda_listing.missing(u.kernel for u in usage if u.capability == capability) == []
-    assert [f"{u.capability}: {u.kernel}" for u in usage if u.stack or u.local] == []
+    most = {u: cuda_listing.MOST_SPILLED if cuda_listing.spills(u.kernel) else 0 for u in usage}
+    assert [f"{u.capability}: {u.kernel}" for u in usage if u.stack > most[u] or u.local] == []
 
 
 @needs_library
