@@ -144,8 +144,8 @@ def test_it_notices_a_wrong_gradient(tmp_path, monkeypatch):
     backward = BatchNormSqueezeExciteFunction.backward
 
     def wrong(ctx, dy, *of_others):
-        du, *others = backward(ctx, dy, *of_others)
-        return du + 1e-3 * dy, *others
+        joint, du, *others = backward(ctx, dy, *of_others)
+        return joint, du + 1e-3 * dy, *others
 
     monkeypatch.setattr(BatchNormSqueezeExciteFunction, "backward", staticmethod(wrong))
     both = ("--contender", "se_resnet_eager", "--contender", "se_resnet_fused")

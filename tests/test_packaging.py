@@ -427,7 +427,7 @@ def test_a_source_distribution_holds_all_that_is_built_from(checkout, tmp_path):
     with tarfile.open(archive) as file:
         packed = {name.partition("/")[2] for name in file.getnames()}
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
-    assert {"csrc/cuda/CMakeLists.txt", "csrc/cuda/forward.cu", "csrc/cuda/tile.cuh"} <= sources
+    assert {"csrc/cuda/CMakeLists.txt", "csrc/cuda/forward.cu", "csrc/cuda/sweep.cuh"} <= sources
     assert {*sources, "setup.py", "CMakeLists.txt", "se_kernels/py.typed"} <= packed
     assert "se_kernels/_build_info.py" not in packed
 

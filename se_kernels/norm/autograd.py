@@ -32,12 +32,11 @@ def move(running_mean, running_var, moved: Tensor, backend: str) -> None:
     """The running statistics (C) to what the call left in ``moved`` (2, C), if anything."""
     if not moved.numel():
         return
-    with torch.no_grad():
-        if backend == "cpu" or torch.compiler.is_compiling():
-            running_mean.copy_(moved[0])
-            running_var.copy_(moved[1])
-        else:
-            torch._foreach_copy_((running_mean, running_var), moved.unbind())  # one launch
+    if backend == "cpu" or torch.compiler.is_compiling():
+        running_mean.copy_(moved[0])
+        running_var.copy_(moved[1])
+    else:
+        torch._foreach_copy_((running_mean, running_var), moved.unbind())  # one launch
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
