@@ -14,6 +14,7 @@ from sass.listing import Instruction
 WARP = 32
 RZ, URZ, PT = 255, 63, 7
 MOST_STEPS = 20_000_000
+LOCAL_WORDS = 64  # of a thread
 
 
 class MachineError(RuntimeError):
@@ -62,6 +63,7 @@ class Machine:
         self.UP = np.zeros((8, lanes), bool)
         self.P[PT] = self.UP[PT] = True
         self.shared = np.zeros((0x400 + launch.shared_bytes) // 4 + 64, np.uint32)
+        self.local = np.zeros((LOCAL_WORDS, lanes), np.uint32)
         self.constants = {0: constant_bank(launch), 2: np.frombuffer(tables or bytes(4), np.uint32)}
         self.thread = np.arange(lanes, dtype=np.uint32)
         self.warp_of = np.arange(lanes) // WARP

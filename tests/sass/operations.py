@@ -1159,14 +1159,23 @@ def narrowed(words, shift, size, signed):
     return ((value.view(I32) << by) >> by).view(U32)
 
 
-@builds("LDG", "LDS", "LD")
+def memory_of(m, i):
+    """The memory that an access names, and the bits of an address in it."""
+    if i.name in ("LDS", "STS"):
+        return SharedMemory(m), WINDOW
+    if i.name in ("LDL", "STL"):
+        return LocalMemory(m), WINDOW
+    return m.memory, -1
+
+
+@builds("LDG", "LDS", "LDL", "LD")
 def load(m, i):
     d = i.operands[0] if i.operands[0].kind == "R" else i.operands[1]
     read = address_reader(m, next(o for o in i.operands if o.kind == "address"))
     size = size_of(i)
     signed = "S8" in i.modifiers or "S16" in i.modifiers
-    window = WINDOW if i.name == "LDS" else -1
-    memory = SharedMemory(m) if i.name == "LDS" else m.memory
+    memory, window = memory_of(m, i)
+    is_global = i.name in ("LDG", "LD")
 
     def run(on, lanes, mask):
         address = read() & window
@@ -1175,20 +1184,19 @@ def load(m, i):
             if d.value != RZ:
                 shift = ((address & 3) * 8).astype(U32)
                 m.put(d.value + n, narrowed(word, shift, size, signed), lanes)
-        if i.name != "LDS" and d.value != RZ:
+        if is_global and d.value != RZ:
             m.load_begins(d.value, len(words), i.is_wide, on)
 
     return run
 
 
-@builds("STG", "STS", "ST")
+@builds("STG", "STS", "STL", "ST")
 def store(m, i):
     address, source = i.operands[0], i.operands[1]
     if address.kind != "address":
         address, source = i.operands[1], i.operands[2]
     read, size = address_reader(m, address), size_of(i)
-    memory = SharedMemory(m) if i.name == "STS" else m.memory
-    window = WINDOW if i.name == "STS" else -1
+    memory, window = memory_of(m, i)
 
     def run(on, lanes, mask):
         count = max(1, size // 4)
@@ -1258,6 +1266,28 @@ def atomic(m, i):
             m.load_begins(register.value, 1, False, on)
 
     return run
+
+
+class LocalMemory:
+    """Of each thread, words of 4 bytes. The stack grows down from its end: addresses wrap."""
+
+    def __init__(self, machine):
+        self.words, self.lanes = machine.local, np.arange(machine.lanes)
+
+    def load(self, i, address, size, on):
+        return [self.words[self._row(address, n), self.lanes] for n in range(self._count(i, size))]
+
+    def store(self, i, address, size, on, rows):
+        for n in range(self._count(i, size)):
+            self.words[self._row(address, n)[on], self.lanes[on]] = rows[n][on]
+
+    def _count(self, i, size):
+        if size < 4:
+            raise MachineError(f"{i.text}: less than a word of local memory")
+        return size // 4
+
+    def _row(self, address, n):
+        return ((address >> 2) + n) % len(self.words)
 
 
 class SharedMemory:
