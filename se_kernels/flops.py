@@ -29,9 +29,7 @@ def _norm_forward(u, bn_weight, bn_bias, mean, var, means, w1, w2, *_, **__) -> 
 
 
 @register_flop_formula(ops.backward.overloadpacket)
-def _backward(
-    dy, x, w1, w2, y, z, a, s, squeeze, act, act_slope, gate, post, needs, *_, **__
-) -> int:
+def _backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs, *_, **__) -> int:
     need_dx, _, need_dw1, need_dw2, need_db1, _ = needs
     return _of_gradients(x, w1, w2, need_dx or need_dw1 or need_db1, need_dx, need_dw1, need_dw2)
 

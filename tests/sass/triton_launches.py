@@ -1,15 +1,59 @@
 """What a Triton kernel with two sweeps executes, from its cubin for compute capability 9.0."""
 
 import struct
+from dataclasses import dataclass
 
 import torch
 
 from sass.cubin import Function
 from sass.machine import Launch, Machine
-from sass.measure import Cut, Measured, sweep_kinds
+from sass.measure import Kind, Measured
 from sass.memory import NoMemory
 
 FAR_APART = 1 << 36  # bytes between the addresses that tensors pretend to have
+
+
+@dataclass
+class Cut:
+    """How a launch is cut into items, of two sweeps."""
+
+    groups: int
+    blocks: int
+    splits: int
+    excites: int
+    lag: int
+
+    @property
+    def tiles(self) -> int:
+        return self.blocks * self.splits
+
+    @property
+    def items(self) -> int:
+        return self.groups * (2 * self.tiles + self.excites)
+
+
+def sweep_kinds(cut: Cut) -> list[Kind]:
+    """From the start on first tiles of ``lag`` groups, then an excitation; at the end second
+    tiles."""
+    excite = cut.lag * cut.tiles
+    second = cut.items - cut.tiles  # of the last group
+    tiles = cut.groups * cut.blocks
+    return [
+        *_splits("first", lambda split: split * cut.blocks, tiles, cut.splits),
+        Kind("excite", excite, cut.groups * cut.excites),
+        *_splits("second", lambda split: second + split * cut.blocks, tiles, cut.splits, False),
+    ]
+
+
+def _splits(name, item_of, count, splits, gathers=True) -> list[Kind]:
+    """A tile for each of its splits: the last may be smaller, the last to come gathers."""
+    if splits == 1:
+        return [Kind(name, item_of(0), count)]
+    last = Kind(name, item_of(splits - 1), count, not gathers)
+    if not gathers:
+        return [Kind(name, item_of(0), count * (splits - 1)), last]
+    others = [Kind(name, item_of(0), count * (splits - 2), False)] if splits > 2 else []
+    return [*others, Kind(name, item_of(0), count, True), last]
 
 
 def packed(kernel, arguments, constants) -> tuple[bytes, dict[str, int]]:
@@ -32,18 +76,14 @@ def measure(function: Function, kernel, arguments, constants, shared_bytes: int)
     """Runs one program of each kind."""
     raw, values = packed(kernel, arguments, constants)
     groups, blocks, splits, excites = (values[n] for n in ("groups", "blocks", "splits", "excites"))
-    items = groups * (2 * blocks * splits + excites)
-    cut = Cut(
-        *(constants["G"], constants["BLOCK_C"], values["span"], groups, blocks, splits, excites, 0),
-        *(values["lag"], values["ahead"], 0, 0, items),
-    )
-    launch = Launch(kernel.__name__, items, 32 * constants["num_warps"], 1, shared_bytes, raw)
+    cut = Cut(groups, blocks, splits, excites, values["lag"])
+    launch = Launch(kernel.__name__, cut.items, 32 * constants["num_warps"], 1, shared_bytes, raw)
     kinds = []
     for kind in sweep_kinds(cut):
 
         def counter(address, kind=kind):
             if address == values["counters"]:
-                return kind.block
+                return kind.at
             return splits - 1 if kind.completes else 0
 
         machine = Machine(function.code, launch, NoMemory(counter), 0, function.tables)
