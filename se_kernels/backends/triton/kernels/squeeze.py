@@ -19,6 +19,7 @@ from se_kernels.backends.triton.phases.moments import moments_tile
 from se_kernels.backends.triton.phases.squeeze import squeeze_backward_tile, squeeze_tile
 from se_kernels.backends.triton.phases.tile import aligned, program_tile, tile_of
 from se_kernels.backends.triton.plan import (
+    ACTIVATION_REGISTERS,
     PAIR_BLOCKS,
     SINGLE_BLOCKS,
     SPREAD_REGISTERS,
@@ -143,6 +144,7 @@ def run_squeeze_backward(
     """Fills dx (N, C, H, W) from s, d = dz / P, and the peak and its share of dz where the squeeze
     takes a maximum, (N, C); norm (3 or more, C), adds (2, C) or None. Images as above."""
     plan = plan_sweep(x[0], layout, PAIR_BLOCKS, d.dtype)
+    registers = SPREAD_REGISTERS if pre == "identity" else ACTIVATION_REGISTERS
     with on_device(x[0]):
         squeeze_backward_kernel[(plan.groups * plan.tiles,)](
             *(dy or (None, 0, 0)),
@@ -159,6 +161,6 @@ def run_squeeze_backward(
             SQUEEZE=squeeze,
             PRE=pre,
             ACC=triton_type(d.dtype),
-            **options(registers_for(squeeze, SPREAD_REGISTERS)),
+            **options(registers_for(squeeze, registers)),
             **sweep_constants(plan, layout, unit_of(layout, [x, dy, dx])),
         )
