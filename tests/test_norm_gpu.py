@@ -139,7 +139,7 @@ def test_compiled_around(gpu_kernel, layout):
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_autocast_and_tf32_leave_float32_weights_exact(gpu_kernel, tf32, monkeypatch):
-    """The products of N x C numbers are torch's: TF32 would reach them."""
+    """The products of N x C numbers are in full float32, whatever torch may round its own to."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", tf32)
     case, inputs, dy = on_gpu(Case((32, 64, 14, 14), 8, **MIXED, pre="silu"), "nchw")
     with torch.autocast("cuda", torch.bfloat16):

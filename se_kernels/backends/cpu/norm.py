@@ -10,6 +10,7 @@ from se_kernels.layout import (
     empty_output,
     flat,
     like_layout,
+    places_of_numbers,
     readable,
 )
 from se_kernels.reference import compute_dtype, norm_compute_dtype
@@ -153,7 +154,7 @@ def norm_forward(
         pointer(b2),
         mask.data_ptr() if keep else 0,
         moved.data_ptr() if moves else 0,
-        *_numbers(numbers, images),
+        *places_of_numbers(numbers, images),
         a.data_ptr(),
     )
     return y, mask, numbers, a, moved
@@ -176,7 +177,7 @@ def norm_backward(dy, x, mask, numbers, a, w1, w2, training, pre, act, act_slope
         *place(dx),
         pointer(mask),
         training,
-        *_numbers(numbers, x.shape[0]),
+        *places_of_numbers(numbers, x.shape[0]),
         a.data_ptr(),
         pre,
         w1.data_ptr(),
@@ -189,12 +190,6 @@ def norm_backward(dy, x, mask, numbers, a, w1, w2, training, pre, act, act_slope
     if w1.dtype != w_type:
         gradients = *gradients[:5], *(g.to(w_type) for g in gradients[5:])
     return gradients
-
-
-def _numbers(numbers, images):
-    """Where norm (4, C), squeezed and s (N, C) lie, the rows of numbers."""
-    first, row = numbers.data_ptr(), numbers.shape[1] * numbers.element_size()
-    return first, first + 4 * row, first + (4 + images) * row
 
 
 def _weights(dtype, *weights):

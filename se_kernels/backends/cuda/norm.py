@@ -20,6 +20,7 @@ from se_kernels.layout import (
     empty_output,
     flat,
     like_layout,
+    places_of_numbers,
     readable,
 )
 from se_kernels.reference import compute_dtype, norm_compute_dtype
@@ -135,7 +136,7 @@ def norm_forward(
     """What ``ops.norm_forward`` returns."""
     dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
     y = empty_output(u)
-    mask = empty_mask(u) if keep else u.new_empty(0, dtype=torch.uint8)
+    mask = empty_mask(u, keep)
     numbers = u.new_empty((4 + 2 * images, channels), dtype=dtype)
     a = u.new_empty((images, w1.shape[0]), dtype=dtype)
     moves = training and mean is not None
@@ -168,7 +169,7 @@ def norm_forward(
         *map(pointer, (w1, w2, b1, b2)),
         pointer(mask if keep else None),
         pointer(moved if moves else None),
-        *_numbers(numbers, images),
+        *places_of_numbers(numbers, images),
         a.data_ptr(),
     )
     return y, mask, numbers, a, moved
@@ -196,7 +197,7 @@ def norm_backward(dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope
         *place(du),
         pointer(mask),
         training,
-        *_numbers(numbers, u.shape[0]),
+        *places_of_numbers(numbers, u.shape[0]),
         a.data_ptr(),
         pre,
         *map(pointer, (w1, w2, dweight, dbias, d, *weights)),
@@ -211,12 +212,6 @@ def _weights(dtype, *weights):
     if dtype == torch.float64:
         weights = (None if t is None else t.to(dtype) for t in weights)
     return map(flat, on_elements(*weights))
-
-
-def _numbers(numbers, images):
-    """Where norm (4, C), squeezed and s (N, C) lie, the rows of numbers."""
-    first, row = numbers.data_ptr(), numbers.shape[1] * numbers.element_size()
-    return first, first + 4 * row, first + (4 + images) * row
 
 
 def _vector(t):
