@@ -91,7 +91,7 @@ def run_scale(layout, x, residual, y, mask, norm, s, pre, post) -> None:
             *alone(plan, x[0]),
             PRE=pre,
             POST=post,
-            **options(SWEEP_REGISTERS[s.dtype.itemsize]),
+            **options(SWEEP_REGISTERS),
             **sweep_constants(plan, layout, unit_of(layout, [x, residual, y])),
         )
 

@@ -113,7 +113,7 @@ def run_moments(layout, x, sums):
             squares,
             *alone(plan, x[0]),
             WIDE=sums == torch.float64,
-            **options(SWEEP_REGISTERS[sums.itemsize]),
+            **options(SWEEP_REGISTERS),
             **sweep_constants(plan, layout, unit_of(layout, [x])),
         )
     return means, squares, plan.split, plan.span * plan.block_pixels
@@ -132,7 +132,7 @@ def run_squeeze(layout, x, norm, dtype, squeeze, pre):
             *alone(plan, x[0]),
             SQUEEZE=squeeze,
             PRE=pre,
-            **options(registers_for(squeeze, SWEEP_REGISTERS[dtype.itemsize])),
+            **options(registers_for(squeeze, SWEEP_REGISTERS)),
             **sweep_constants(plan, layout, unit_of(layout, [x])),
         )
     return parts
