@@ -31,10 +31,10 @@ def of_op(function: type[torch.autograd.Function]) -> type[torch.autograd.Functi
 class SqueezeExciteFunction(torch.autograd.Function):
     """Equations 2 to 4 and their gradients on a native backend.
 
-    ``apply`` takes the arguments of ``ops.forward`` and returns y. Saved for backward, beside the
-    inputs: z (N, C), a (N, R), s (N, C), and for post="relu" one bit per element. Only the
-    gradients that are needed are computed. Under ``create_graph`` they come from the differentiable
-    definition, so that they can be differentiated again.
+    ``apply(x, w1, w2, b1, b2, residual, variant, backend)``, with the variant as a tuple, returns
+    y. Saved for backward, beside the inputs: z (N, C), a (N, R), s (N, C), and for post="relu" one
+    bit per element. Only the gradients that are needed are computed. Under ``create_graph`` they
+    come from the differentiable definition, so that they can be differentiated again.
     """
 
     @staticmethod
@@ -42,18 +42,19 @@ class SqueezeExciteFunction(torch.autograd.Function):
         return SqueezeExciteFunction.run(ctx, *args)[0]
 
     @staticmethod
-    def run(ctx, x, w1, w2, b1, b2, residual, *variant):
-        outputs = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant)
+    def run(ctx, x, w1, w2, b1, b2, residual, variant, backend):
+        outputs = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant, backend)
         _, mask, z, a, s = outputs
-        ctx.excitation, ctx.backend = variant[:4], variant[5]
-        mask, ctx.layout = keep_mask(mask, x, variant[4])
+        *ctx.excitation, post = variant
+        ctx.backend = backend
+        mask, ctx.layout = keep_mask(mask, x, post)
         ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
         return outputs
 
     @staticmethod
     def backward(ctx, dy, *_):
         if dy is None:
-            return (None,) * 12
+            return (None,) * 8
         x, w1, w2, b1, b2, mask, z, a, s = ctx.saved_tensors
         *needs, need_dr = ctx.needs_input_grad[:6]
         again = torch.is_grad_enabled()
@@ -77,7 +78,7 @@ class SqueezeExciteFunction(torch.autograd.Function):
             dy = dr if write_dr else dy
         else:
             gradients = (None,) * 5
-        return *gradients, dy if need_dr else None, *(None,) * 6
+        return *gradients, dy if need_dr else None, None, None
 
 
 class SqueezeFunction(torch.autograd.Function):
@@ -228,14 +229,22 @@ def _differentiable_squeeze_backward(ctx, dz, g, s):
     return dx.to(x.dtype)
 
 
+def _forward(*args):
+    return _ForwardOp.apply(*args[:6], args[6:-1], args[-1])
+
+
+def _inference(*args):
+    return SqueezeExciteFunction.apply(*args[:6], args[6:-1], args[-1])
+
+
 def _scale(x, s, residual, post, keep, backend):
     y, mask = _ScaleOp.apply(x, s, residual, None, None, post, backend)
     return y, mask if keep else mask.new_empty(0)
 
 
-_ScaleOp = of_op(ScaleFunction)
-ops.set_autograd(ops.forward, of_op(SqueezeExciteFunction).apply)
-ops.set_autograd(ops.inference, SqueezeExciteFunction.apply)
+_ForwardOp, _ScaleOp = of_op(SqueezeExciteFunction), of_op(ScaleFunction)
+ops.set_autograd(ops.forward, _forward)
+ops.set_autograd(ops.inference, _inference)
 ops.set_autograd(ops.squeeze, lambda *args: SqueezeFunction.apply(*args, False))
 ops.set_autograd(ops.scale, _scale)
 for _op in ops.UNDIFFERENTIABLE:

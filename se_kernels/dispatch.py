@@ -71,7 +71,8 @@ def native_guard():
 def _why_not_by_itself(name: str, module, x: Tensor) -> str | None:
     if x.device.type != module.DEVICE:
         return f"chosen by itself for {module.DEVICE} tensors only, got {x.device}"
-    return module.why_not_for(x) or (why_skipped(name, x) if SKIPPED else None)
+    skipped = SKIPPED and x.device.type == "cuda"
+    return module.why_not_for(x) or (why_skipped(name, x) if skipped else None)
 
 
 def why_skipped(name: str, x: Tensor) -> str | None:

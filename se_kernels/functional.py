@@ -94,10 +94,10 @@ def squeeze_excite(
         or (b2 is not None and b2.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        arguments = x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, name
+        inputs, variant = (x, w1, w2, b1, b2, residual), (squeeze, act, act_slope, gate, post)
         if torch.compiler.is_compiling():
-            return ops.forward(*arguments)[0]
-        return SqueezeExciteFunction.apply(*arguments)
+            return ops.forward(*inputs, *variant, name)[0]
+        return SqueezeExciteFunction.apply(*inputs, variant, name)
     return ops.below(
         ops.inference, x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, name
     )

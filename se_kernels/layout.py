@@ -77,7 +77,7 @@ def empty_output(x: Tensor) -> Tensor:
     channels_last where x lies so, else contiguous; a dense x keeps its very strides, as in eager.
     """
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+        return torch.empty_like(x)
     return torch.empty_like(x, memory_format=memory_format_of(layout_of(x)))
 
 

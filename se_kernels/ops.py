@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 from torch.compiler import is_compiling
 
-from se_kernels import dispatch
+from se_kernels import direct, dispatch
 from se_kernels.backends import no_elements
 from se_kernels.layout import (
     empty_gradients,
@@ -25,6 +25,7 @@ _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
 _INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual"
 
 _library = torch.library.Library("se_kernels", "DEF")
+_run: dict[torch._ops.OpOverload, Callable] = {}  # what each op calls
 
 
 def _register(schema, fake):
@@ -38,7 +39,9 @@ def _register(schema, fake):
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"se_kernels::{name}", fake, lib=_library)
-    return getattr(torch.ops.se_kernels, name).default
+    op = getattr(torch.ops.se_kernels, name).default
+    _run[op] = run
+    return op
 
 
 def set_autograd(op, function: Callable) -> None:
@@ -56,9 +59,11 @@ def set_autograd(op, function: Callable) -> None:
 
 def below(op, *args):
     """The op past its own autograd, for a call whose gradients are seen to. If it is traced, the op
-    as it is: the graph has its gradients from it."""
+    as it is: the graph has its gradients from it. If nobody sees the op, what it calls."""
     if is_compiling():
         return op(*args)
+    if args[-1] == "cpu" and not direct.is_op_seen() and direct.are_plain(*args):
+        return _run[op](*args)
     with BelowAutograd():
         return op(*args)
 

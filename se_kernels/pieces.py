@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch._C import _get_tracing_state
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling, is_exporting
 
-from se_kernels import guards
+from se_kernels import direct, guards
 from se_kernels.checks import DTYPES
 
 # What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
@@ -67,11 +67,12 @@ def class_path(cls: type) -> str:
 
 
 def is_traced(x) -> bool:
-    """Whether a call with x is for others to see: a tracer (TorchScript, ONNX, torch.fx), or a
-    tensor that says for itself what an operation on it means."""
+    """Whether a call with x is for others to see: a tracer (TorchScript, ONNX, torch.fx), a
+    TorchFunctionMode, or a tensor that says for itself what an operation on it means."""
     return (
         (type(x) not in TENSORS and isinstance(x, (Tensor, torch.fx.Proxy)))
         or _get_tracing_state() is not None
+        or (not is_compiling() and direct.is_function_seen())
         or (is_exporting() and torch.onnx.is_in_onnx_export())
     )
 

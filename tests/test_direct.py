@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from operator_cases import DTYPES, LAYOUTS, Case, NoInputs, make
 from ops_called import OpsCalled
 from random_cases import placed_cases, random_cases
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import se_kernels
-from se_kernels import direct
+from se_kernels import direct, ops
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
 
 pytestmark = [
@@ -223,10 +224,53 @@ def test_who_must_see_the_op(taken):
         assert "se_kernels::inference" in {event.key for event in profile.key_averages()}
         graph = torch.jit.trace(lambda x: block(x, **inputs), x, check_trace=False).graph
         assert "se_kernels::inference" in str(graph)
-        assert taken == [False] * 5
+        graph = make_fx(lambda x: block(x, **inputs), pre_dispatch=True)(x).graph
+        assert "se_kernels.inference" in str(graph)
+        assert taken == [False] * 6
     with torch.inference_mode():
         assert block(x, **inputs).is_inference()
         assert taken[-1]
+
+
+@pytest.mark.parametrize("make", [se_kernels.SqueezeExcite, se_kernels.BatchNormSqueezeExcite])
+def test_who_must_see_the_ops_of_a_node(make, monkeypatch):
+    """Of a training step: modes and the profiler; nobody else, and the gradients are the same."""
+    layer, x = make(4, post="relu").double(), ORDINARY.double().requires_grad_()
+    names = {"forward": 0, "backward": 0}
+
+    def counted(op):
+        def run(*args):
+            names[op._schema.name.rpartition("_")[2].rpartition(":")[2]] += 1
+            return past[op](*args)
+
+        return run
+
+    past = dict(ops._run)
+    monkeypatch.setattr(ops, "_run", {op: counted(op) for op in past})
+    wanted = [x, *layer.parameters()]
+    gradients = torch.autograd.grad(layer(x).square().sum(), wanted)
+    assert names == {"forward": 1, "backward": 1}
+    with OpsCalled() as called:
+        seen = torch.autograd.grad(layer(x).square().sum(), wanted)
+    assert [name.removeprefix("norm_") for name in called.names] == ["forward", "backward"]
+    with torch.profiler.profile() as profile:
+        layer(x).sum().backward()
+    assert sum("se_kernels::" in event.key for event in profile.key_averages()) == 2
+    assert names == {"forward": 1, "backward": 1}
+    torch.testing.assert_close(gradients, seen, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "x", [NEGATED, torch._efficientzerotensor((2, 4, 3, 3)), ORDINARY[:0], ORDINARY[..., :0]]
+)
+def test_unusual_tensors_in_a_node(x):
+    inputs = arguments(x=x)
+    w1, w2 = (inputs[name].requires_grad_() for name in ("w1", "w2"))
+    found, exact = (
+        torch.autograd.grad(block(**inputs).square().sum(), (w1, w2))
+        for block in (se_kernels.squeeze_excite, se_kernels.reference.squeeze_excite)
+    )
+    torch.testing.assert_close(found, exact, equal_nan=True)  # the mean of no pixel
 
 
 def test_a_default_backend_is_kept(taken, monkeypatch):

@@ -388,3 +388,11 @@ def test_compiled_with_its_own_input_as_residual(cls, u):
     layer(expected, expected).square().sum().backward()
     torch.testing.assert_close(x.grad, expected.grad)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_module_that_takes_one_tensor_in_the_place_of_se(u, grad):
+    layer = draw(se_kernels.BatchNormSqueezeExcite(CHANNELS)).double()
+    layer.se = nn.Identity()  # an ablation
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(layer(u), layer.bn.train()(u))

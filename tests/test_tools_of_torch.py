@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from fused_twins import draw
+from fused_twins import draw, twins
+from ops_called import OpsCalled
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import se_kernels
@@ -296,3 +298,41 @@ def test_dtensors_sharded_by_image(tmp_path, monkeypatch):
     """SE and a norm in evaluation mode stay sharded; a norm that trains is that of all images."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # no name of this machine to be resolved
     mp.spawn(run_process, (str(tmp_path / "meeting point"),), nprocs=2)
+
+
+class Doubling(TorchFunctionMode):
+    """Hears torch's functions, and changes what a convolution and a sigmoid give."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        return 2 * y if function in (F.conv2d, torch.conv2d, torch.sigmoid) else y
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_mode_of_torch_functions_hears_the_definition(name):
+    layer, (x,) = layer_of(name).eval(), tensors(1)
+    definition = torch.fx.symbolic_trace(layer)
+    with torch.no_grad(), Doubling():
+        y, expected = layer(x), definition(x)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("level", ["layer", "block"])
+def test_a_mode_of_torch_functions_hears_a_fused_model(level):
+    timm = pytest.importorskip("timm")
+    unfused, fused = twins(
+        nn.Sequential(nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16), timm.layers.SEModule(16)).double(),
+        level,
+    )
+    (x,) = tensors(1)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), Doubling():
+            y, expected = fused.eval()(x), unfused.eval()(x)
+        torch.testing.assert_close(y, expected)
+
+
+def test_a_default_device_keeps_the_fused_call():
+    layer, (x,) = layer_of("norm and SE").eval(), tensors(1)
+    with OpsCalled() as called, torch.device("cpu"), torch.no_grad():
+        layer(x)
+    assert called.names == ["norm_inference"]

@@ -135,6 +135,8 @@ PYBIND11_MODULE(_C, m) {
   static PyMethodDef direct[] = {
       {"direct_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_setup)),
        METH_FASTCALL, nullptr},
+      {"direct_are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_are_plain)),
+       METH_FASTCALL, nullptr},
       {"direct_inference", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_inference)),
        METH_FASTCALL, nullptr},
       {"direct_norm_inference",

@@ -221,4 +221,20 @@ PyObject* direct_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count)
   return y_or_none(run_norm(v));
 }
 
+PyObject* direct_are_plain(PyObject*, PyObject* const* v, Py_ssize_t count) {
+  if (!exchange) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (v[i] == Py_None || PyUnicode_Check(v[i]) || PyFloat_Check(v[i]) || PyBool_Check(v[i]) ||
+        PyList_Check(v[i]))
+      continue;
+    dlpack::Tensor t{};
+    if (!is_tensor(v[i]) || exchange->to_tensor(v[i], &t) != 0 || t.device_type != dlpack::cpu ||
+        !t.data || is_negated(v[i])) {
+      PyErr_Clear();
+      Py_RETURN_FALSE;
+    }
+  }
+  Py_RETURN_TRUE;
+}
+
 }  // namespace se_kernels

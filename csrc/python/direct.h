@@ -15,4 +15,8 @@ PyObject* direct_inference(PyObject*, PyObject* const* arguments, Py_ssize_t cou
 // The same with bn_weight, bn_bias, mean, var, eps and pre after them.
 PyObject* direct_norm_inference(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
+// direct_are_plain(arguments of an op): whether its tensors are plain ones on the CPU, each with
+// elements and no negation put off; the other arguments are None, text, numbers or lists.
+PyObject* direct_are_plain(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+
 }  // namespace se_kernels

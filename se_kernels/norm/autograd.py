@@ -42,11 +42,12 @@ def move(running_mean, running_var, moved: Tensor, backend: str) -> None:
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
     """A batch norm, equations 2 to 4, and their gradients on a native backend.
 
-    ``apply(joint, *args)`` takes the ``Joint`` processes, or None, and the arguments of
-    ``ops.norm_forward``, returns y and moves the running statistics, if any. Saved for backward,
-    beside the inputs: for post="relu" one bit per element; z or what it follows from, s (N, C),
-    a (N, R), and a few numbers per channel. Under ``create_graph`` the gradients come from the
-    differentiable definition.
+    ``apply(joint, *tensors, settings, backend)`` takes the ``Joint`` processes, or None, and the
+    arguments of ``ops.norm_forward``, of which those between the tensors and the backend are a
+    tuple; it returns y and moves the running statistics, if any. Saved for backward, beside the
+    inputs: for post="relu" one bit per element; z or what it follows from, s (N, C), a (N, R), and
+    a few numbers per channel. Under ``create_graph`` the gradients come from the differentiable
+    definition.
     """
 
     @staticmethod
@@ -58,25 +59,26 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
     @staticmethod
     def run(
-        ctx, joint, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
-        training, momentum, eps, pre, act, act_slope, gate, post, keep, backend,
+        ctx, joint, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual, settings,
+        backend,
     ):  # fmt: skip
+        training, momentum, eps, *variant, post, _ = settings
         outputs = ops.below(
             ops.norm_forward, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
-            training, momentum, eps, pre, act, act_slope, gate, post, post == "relu", backend,
+            training, momentum, eps, *variant, post, post == "relu", backend,
         )  # fmt: skip
         _, mask, numbers, a, _ = outputs
         mask, ctx.layout = keep_mask(mask, u, post)
         of = (None, None) if training or joint is not None else (mean, var)
         ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, numbers, a)
         ctx.joint, ctx.training, ctx.backend = joint, training or joint is not None, backend
-        ctx.eps, ctx.variant = eps, (pre, act, act_slope, gate)
+        ctx.eps, ctx.variant = eps, variant
         return outputs
 
     @staticmethod
     def backward(ctx, dy, *_):
         if dy is None:
-            return (None,) * 22
+            return (None,) * 14
         saved = ctx.saved_tensors  # which a checkpoint lets be read once
         u, bn_weight, bn_bias, w1, w2, b1, b2, mask, mean, var, _, _ = saved
         wanted = ctx.needs_input_grad
@@ -102,7 +104,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
             gradients = (None,) * 7
         du_and_norm, fcs = gradients[:3], gradients[3:]
         dr = dy if need_residual else None
-        return None, *du_and_norm, None, None, None, *fcs, dr, *(None,) * 10
+        return None, *du_and_norm, None, None, None, *fcs, dr, None, None
 
 
 def _gradients(ctx, saved, dy, mask, needs, need_residual):
@@ -140,22 +142,21 @@ def _as(gradient, parameter):
 
 
 def _apply(*args):
-    *_, keep, _ = args
+    tensors, settings, backend = args[:11], args[11:-1], args[-1]
     if args[5] is not None:  # means: of several processes, whose exchange a graph does not hold
         raise RuntimeError(
             "se_kernels::norm_forward: expected no means with a gradient; statistics of several "
             "processes are differentiable through batch_norm_squeeze_excite alone"
         )
-    y, mask, *rest = _NormOp.apply(None, *args)
-    return y, mask if keep else mask.new_empty(0), *rest
+    y, mask, *rest = _NormOp.apply(None, *tensors, settings, backend)
+    return y, mask if settings[-1] else mask.new_empty(0), *rest
 
 
 def _apply_inference(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
     *variant, backend = variant
-    return BatchNormSqueezeExciteFunction.apply(
-        None, u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual, False, 0.0,
-        eps, *variant, True, backend,
-    )  # fmt: skip
+    tensors = u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual
+    settings = False, 0.0, eps, *variant, True
+    return BatchNormSqueezeExciteFunction.apply(None, *tensors, settings, backend)
 
 
 _NormOp = of_op(BatchNormSqueezeExciteFunction)

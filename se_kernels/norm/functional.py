@@ -123,15 +123,13 @@ def batch_norm_squeeze_excite(
         with torch.no_grad():
             of = _of_all(u, *running, momentum, wide, group, name)
         joint = Joint(group, of.count)
-    arguments = (
-        *(*norm, of.mean, of.var, of.means, *fcs, training and group is None, momentum, eps),
-        *(*variant, grads and post == "relu", name),
-    )
+    tensors = *norm, of.mean, of.var, of.means, *fcs
+    settings = training and group is None, momentum, eps, *variant, grads and post == "relu"
     # traced, the op itself: it has its gradients at hand, and nothing is written in a Function
     traced = torch.compiler.is_compiling()
     if grads and (joint is not None or not traced):
-        return BatchNormSqueezeExciteFunction.apply(joint, *arguments)
-    y, *_, moved = ops.below(ops.norm_forward, *arguments)
+        return BatchNormSqueezeExciteFunction.apply(joint, *tensors, settings, name)
+    y, *_, moved = ops.below(ops.norm_forward, *tensors, *settings, name)
     move(*running, moved, name)
     return y
 

@@ -98,7 +98,8 @@ def run_norm(
     fcs = se.fcs() if listeners is not None else None
     if fcs is None:
         v = live.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
-        return se(reference.activate(norm(u), pre) if v is None else v, residual)
+        v = reference.activate(norm(u), pre) if v is None else v
+        return se(v) if residual is None else se(v, residual)  # one in its place may take v alone
     if residual is u and torch.compiler.is_compiling():
         residual = u.view_as(u)  # Dynamo gives no autograd.Function a tensor twice
     call = partial(
