@@ -1,5 +1,8 @@
 """What the block accepts. One wording: the argument, what was expected, what came."""
 
+import math
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -20,7 +23,7 @@ def check_arguments(
         _raise_unknown("act", act, ACTS)
     if gate not in GATES:
         _raise_unknown("gate", gate, GATES)
-    if not isinstance(act_slope, (int, float)):
+    if isinstance(act_slope, bool) or not isinstance(act_slope, (int, float)):
         raise TypeError(f"act_slope: expected a number, got {act_slope!r}")
     check_squeeze(x, squeeze, images)
     channels, on = x.shape[1], (x.device, images)
@@ -72,6 +75,8 @@ def check_batch_norm(
                     f"{argument}: expected shape (C,) = ({channels},), got {tuple(value.shape)}"
                 )
             _check_device(argument, value, (u.device, "u"))
+            if training and argument.startswith("running"):
+                _check_written(argument, value)
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
         raise ValueError(f"{missing}: expected both running statistics or neither, got None")
@@ -81,6 +86,23 @@ def check_batch_norm(
         raise ValueError(  # torch.nn.BatchNorm2d's words
             f"Expected more than 1 value per channel when training, got input size {u.shape}"
         )
+
+
+def check_count(argument, value) -> None:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{argument}: expected an integer of at least 1, got {value!r}")
+
+
+def check_ratio(argument, value) -> None:
+    """A number above 0."""
+    if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
+
+
+def check_tensor_type(argument, value) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
 
 
 def check_excitation(
@@ -160,13 +182,26 @@ def _check_tail(x, residual, post, images="x") -> None:
         _check_device("residual", residual, (x.device, images))
 
 
+def _check_written(argument, value) -> None:
+    """A tensor (C,) that the call may write: torch refuses others once all is computed."""
+    if value.shape[0] > 1 and value.stride(0) == 0:
+        raise ValueError(
+            f"{argument}: expected {value.shape[0]} elements, got one expanded to them"
+        )
+    if value.requires_grad and value.is_leaf and torch.is_grad_enabled():
+        raise ValueError(
+            f"{argument}: expected a tensor to be updated in place, got one with a gradient"
+        )
+
+
 def _check_tensor(argument, value) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+    check_tensor_type(argument, value)
     if value.dtype not in DTYPES:
         raise TypeError(f"{argument}: expected a dtype of {_DTYPE_NAMES}, got {value.dtype}")
     if value.layout is not torch.strided:
         raise TypeError(f"{argument}: expected a strided tensor, got layout {value.layout}")
+    if value.is_nested:
+        raise TypeError(f"{argument}: expected a strided tensor, got a nested one")
 
 
 def _check_matrix(argument, w, rows, columns, on) -> int:

@@ -46,7 +46,7 @@ def choose(x: Tensor, backend: str | None = None) -> str:
         return REFERENCE
     if name == REFERENCE:
         return REFERENCE
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         argument = "SE_KERNELS_BACKEND" if backend is None else "backend"
         raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}; got {name!r}")
     missing = BACKENDS[name].why_not()

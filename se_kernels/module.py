@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from se_kernels import guards, reference
+from se_kernels.checks import DTYPES, check_count, check_ratio
 from se_kernels.functional import squeeze_excite
 from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, alike, gate_of, is_traced, weights
 from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
@@ -42,7 +43,8 @@ class SqueezeExcite(nn.Module):
     excitation runs in eager between the fused squeeze and the fused scale.
 
     Raises:
-        ValueError: an unknown variant, or a number of channels below 1.
+        ValueError: an unknown variant, a number of channels that is no integer of at least 1, a
+            ratio that is not above 0, or a dtype that the block does not take.
     """
 
     def __init__(
@@ -72,13 +74,16 @@ class SqueezeExcite(nn.Module):
             raise ValueError(f"squeeze: expected 'avgmax' with add_maxpool, got {squeeze!r}")
         if post not in POSTS:
             raise ValueError(f"post: expected one of {', '.join(POSTS)}; got {post!r}")
-        if channels < 1 or (rd_channels is not None and rd_channels < 1):
-            raise ValueError(
-                "channels, rd_channels: expected at least 1, "
-                f"got channels={channels}, rd_channels={rd_channels}"
-            )
+        check_count("channels", channels)
         if rd_channels is None:
+            check_ratio("rd_ratio", rd_ratio)
+            check_count("rd_divisor", rd_divisor)
             rd_channels = reduced_channels(channels, rd_ratio, rd_divisor)
+        check_count("rd_channels", rd_channels)
+        if norm_layer is not None and not callable(norm_layer):
+            raise ValueError(f"norm_layer: expected a module class or None, got {norm_layer!r}")
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}; got {dtype!r}")
         self.squeeze, self.post, self.backend = squeeze, post, backend
         self.act, self.act_slope = _variant_of("act_layer", act_layer, ACT_MODULES, ACTS)
         self.gate, _ = _variant_of("gate_layer", gate_layer, GATE_MODULES, GATES)
@@ -184,6 +189,8 @@ def _variant_of(argument, layer, modules, names) -> tuple[str, float]:
     elif isinstance(layer, (type, partial)) and getattr(layer, "func", layer) in modules:
         layer = layer()
     if type(layer) in modules:
-        return act_of(layer) or (gate_of(layer), 0.01)
+        found = act_of(layer) or (gate_of(layer), 0.01)
+        if found[0] is not None:
+            return found
     classes = ", ".join(f"nn.{cls.__name__}" for cls in modules)
     raise ValueError(f"{argument}: expected one of {', '.join(names)}, or {classes}; got {layer!r}")

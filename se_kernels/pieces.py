@@ -4,6 +4,7 @@ Recognised by their very class: a subclass may compute anything.
 """
 
 import functools
+import numbers
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ def act_of(module: nn.Module) -> tuple[str, float] | None:
         return None
     if name == "gelu" and getattr(module, "approximate", "none") == "tanh":
         name = "gelu_tanh"
-    return name, getattr(module, "negative_slope", 0.01)
+    slope = getattr(module, "negative_slope", 0.01)  # torch takes NumPy's numbers, and tensors
+    return (name, float(slope)) if isinstance(slope, numbers.Real) else None
 
 
 def gate_of(module: nn.Module) -> str | None:

@@ -130,6 +130,20 @@ def test_sparse_tensors(refuses, argument):
     refuses(TypeError, "strided", torch.sparse_coo, **{argument: value})
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors(refuses):
+    refuses(
+        TypeError, "strided", "nested", x=torch.nested.nested_tensor([torch.randn(C, H, W)] * N)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("argument", ["x", "w1", "w2", "b1", "b2", "residual"])
+def test_quantised_tensors(refuses, argument):
+    value = torch.quantize_per_tensor(good()[argument], 0.1, 0, torch.qint8)
+    refuses(TypeError, "float32", torch.qint8, **{argument: value})
+
+
 @pytest.mark.parametrize("argument", ["x", "w1", "w2", "b1", "b2", "residual"])
 @pytest.mark.parametrize("value", [[[1.0]], 3.0, "x", nn.Conv2d(C, R, 1)], ids=lambda v: type(v))
 def test_things_that_are_no_tensor(refuses, argument, value):
@@ -165,7 +179,7 @@ def test_unknown_variants(refuses, argument, names, value):
     refuses(ValueError, names, repr(value), **{argument: value})
 
 
-@pytest.mark.parametrize("value", ["0.1", None, torch.tensor([0.1])])
+@pytest.mark.parametrize("value", ["0.1", None, torch.tensor([0.1]), True, 1j])
 def test_act_slope_that_is_no_number(refuses, value):
     refuses(TypeError, "number", act_slope=value)
 
@@ -182,7 +196,7 @@ def test_a_maximum_of_no_pixels(refuses, squeeze, shape):
 # --- backends ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["abacus", "", "CPU", 3])
+@pytest.mark.parametrize("name", ["abacus", "", "CPU", 3, []])
 def test_unknown_backend(name):
     names = ", ".join(se_kernels.available_backends())
     with pytest.raises(ValueError, match=r"^backend: expected one of") as caught:
@@ -274,9 +288,9 @@ def test_a_triton_without_the_headers_of_python(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, argument, expected, came",
     [
-        (dict(channels=0), "channels", "at least 1", "channels=0"),
-        (dict(channels=-3), "channels", "at least 1", "channels=-3"),
-        (dict(channels=8, rd_channels=0), "rd_channels", "at least 1", "rd_channels=0"),
+        (dict(channels=0), "channels", "at least 1", "got 0"),
+        (dict(channels=-3), "channels", "at least 1", "got -3"),
+        (dict(channels=8, rd_channels=0), "rd_channels", "at least 1", "got 0"),
         (dict(channels=8, squeeze="median"), "squeeze", "avg, max, avgmax", "'median'"),
         (dict(channels=8, add_maxpool=True, squeeze="avg"), "squeeze", "'avgmax'", "'avg'"),
         (dict(channels=8, post="silu"), "post", "none, relu", "'silu'"),

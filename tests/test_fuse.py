@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -868,7 +869,22 @@ def test_bad_blocks():
         Block(())
     with pytest.raises(ValueError, match="layout: expected one of nchw, nhwc; got 'nlc'"):
         Block(("fc",), layout="nlc")
-    with pytest.raises(ValueError, match="channels: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="channels: expected an integer of at least 1, got 0"):
         Block(("fc",), channels=0)
+    with pytest.raises(TypeError, match="excitation: expected a tuple of names, got None"):
+        Block(None)
     with pytest.raises(TypeError, match="pool: expected the name of a child or None, got 1"):
         Block(("fc",), pool=1)
+
+
+@pytest.mark.parametrize("slope", [numpy.float32(0.25), torch.tensor(0.25)])
+def test_slopes_as_torch_takes_them(slope):
+    """A tensor may change: the activation is called."""
+    se = SEModule(CHANNELS)
+    se.act = nn.LeakyReLU(slope)
+    unfused, fused = twins(se)
+    compare(unfused, fused, images(2, CHANNELS, 4, 5), torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fused.double()(images(1, CHANNELS, 2, 2)), unfused.double()(images(1, CHANNELS, 2, 2))
+        )

@@ -288,8 +288,18 @@ def test_squeeze(arguments, squeeze):
         ({"act_layer": nn.Threshold}, r"act_layer: expected .*Threshold"),
         ({"gate_layer": "softmax"}, "gate_layer: expected one of sigmoid, .*got 'softmax'"),
         ({"gate_layer": nn.Softmax}, r"gate_layer: expected .*got .*Softmax"),
-        ({"channels": 0}, "channels, rd_channels: expected at least 1, got channels=0"),
-        ({"rd_channels": 0}, "channels, rd_channels: expected at least 1, .*rd_channels=0"),
+        *(
+            ({name: value}, f"^{name}: expected an integer of at least 1, got {value!r}$")
+            for name in ("channels", "rd_channels", "rd_divisor")
+            for value in (0, -8, 2.5, "8", True)
+        ),
+        *(
+            ({"rd_ratio": value}, f"^rd_ratio: expected a number above 0, got {value!r}$")
+            for value in (0, -1, float("nan"), float("inf"), "1/16", None)
+        ),
+        ({"norm_layer": "bn"}, "^norm_layer: expected a module class or None, got 'bn'$"),
+        ({"dtype": torch.complex64}, r"^dtype: expected one of torch.float32, .*torch.complex64$"),
+        ({"act_layer": nn.LeakyReLU(torch.tensor(0.1))}, r"act_layer: expected .*LeakyReLU"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, message):

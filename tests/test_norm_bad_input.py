@@ -207,10 +207,41 @@ def test_one_value_per_channel_is_enough_for_a_frozen_norm(norm_kernel):
     torch.testing.assert_close(norm_kernel(**arguments), expected)
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_statistics_that_cannot_be_written(refuses, name):
+    expanded = torch.rand(1).expand(C)
+    refuses(ValueError, f"{C} elements", "expanded", modes=(True,), **{name: expanded})
+    wanted = torch.rand(C, requires_grad=True)
+    refuses(ValueError, "in place", "gradient", modes=(True,), **{name: wanted})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(u=torch.rand(C, H, W)),
+        dict(u=torch.rand(N, C + 1, H, W)),
+        dict(u=torch.rand(N, C, H, W).int()),
+        dict(u=torch.rand(N, C, H, W).to_sparse()),
+        dict(u=None),
+        dict(u=[torch.rand(N, C, H, W)]),
+        dict(residual=torch.rand(1, C, H, W)),
+        dict(residual=3),
+    ],
+    ids=lambda changed: "-".join(changed),
+)
+def test_a_layer_writes_nothing_before_it_refuses(changed):
+    layer = se_kernels.BatchNormSqueezeExcite(C)
+    before = {name: b.clone() for name, b in layer.named_buffers()}
+    arguments = {"u": torch.rand(N, C, H, W), **changed}
+    with pytest.raises((TypeError, ValueError), match=r"^\w+: expected .*got "):
+        layer(**arguments)
+    torch.testing.assert_close(dict(layer.named_buffers()), before, rtol=0, atol=0)
+
+
 # --- backends ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["abacus", "", "CPU", 3])
+@pytest.mark.parametrize("name", ["abacus", "", "CPU", 3, []])
 def test_unknown_backend(name):
     arguments = good()
     before = arguments["running_mean"].clone()

@@ -190,7 +190,7 @@ CHANGES = {
     "pre-hook on the norm": lambda m: m.bn.register_forward_pre_hook(lambda m, args: 2 * args[0]),
     "hook on the block": lambda m: m.se.register_forward_hook(lambda m, args, y: 2 * y),
     "backward hook": lambda m: m.se.register_full_backward_hook(
-        lambda m, into, _: (2 * into[0], None)
+        lambda m, into, _: (2 * into[0], *into[1:])
     ),
     "hook on an FC": lambda m: m.se.fc1.register_forward_hook(lambda m, args, a: 2 * a),
     "parametrised": lambda m: parametrize.register_parametrization(m.bn, "weight", Doubled()),
@@ -308,7 +308,7 @@ def test_names_and_description():
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         BatchNormSqueezeExcite(CHANNELS, **options)
-    with pytest.raises(ValueError, match=r"^channels, rd_channels: expected at least 1"):
+    with pytest.raises(ValueError, match=r"^channels: expected an integer of at least 1"):
         BatchNormSqueezeExcite(0)
 
 
@@ -328,7 +328,8 @@ def test_a_training_step_on_the_cpu_makes_few_operations(layout, pre):
     counts = {event.key: event.count for event in profile.key_averages()}
     of_torch = {k: n for k, n in counts.items() if k.startswith(("aten::", "se_kernels::"))}
     assert of_torch["se_kernels::norm_forward"] == of_torch["se_kernels::norm_backward"] == 1
-    assert sum(of_torch.values()) < 30, of_torch
+    within = of_torch["aten::empty_like"]  # each is one of empty_strided too
+    assert sum(of_torch.values()) - within < 30, of_torch
 
 
 @pytest.mark.parametrize("value", [torch.tensor(0.1), np.float32(0.1)], ids=["tensor", "numpy"])

@@ -317,3 +317,17 @@ def test_bad_input(change, error, message):
     arguments = {"model": network(), "images": images(), "fraction": 1} | change
     with pytest.raises(error, match=message):
         prune_by_gate(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(s=3), "s: expected a torch.Tensor, got int"),
+        (dict(s=torch.ones(2, 2)), "s: expected shape"),
+        (dict(s=torch.ones(2).int()), "s: expected shape .* float dtype, got .*int32"),
+        (dict(post="silu"), "post: expected one of none, relu; got 'silu'"),
+    ],
+)
+def test_constants_that_are_none(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        ConstantGate(**arguments)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from se_kernels.checks import check_count
 from se_kernels.variants import SQUEEZES
 
 LAYOUTS = ("nchw", "nhwc")
@@ -39,7 +40,7 @@ class Block:
 
     def __post_init__(self):
         steps = self.excitation
-        if isinstance(steps, str) or not all(isinstance(step, str) for step in steps):
+        if not isinstance(steps, (tuple, list)) or not all(isinstance(s, str) for s in steps):
             raise TypeError(f"excitation: expected a tuple of names, got {steps!r}")
         if not steps:
             raise ValueError("excitation: expected at least one step, got none")
@@ -51,6 +52,6 @@ class Block:
             raise TypeError(f"pool: expected the name of a child or None, got {self.pool!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}; got {self.layout!r}")
-        if self.channels is not None and self.channels < 1:
-            raise ValueError(f"channels: expected at least 1, got {self.channels}")
+        if self.channels is not None:
+            check_count("channels", self.channels)
         object.__setattr__(self, "excitation", tuple(steps))

@@ -3,7 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.checks import DTYPES, check_tensor_type
 from se_kernels.functional import scale
+from se_kernels.variants import POSTS
 
 
 class ConstantGate(nn.Module):
@@ -13,10 +15,22 @@ class ConstantGate(nn.Module):
         s: (C,), kept as a buffer; None for 1, which takes no multiplication.
         post: "none", or "relu" after the addition of the residual.
         nhwc: x is (N, H, W, C) rather than (N, C, H, W).
+
+    Raises:
+        TypeError: s is no tensor.
+        ValueError: s of another shape or dtype, or an unknown post.
     """
 
     def __init__(self, s: Tensor | None = None, *, post: str = "none", nhwc: bool = False):
         super().__init__()
+        if s is not None:
+            check_tensor_type("s", s)
+            if s.dim() != 1 or s.dtype not in DTYPES:
+                raise ValueError(
+                    f"s: expected shape (C,) and a float dtype, got {s.shape}, {s.dtype}"
+                )
+        if post not in POSTS:
+            raise ValueError(f"post: expected one of {', '.join(POSTS)}; got {post!r}")
         self.post, self.nhwc = post, nhwc
         self.register_buffer("s", s)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from se_kernels.checks import check_count
 from se_kernels.pieces import is_traced
 
 
@@ -36,8 +37,7 @@ class Network(nn.Module):
     def __init__(self, num_classes: int, *, in_channels: int, features_only: bool, min_size: int):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+            check_count(name, value)
         self.num_classes, self.in_channels = num_classes, in_channels
         self.features_only, self.min_size = features_only, min_size
 

@@ -1,11 +1,11 @@
 """The SE blocks of a network: which, where, and made of what (sections 3 and 6)."""
 
 from dataclasses import dataclass
-from numbers import Real
 
 from torch import Tensor, nn
 
 from se_kernels import reference
+from se_kernels.checks import check_ratio
 from se_kernels.models import in_place
 from se_kernels.module import SqueezeExcite
 from se_kernels.norm.module import run_norm
@@ -59,8 +59,7 @@ class SE:
         expect("act", self.act, ACTS)
         expect("gate", self.gate, GATES)
         expect("integration", self.integration, INTEGRATIONS)
-        if not (isinstance(self.rd_ratio, Real) and 0 < self.rd_ratio < float("inf")):
-            raise ValueError(f"rd_ratio: expected a number above 0, got {self.rd_ratio!r}")
+        check_ratio("rd_ratio", self.rd_ratio)
         if not (self.stages is None or isinstance(self.stages, (tuple, list))):
             raise ValueError(f"stages: expected a tuple of numbers or None, got {self.stages!r}")
 

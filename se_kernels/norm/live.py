@@ -38,13 +38,12 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
     """
     training = _is_training(norm)
     momentum = norm.momentum if training and norm.momentum is not None else 0.0
-    if training and norm.track_running_stats and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / float(norm.num_batches_tracked)
+    count = norm.num_batches_tracked if training and norm.track_running_stats else None
+    if count is not None and norm.momentum is None:
+        momentum = 1.0 / float(count + 1)
     kept = not training or norm.track_running_stats
     mean, var = (norm.running_mean, norm.running_var) if kept else (None, None)
-    return batch_norm_squeeze_excite(
+    y = batch_norm_squeeze_excite(
         u,
         norm.weight,
         norm.bias,
@@ -57,6 +56,9 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
         process_group=_group(norm),
         **variant,
     )
+    if count is not None:
+        count.add_(1)  # once nothing was refused
+    return y
 
 
 def inferred_with(norm: nn.Module) -> tuple | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from se_kernels import direct, guards, reference
+from se_kernels.checks import check_tensor_type
 from se_kernels.listening import listeners_of, told
 from se_kernels.module import PLAIN, SqueezeExcite
 from se_kernels.norm import live
@@ -34,7 +35,7 @@ class BatchNormSqueezeExcite(nn.Module):
     than "avg" or an excitation that has to be called, the two are called one after the other.
 
     Raises:
-        ValueError: an unknown variant, or a number of channels below 1.
+        ValueError: as of ``SqueezeExcite``, or an unknown pre.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ def run_norm(
     listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
     fcs = se.fcs() if listeners is not None else None
     if fcs is None:
+        if not is_traced(u):
+            check_tensor_type("u", u)
         v = live.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
         v = reference.activate(norm(u), pre) if v is None else v
         return se(v) if residual is None else se(v, residual)  # one in its place may take v alone
