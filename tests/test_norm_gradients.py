@@ -293,8 +293,7 @@ def sweeps_called(backend, monkeypatch):
 
         return record
 
-    sweeps = "moments", "squeeze", "scale", "scale_backward", "squeeze_backward"
-    for name in (f"norm_{sweep}" for sweep in sweeps):
+    for name in ("_moments", "_squeeze", "norm_scale", "_scale_backward", "_squeeze_backward"):
         monkeypatch.setattr(module, name, recorded(name))
     return called
 
@@ -310,8 +309,8 @@ def test_u_is_read_as_often_as_it_must(norm_kernel, device, sweeps_called, train
     assert backward == ["norm_backward"]
     moments = training or pre == "identity"
     squeeze = pre != "identity"
-    first = ["norm_moments"] * moments + ["norm_squeeze"] * squeeze
-    last = ["norm_scale_backward", "norm_squeeze_backward"]
+    first = ["_moments"] * moments + ["_squeeze"] * squeeze
+    last = ["_scale_backward", "_squeeze_backward"]
     assert sweeps_called in (None, [*first, "norm_scale", *last])
 
 
@@ -319,7 +318,7 @@ def test_without_du_the_last_sweep_is_left_out(norm_kernel, device, sweeps_calle
     for need in (("bn_weight",), ("w1", "b2"), ("bn_bias", "residual")):
         _, backward = ops_of(norm_kernel, Case(**TAIL), device, need)
         assert backward == ["norm_backward"]
-    assert sweeps_called is None or "norm_squeeze_backward" not in sweeps_called
+    assert sweeps_called is None or "_squeeze_backward" not in sweeps_called
 
 
 @pytest.mark.parametrize("training", [True, False])

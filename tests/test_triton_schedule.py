@@ -151,7 +151,7 @@ def cut_small(monkeypatch, **sizes):
             groups=groups,
             blocks=plans.ceil_div(channels, cut["channels"]),
             split=split,
-            split_block=2,
+            split_block=1 if split == 1 else 2,
             tensor_cores=False,
             excites=plans.ceil_div(cut["images"] * reduced, plans.SUMMED_NUMBERS),
             ahead=cut["lag"] // 2,

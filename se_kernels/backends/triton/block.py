@@ -76,7 +76,7 @@ def squeeze(x, squeeze):
     if squeeze == "avg":
         return _total(parts[0])
     peak = _peak(parts[1])
-    return peak if squeeze == "max" else 0.5 * (_total(parts[0]) + peak)
+    return peak.clone() if squeeze == "max" else 0.5 * (_total(parts[0]) + peak)
 
 
 def scale(x, s, residual, post, keep):
