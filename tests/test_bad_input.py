@@ -37,7 +37,7 @@ def refuses(request, monkeypatch):
     def reached(*args, **kwargs):
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(se_kernels.dispatch, "get", reached)
+    monkeypatch.setattr(se_kernels.core.dispatch, "get", reached)
     monkeypatch.setattr(se_kernels.reference, "squeeze_excite", reached)
     arguments = {**good(), "backend": request.param}
 
@@ -208,7 +208,9 @@ def test_a_named_backend_that_was_not_built(monkeypatch):
 
 def test_the_automatic_choice_says_why_it_falls_back(caplog):
     with caplog.at_level("DEBUG", logger="se_kernels"):
-        assert se_kernels.dispatch.choose(torch.empty(1, 1, 1, 1, device="meta")) == "reference"
+        assert (
+            se_kernels.core.dispatch.choose(torch.empty(1, 1, 1, 1, device="meta")) == "reference"
+        )
     assert "cpu" in caplog.text
     assert "meta" in caplog.text or str(se_kernels.available_backends()["cpu"]) in caplog.text
 

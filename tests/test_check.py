@@ -15,7 +15,7 @@ import se_kernels
 from se_kernels.__main__ import run
 from se_kernels.backends import cpu
 from se_kernels.backends.cuda.residency import launches_of
-from se_kernels.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
+from se_kernels.core.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
 from se_kernels.verification import (
     Mismatch,
     Trial,
@@ -259,7 +259,7 @@ def test_a_named_backend_that_is_missing_is_bad_input(monkeypatch, capsys):
 
 
 def test_backends_that_are_missing_are_named(few, monkeypatch, capsys):
-    for module in se_kernels.dispatch.BACKENDS.values():
+    for module in se_kernels.core.dispatch.BACKENDS.values():
         monkeypatch.setattr(module, "why_not", lambda: "never built")
     assert run(["check"]) == 0
     rows = capsys.readouterr().out.splitlines()[1:]

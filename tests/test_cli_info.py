@@ -20,7 +20,7 @@ CALL = (
     "x, w1, w2 = torch.ones(1, 4, 2, 2), torch.ones(2, 4), torch.ones(4, 2)\n"
 )
 AUTOMATIC = (
-    CALL + "print(se_kernels.dispatch.choose(x), se_kernels.squeeze_excite(x, w1, w2).sum())"
+    CALL + "print(se_kernels.core.dispatch.choose(x), se_kernels.squeeze_excite(x, w1, w2).sum())"
 )
 
 # se_kernels._C cannot be loaded, for the reason given
@@ -101,7 +101,7 @@ def test_environment_names_a_backend():
 
 
 def test_an_argument_goes_before_the_environment(installed_backend):
-    script = CALL + f"print(se_kernels.dispatch.choose(x, {installed_backend!r}))"
+    script = CALL + f"print(se_kernels.core.dispatch.choose(x, {installed_backend!r}))"
     assert output("-c", script, SE_KERNELS_BACKEND="reference").strip() == installed_backend
 
 
@@ -155,7 +155,7 @@ def test_a_missing_core_keeps_its_reason_and_falls_back():
         + "logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)\n"
         + CALL
         + "print('reason:', se_kernels.available_backends()['cpu'])\n"
-        + "print('chosen:', se_kernels.dispatch.choose(x))\n"
+        + "print('chosen:', se_kernels.core.dispatch.choose(x))\n"
         + "y = se_kernels.squeeze_excite(x.requires_grad_(), w1, w2)\n"
         + "y.sum().backward()\n"
         + "print('gradient:', x.grad.shape)\n"
@@ -214,7 +214,7 @@ def test_a_backend_is_skipped_on_gpus_where_its_check_failed(monkeypatch, caplog
     gpu = SimpleNamespace(major=9, minor=0)
     x = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
-    dispatch = se_kernels.dispatch
+    dispatch = se_kernels.core.dispatch
     for name in ("cuda", "triton"):
         monkeypatch.setattr(dispatch.BACKENDS[name], "why_not", lambda: None)
         monkeypatch.setattr(dispatch.BACKENDS[name], "why_not_for", lambda x: None)
@@ -232,7 +232,7 @@ def test_a_backend_is_skipped_on_gpus_where_its_check_failed(monkeypatch, caplog
 
 def test_amd_gpus_get_the_definition_until_one_has_run_the_kernels(monkeypatch):
     x = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
-    dispatch = se_kernels.dispatch
+    dispatch = se_kernels.core.dispatch
     monkeypatch.setattr(torch.version, "hip", "7.0")
     monkeypatch.setattr(dispatch.BACKENDS["cuda"], "why_not_for", lambda x: "not built")
     monkeypatch.setattr(dispatch.BACKENDS["triton"], "why_not", lambda: None)
@@ -245,6 +245,6 @@ def test_amd_gpus_get_the_definition_until_one_has_run_the_kernels(monkeypatch):
 def test_nothing_is_skipped_on_a_cpu(installed_backend, monkeypatch):
     if installed_backend != "cpu":
         pytest.skip("of the CPU backend")
-    monkeypatch.setattr(se_kernels.dispatch, "DEFAULT", None)
-    monkeypatch.setattr(se_kernels.dispatch, "SKIPPED", (("cpu", "9.0", "wrong"),))
-    assert se_kernels.dispatch.choose(torch.ones(1, 1, 1, 1)) == "cpu"
+    monkeypatch.setattr(se_kernels.core.dispatch, "DEFAULT", None)
+    monkeypatch.setattr(se_kernels.core.dispatch, "SKIPPED", (("cpu", "9.0", "wrong"),))
+    assert se_kernels.core.dispatch.choose(torch.ones(1, 1, 1, 1)) == "cpu"

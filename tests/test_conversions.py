@@ -7,7 +7,7 @@ NaN or Inf in x does not spread.
 import pytest
 import torch
 
-from se_kernels.layout import layout_of
+from se_kernels.core.layout import layout_of
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 

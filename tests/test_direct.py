@@ -12,8 +12,8 @@ from ops_called import OpsCalled
 from random_cases import placed_cases, random_cases
 
 import se_kernels
-from se_kernels import direct
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from se_kernels.core import fast_path
+from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 
 pytestmark = [
     pytest.mark.native,
@@ -27,7 +27,7 @@ pytestmark = [
 @pytest.fixture
 def taken(monkeypatch):
     """Whether each call of the block went the short way, in order."""
-    calls, is_open, run = [], direct.is_open, direct.run
+    calls, is_open, run = [], fast_path.can_bypass_dispatcher, fast_path.run
 
     def watched_open(*arguments):
         calls.append(False)
@@ -38,8 +38,8 @@ def taken(monkeypatch):
         calls[-1] = y is not None
         return y
 
-    monkeypatch.setattr(direct, "is_open", watched_open)
-    monkeypatch.setattr(direct, "run", watched_run)
+    monkeypatch.setattr(fast_path, "can_bypass_dispatcher", watched_open)
+    monkeypatch.setattr(fast_path, "run", watched_run)
     return calls
 
 
@@ -230,7 +230,7 @@ def test_who_must_see_the_op(taken):
 
 
 def test_a_default_backend_is_kept(taken, monkeypatch):
-    monkeypatch.setattr(se_kernels.dispatch, "DEFAULT", "reference")
+    monkeypatch.setattr(se_kernels.core.dispatch, "DEFAULT", "reference")
     inputs = arguments()
     with torch.no_grad():
         y = se_kernels.squeeze_excite(**inputs)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import se_kernels
-from se_kernels.norm.autograd import BatchNormSqueezeExciteFunction
+from se_kernels.core.autograd import BatchNormSqueezeExciteFunction
 
 for module in ("click", "matplotlib", "PIL", "rich", "sklearn"):
     pytest.importorskip(module)

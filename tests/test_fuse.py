@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import se_kernels
-from se_kernels import Block
-from se_kernels.fusion import families
+from se_kernels import ExcitationSteps
+from se_kernels.surgery import specs
 
 CHANNELS = 12
 
@@ -613,7 +613,7 @@ def test_fuse_under_a_fake_tensor_mode(network):
 
 def test_load_of_weights_only(network):
     se_kernels.fuse(network.eval())
-    classes = {*map(type, network.modules()), *se_kernels.fusion.SAFE_GLOBALS, SEModule}
+    classes = {*map(type, network.modules()), *se_kernels.surgery.SAFE_GLOBALS, SEModule}
     file = io.BytesIO()
     torch.save(network, file)
     file.seek(0)
@@ -755,9 +755,9 @@ class Nested(nn.Module):
 
 
 ADAPTERS = {
-    Functional: lambda _: Block(("down", "silu", "up", "sigmoid"), squeeze="max"),
-    Convolved: lambda _: Block(("excite",), channels=7),
-    Nested: lambda _: Block(
+    Functional: lambda _: ExcitationSteps(("down", "silu", "up", "sigmoid"), squeeze="max"),
+    Convolved: lambda _: ExcitationSteps(("excite",), channels=7),
+    Nested: lambda _: ExcitationSteps(
         (*(f"inner.excite.{i}" for i in range(4)), "hardsigmoid"), layout="nhwc"
     ),
 }
@@ -766,10 +766,10 @@ ADAPTERS = {
 @pytest.fixture
 def registry():
     """Forgets afterwards what a test registers."""
-    before = dict(families._registered)
-    yield families._registered
-    families._registered.clear()
-    families._registered.update(before)
+    before = dict(specs._registered)
+    yield specs._registered
+    specs._registered.clear()
+    specs._registered.update(before)
 
 
 @pytest.mark.parametrize("cls", ADAPTERS)
@@ -802,18 +802,48 @@ def test_subclass_of_own_class(registry):
 @pytest.mark.parametrize(
     "adapter, message",
     [
-        (lambda m: Block(("down", "relu", "up", "sigmoid"), "max"), "something else .*: y differs"),
-        (lambda m: Block(("down", "silu", "up", "sigmoid")), "something else .*: y differs"),
-        (lambda m: Block(("up", "silu", "down", "sigmoid"), "max"), "its forward fails on x"),
-        (lambda m: Block(("down", "silu", "down", "sigmoid"), "max"), "down: expected weights"),
-        (lambda m: Block(("fc1", "silu", "fc2", "sigmoid"), "max"), "excitation: .* got 'fc1'"),
-        (lambda m: Block(("training",), "max"), "excitation: expected something to call"),
-        (lambda m: Block(("down", "silu", "up", "sigmoid"), "max", pool="p"), "pool: .* got 'p'"),
-        (lambda m: Block(("down", "silu", "up", "sigmoid"), "max", layout="nhwc"), "its forward"),
-        (lambda m: {"fc1": "down"}, r"expected a se_kernels.Block, got \{'fc1': 'down'\}"),
+        (
+            lambda m: ExcitationSteps(("down", "relu", "up", "sigmoid"), "max"),
+            "something else .*: y differs",
+        ),
+        (
+            lambda m: ExcitationSteps(("down", "silu", "up", "sigmoid")),
+            "something else .*: y differs",
+        ),
+        (
+            lambda m: ExcitationSteps(("up", "silu", "down", "sigmoid"), "max"),
+            "its forward fails on x",
+        ),
+        (
+            lambda m: ExcitationSteps(("down", "silu", "down", "sigmoid"), "max"),
+            "down: expected weights",
+        ),
+        (
+            lambda m: ExcitationSteps(("fc1", "silu", "fc2", "sigmoid"), "max"),
+            "excitation: .* got 'fc1'",
+        ),
+        (lambda m: ExcitationSteps(("training",), "max"), "excitation: expected something to call"),
+        (
+            lambda m: ExcitationSteps(("down", "silu", "up", "sigmoid"), "max", pool="p"),
+            "pool: .* got 'p'",
+        ),
+        (
+            lambda m: ExcitationSteps(("down", "silu", "up", "sigmoid"), "max", layout="nhwc"),
+            "its forward",
+        ),
+        (
+            lambda m: {"fc1": "down"},
+            r"expected a se_kernels.ExcitationSteps, got \{'fc1': 'down'\}",
+        ),
         (lambda m: m.fc1, "raised AttributeError: .*'fc1'"),
-        (lambda m: Block(("down",), squeeze="min"), "raised ValueError: squeeze: expected one of"),
-        (lambda m: Block("down"), "raised TypeError: excitation: expected a tuple of names"),
+        (
+            lambda m: ExcitationSteps(("down",), squeeze="min"),
+            "raised ValueError: squeeze: expected one of",
+        ),
+        (
+            lambda m: ExcitationSteps("down"),
+            "raised TypeError: excitation: expected a tuple of names",
+        ),
     ],
 )
 def test_wrong_adapter_fails_at_fuse(registry, adapter, message):
@@ -865,10 +895,10 @@ def test_not_a_model(function):
 
 def test_bad_blocks():
     with pytest.raises(ValueError, match="at least one step"):
-        Block(())
+        ExcitationSteps(())
     with pytest.raises(ValueError, match="layout: expected one of nchw, nhwc; got 'nlc'"):
-        Block(("fc",), layout="nlc")
+        ExcitationSteps(("fc",), layout="nlc")
     with pytest.raises(ValueError, match="channels: expected at least 1, got 0"):
-        Block(("fc",), channels=0)
+        ExcitationSteps(("fc",), channels=0)
     with pytest.raises(TypeError, match="pool: expected the name of a child or None, got 1"):
-        Block(("fc",), pool=1)
+        ExcitationSteps(("fc",), pool=1)

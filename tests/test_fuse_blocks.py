@@ -11,7 +11,7 @@ from ops_called import OpsCalled
 from torch import nn
 
 import se_kernels
-from se_kernels.fusion import blocks
+from se_kernels.surgery import block_specs
 
 CHANNELS, INNER = 6, 12
 SEQUENCE = "torch.nn.modules.container.Sequential"
@@ -51,7 +51,7 @@ class Unit(nn.Module):
         return self.post(self.scale * (y + self.shortcut(x)))
 
 
-UNIT = blocks.Surroundings(
+UNIT = block_specs.BlockSpec(
     before=("conv",),
     norm="norm",
     se="se",
@@ -64,7 +64,7 @@ UNIT = blocks.Surroundings(
 
 @pytest.fixture
 def family(monkeypatch):
-    monkeypatch.setitem(blocks._KNOWN, f"{__name__}.Unit", UNIT)
+    monkeypatch.setitem(block_specs._KNOWN, f"{__name__}.Unit", UNIT)
 
 
 def inverted(act=nn.ReLU, **se):

@@ -11,8 +11,8 @@ from fused_twins import compare, draw, images, outcome, twins
 from torch import nn
 
 import se_kernels
-from se_kernels.fusion import probe
-from se_kernels.fusion.swap import plan_of
+from se_kernels.surgery import verify
+from se_kernels.surgery.swap import plan_of
 
 NAMES = [
     name
@@ -49,7 +49,7 @@ def configuration(se) -> str:
 def _probed_once(monkeypatch):
     """Modules of one configuration and one size are judged together."""
     known = {}
-    why_not = probe.why_not
+    why_not = verify.why_not
 
     def cached(module, forward, plan, channels):
         sizes = [tuple(p.shape) for p in module.parameters()]
@@ -58,7 +58,7 @@ def _probed_once(monkeypatch):
             known[key] = why_not(module, forward, plan, channels)
         return known[key]
 
-    monkeypatch.setattr(probe, "why_not", cached)
+    monkeypatch.setattr(verify, "why_not", cached)
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from torch import nn
 
 import se_kernels
 from se_kernels import SqueezeExcite, record_gates
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.variants import ACTS, GATES, SQUEEZES
 from se_kernels.models import SE, ResNet, Stage
-from se_kernels.variants import ACTS, GATES, SQUEEZES
 
 STAGES = (Stage((8, 8), 1, 1), Stage((16, 16), 2, 2))
 CHANNELS = {"layer1.0.se": 8, "layer2.0.se": 16, "layer2.1.se": 16}
@@ -44,8 +45,8 @@ def exact_gates(module, x):
     z = {"avg": v.mean((2, 3)), "max": v.amax((2, 3))}
     z["avgmax"] = (z["avg"] + z["max"]) / 2
     a = twin.bn(twin.fc1(z[twin.squeeze][:, :, None, None]))
-    h = se_kernels.reference.activate(a, twin.act, twin.act_slope)
-    return se_kernels.reference.open_gate(twin.fc2(h), twin.gate).flatten(1)
+    h = activate(a, twin.act, twin.act_slope)
+    return open_gate(twin.fc2(h), twin.gate).flatten(1)
 
 
 def recorded(module, *arguments):
@@ -151,7 +152,7 @@ def of_other_libraries():
 @pytest.mark.parametrize("reference", [False, True])
 def test_fused_modules_of_other_libraries(reference, monkeypatch):
     if reference:
-        monkeypatch.setattr(se_kernels.dispatch, "DEFAULT", "reference")
+        monkeypatch.setattr(se_kernels.core.dispatch, "DEFAULT", "reference")
     for module, layout in of_other_libraries():
         module = draw(module.double()).eval()
         x = images(3, 16, 5, 4, dtype=torch.float64)
@@ -281,7 +282,7 @@ def test_after_an_error_inside_a_block_recording_goes_on():
     with torch.no_grad(), record_gates(module) as gates:
         with pytest.raises(ValueError, match="x: expected"):
             module(x[0])
-        with OpsCalled() as called:  # the listener of the failed call is gone
+        with OpsCalled() as called:  # the observer of the failed call is gone
             module(x)
         assert called.names == ["forward"]
     assert gates[""].shape == (2, 16)

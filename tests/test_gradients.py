@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import se_kernels
 from se_kernels import reference
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 

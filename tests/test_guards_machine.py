@@ -19,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 
 import se_kernels
-from se_kernels.norm import BatchNormSqueezeExcite
+from se_kernels.modules import BatchNormSqueezeExcite
 
 CHANNELS = 6
 X = torch.randn(3, CHANNELS, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

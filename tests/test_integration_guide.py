@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDES = (ROOT / "docs" / "integration.md", *sorted((ROOT / "docs" / "libraries").glob("*.md")))
 
 
-class Block(NamedTuple):
+class ExcitationSteps(NamedTuple):
     heading: str
     code: str
     guide: Path
@@ -30,7 +30,7 @@ class Block(NamedTuple):
     command: str | None  # that runs the block as a script; None runs it here
 
 
-def blocks() -> list[Block]:
+def blocks() -> list[ExcitationSteps]:
     """The Python blocks; a shell block with a command belongs to the Python block before it."""
     found, heading = [], None
     for guide in GUIDES:
@@ -40,7 +40,7 @@ def blocks() -> list[Block]:
             if token.type == "heading_open":
                 heading = following.content
             elif token.type == "fence" and token.info == "python":
-                found.append(Block(heading, token.content, guide, token.map[0] + 1, None))
+                found.append(ExcitationSteps(heading, token.content, guide, token.map[0] + 1, None))
             elif token.type == "fence" and token.info == "shell":
                 found[-1] = found[-1]._replace(command=token.content.strip())
     return found

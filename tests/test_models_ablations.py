@@ -13,9 +13,10 @@ from networks import (
     twins,
 )
 
-import se_kernels.module
-from se_kernels import models, norm, reference
+import se_kernels.modules.squeeze_excite
+from se_kernels import models, reference
 from se_kernels.models import SE, ResNet, Stage
+from se_kernels.modules import norm_call
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -147,8 +148,8 @@ def test_the_norm_may_be_left_apart(calls):
 def calls(monkeypatch):
     """Of SE blocks: pre, or None where the norm is apart; whether there is a residual; and post."""
     seen = []
-    alone = se_kernels.module.squeeze_excite
-    with_norm = norm.live.batch_norm_squeeze_excite
+    alone = se_kernels.modules.squeeze_excite.squeeze_excite
+    with_norm = norm_call.batch_norm_squeeze_excite
 
     def apart(*args, residual, post, **options):
         seen.append((None, residual is not None, post))
@@ -158,8 +159,8 @@ def calls(monkeypatch):
         seen.append((pre, residual is not None, post))
         return with_norm(*args, pre=pre, residual=residual, post=post, **options)
 
-    monkeypatch.setattr(se_kernels.module, "squeeze_excite", apart)
-    monkeypatch.setattr(norm.live, "batch_norm_squeeze_excite", together)
+    monkeypatch.setattr(se_kernels.modules.squeeze_excite, "squeeze_excite", apart)
+    monkeypatch.setattr(norm_call, "batch_norm_squeeze_excite", together)
     return seen
 
 

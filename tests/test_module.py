@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations, prune
 
 import se_kernels
 from se_kernels import SqueezeExcite
-from se_kernels.module import reduced_channels
-from se_kernels.variants import ACTS, GATES
+from se_kernels.core.variants import ACTS, GATES
+from se_kernels.modules.squeeze_excite import reduced_channels
 
 # float32 roundings of sums of few terms, in whatever order they are taken
 assert_close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)

@@ -33,7 +33,7 @@ def refuses(request, monkeypatch):
     def reached(*args, **kwargs):
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(se_kernels.dispatch, "get", reached)
+    monkeypatch.setattr(se_kernels.core.dispatch, "get", reached)
     for name in ("batch_norm_squeeze_excite", "normed", "squeeze_excite"):
         monkeypatch.setattr(se_kernels.reference, name, reached)
 

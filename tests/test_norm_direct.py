@@ -13,8 +13,8 @@ from ops_called import OpsCalled
 from torch import nn
 
 import se_kernels
-from se_kernels import direct
-from se_kernels.variants import PRES
+from se_kernels.core import fast_path
+from se_kernels.core.variants import PRES
 
 pytestmark = [
     pytest.mark.native,
@@ -28,14 +28,14 @@ pytestmark = [
 @pytest.fixture
 def taken(monkeypatch):
     """Of each call that tried the short way, whether it went there."""
-    calls, run = [], direct.run_norm
+    calls, run = [], fast_path.run_norm
 
     def watched(*arguments):
         y = run(*arguments)
         calls.append(y is not None)
         return y
 
-    monkeypatch.setattr(direct, "run_norm", watched)
+    monkeypatch.setattr(fast_path, "run_norm", watched)
     return calls
 
 

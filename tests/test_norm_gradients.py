@@ -9,8 +9,9 @@ from norm_cases import DIFFERENTIABLE, RUNNING, Case, copies, make, run, run_jud
 from operator_cases import LAYOUTS
 from ops_called import OpsCalled
 
-from se_kernels import dispatch, reference
-from se_kernels.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
+from se_kernels import reference
+from se_kernels.core import dispatch
+from se_kernels.core.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
 
 pytestmark = [
     pytest.mark.sampled(every=0, on_host=5),

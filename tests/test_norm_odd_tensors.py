@@ -12,7 +12,7 @@ from norm_cases import DIFFERENTIABLE, RUNNING, Case, check, composed, make, run
 from operator_cases import DTYPES, LAYOUTS, storage_bytes
 from placements import IMAGES, MATRICES, VECTORS
 
-from se_kernels.variants import POSTS, PRES, SQUEEZES
+from se_kernels.core.variants import POSTS, PRES, SQUEEZES
 
 pytestmark = [
     pytest.mark.sampled(every=0, on_host=5),

@@ -10,9 +10,9 @@ from norm_cases import pre_module
 from operator_cases import DTYPES
 from test_ops import LAYOUTS, R, channels_last, described, described_fake
 
-from se_kernels import dispatch, ops
-from se_kernels.layout import layout_of, unpacked
-from se_kernels.variants import POSTS, PRES
+from se_kernels.core import dispatch, ops
+from se_kernels.core.layout import layout_of, unpacked
+from se_kernels.core.variants import POSTS, PRES
 from se_kernels.verification.rounded import derivative
 
 pytestmark = pytest.mark.sampled(every=0, on_host=5)

@@ -21,9 +21,11 @@ from operator_cases import DTYPES, LAYOUTS, storage_bytes
 from placements import IMAGES
 from random_cases import check_strides, random_cases
 
-from se_kernels import dispatch, reference
-from se_kernels.layout import layout_of, readable
-from se_kernels.variants import PRES
+from se_kernels import reference
+from se_kernels.core import dispatch
+from se_kernels.core.activations import activate
+from se_kernels.core.layout import layout_of, readable
+from se_kernels.core.variants import PRES
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 
@@ -98,10 +100,6 @@ def make(case: Case, device: str) -> dict[str, torch.Tensor]:
 def of(t):
     """(C,) or (N, C) beside images."""
     return t[..., None, None]
-
-
-def activate(t, pre):
-    return reference.activate(t, pre)
 
 
 def slope_of(t, pre):

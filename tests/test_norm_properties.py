@@ -11,7 +11,7 @@ from operator_cases import DTYPES, NoInputs, storage_bytes
 from placements import IMAGES, MATRICES, VECTORS
 from random_cases import Placed, check_strides, expansions, random_cases, sides, windows
 
-from se_kernels.variants import ACTS, GATES, POSTS, PRES
+from se_kernels.core.variants import ACTS, GATES, POSTS, PRES
 
 pytestmark = [
     pytest.mark.native,

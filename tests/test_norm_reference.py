@@ -11,7 +11,7 @@ from operator_cases import LAYOUTS
 
 import se_kernels
 from se_kernels import reference
-from se_kernels.variants import POSTS, PRES, SQUEEZES
+from se_kernels.core.variants import POSTS, PRES, SQUEEZES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

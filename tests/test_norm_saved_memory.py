@@ -8,7 +8,7 @@ import torch
 from norm_cases import DIFFERENTIABLE, Case, copies, make
 from operator_cases import LAYOUTS
 
-from se_kernels.variants import POSTS, PRES
+from se_kernels.core.variants import POSTS, PRES
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 

@@ -10,7 +10,7 @@ from norm_cases import RUNNING, Case, check, make, run, run_eager, run_judge
 from operator_cases import DTYPES, LAYOUTS
 from torch import nn
 
-from se_kernels.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
+from se_kernels.core.variants import ACTS, GATES, POSTS, PRES, SQUEEZES
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs", "one_thread")
 

@@ -9,7 +9,7 @@ import torch
 from norm_cases import Case, check, make, run
 
 from se_kernels import batch_norm_squeeze_excite
-from se_kernels.variants import PRES
+from se_kernels.core.variants import PRES
 
 # it is not made for several threads
 pytestmark = [pytest.mark.sampled(every=0), pytest.mark.native]

@@ -9,7 +9,7 @@ from operator_cases import DTYPES, LAYOUTS, NAMES, Case, check, eager, make, run
 from placements import IMAGES, MATRICES, VECTORS
 
 from se_kernels import reference
-from se_kernels.variants import POSTS, SQUEEZES
+from se_kernels.core.variants import POSTS, SQUEEZES
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 

@@ -13,8 +13,9 @@ from ops_called import OpsCalled
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from se_kernels import BatchNormSqueezeExcite, SqueezeExcite, ops
-from se_kernels.variants import Variant
+from se_kernels import BatchNormSqueezeExcite, SqueezeExcite
+from se_kernels.core import ops
+from se_kernels.core.variants import Variant
 
 pytestmark = pytest.mark.native
 

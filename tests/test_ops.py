@@ -7,9 +7,9 @@ import torch
 from operator_cases import DTYPES
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from se_kernels import ops
-from se_kernels.layout import layout_of
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES, Variant
+from se_kernels.core import ops
+from se_kernels.core.layout import layout_of
+from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES, Variant
 
 pytestmark = pytest.mark.native
 

@@ -16,8 +16,10 @@ from random_cases import check_placed, placed_cases, random_cases
 from torch import nn
 
 import se_kernels
-from se_kernels import ops, reference
-from se_kernels.variants import POSTS, SQUEEZES
+from se_kernels import reference
+from se_kernels.core import ops
+from se_kernels.core.precision import compute_dtype
+from se_kernels.core.variants import POSTS, SQUEEZES
 from se_kernels.verification.block_case import with_excitation
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
@@ -29,7 +31,7 @@ def fcs(w1, w2, b1, b2, act, act_slope, gate):
     """The FCs as a function from z (N, C, 1, 1) to s (N, C, 1, 1)."""
 
     def excite(z):
-        dtype = reference.compute_dtype(z, w1)
+        dtype = compute_dtype(z, w1)
         weights = (
             None if t is None else t.to(dtype).flatten(1) if t.dim() > 1 else t.to(dtype)
             for t in (w1, w2, b1, b2)
@@ -127,7 +129,7 @@ def test_squeeze_gives_what_eager_gives(backend, device, dtype, layout):
         assert z.dtype == dtype
         assert z.shape == (3, 9)
         # one rounding to x's dtype, and the sums' own
-        eps = 0.51 * torch.finfo(dtype).eps + 8 * torch.finfo(reference.compute_dtype(x, x)).eps
+        eps = 0.51 * torch.finfo(dtype).eps + 8 * torch.finfo(compute_dtype(x, x)).eps
         assert ((z.double() - exact).abs() <= eps * x.double().abs().amax((2, 3))).all()
 
 
@@ -144,7 +146,7 @@ def test_scale_takes_any_dtype_of_gates(backend, device, dtype, s_dtype, s_shape
     exact_s = s.detach().double().view(2, 5, 1, 1)
     size = (x.double() * exact_s).abs() + residual.double().abs()
     exact = x.double() * exact_s + residual.double()
-    sums = torch.finfo(reference.compute_dtype(x, s)).eps
+    sums = torch.finfo(compute_dtype(x, s)).eps
     assert (
         (y.double() - exact).abs()
         <= 0.51 * y.double().abs() * torch.finfo(dtype).eps

@@ -9,7 +9,8 @@ from operator_cases import DTYPES, NAMES, Case, act_module, gate_module, make, r
 from torch import nn
 
 from se_kernels import reference
-from se_kernels.variants import ACTS, GATES, SQUEEZES
+from se_kernels.core.precision import compute_dtype
+from se_kernels.core.variants import ACTS, GATES, SQUEEZES
 
 VARIANTS = [
     dict(squeeze=squeeze, act=act, gate=gate, residual=residual, post=post)
@@ -107,7 +108,7 @@ def test_every_dtype_is_rounded_once(choice, dtype):
     y = run(reference.squeeze_excite, inputs, dy, need=[], **case.variant)["y"]
     assert y.dtype == dtype
     # Half a spacing of y's dtype; and a few roundings of the float32 (float64) sums before it.
-    sums = torch.finfo(reference.compute_dtype(inputs["x"], inputs["w1"])).eps
+    sums = torch.finfo(compute_dtype(inputs["x"], inputs["w1"])).eps
     allowed = 0.51 * torch.finfo(dtype).eps * expected.abs() + 32 * sums * expected.abs().max()
     assert ((y.double() - expected).abs() <= allowed).all()
 
@@ -117,7 +118,7 @@ def test_every_dtype_is_rounded_once(choice, dtype):
 def test_sums_are_in_the_widest_dtype(dtype, weight_dtype):
     x, w = torch.empty(0, dtype=dtype), torch.empty(0, dtype=weight_dtype)
     expected = torch.float64 if torch.float64 in (dtype, weight_dtype) else torch.float32
-    assert reference.compute_dtype(x, w) == expected
+    assert compute_dtype(x, w) == expected
 
 
 # --- the equations, written out ------------------------------------------------------------------

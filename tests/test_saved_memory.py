@@ -7,7 +7,7 @@ import pytest
 import torch
 from operator_cases import LAYOUTS, Case, make
 
-from se_kernels.variants import POSTS, SQUEEZES
+from se_kernels.core.variants import POSTS, SQUEEZES
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 

@@ -9,6 +9,7 @@ import torch
 from operator_cases import LAYOUTS, Case, check, make, run
 
 from se_kernels import reference
+from se_kernels.core.precision import compute_dtype
 
 pytestmark = [
     pytest.mark.native,
@@ -139,7 +140,7 @@ def test_large_outputs(kernel, device, threads, shape, layout, dtype):
         alone = run(kernel, part, dy[image], need=["x", "residual"], **case.variant)
         for name, expected in alone.items():
             # sums in another order: some roundings of theirs, and one of the outputs' dtype
-            sums = torch.finfo(reference.compute_dtype(inputs["x"], inputs["w1"])).eps
+            sums = torch.finfo(compute_dtype(inputs["x"], inputs["w1"])).eps
             tolerance = (16 * sums + torch.finfo(dtype).eps) * expected.abs().max().item()
             result = results[name][image]
             torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)

@@ -8,7 +8,7 @@ import torch
 from operator_cases import DTYPES, LAYOUTS, Case, check, check_against_eager, make, run
 
 import se_kernels
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
 
@@ -24,7 +24,7 @@ def check_kernel(kernel, device, case):
     se_kernels.available_backends()["cpu"] is not None, reason="the native core is not built"
 )
 def test_automatic_choice_is_the_native_backend():
-    assert se_kernels.dispatch.choose(torch.empty(1, 1, 1, 1)) == "cpu"
+    assert se_kernels.core.dispatch.choose(torch.empty(1, 1, 1, 1)) == "cpu"
 
 
 @pytest.mark.sampled(every=13)

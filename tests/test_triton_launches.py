@@ -134,7 +134,7 @@ class Described:
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_kernels_compiled_for_a_training_run_of_efficientnet_b0(monkeypatch, with_norm, layout):
     """Two dozen at most, under autocast; each takes a second or more when it is first called."""
-    from se_kernels import dispatch
+    from se_kernels.core import dispatch
 
     backend, compiled = dispatch.get("triton"), set()
     for module, name in KERNELS:

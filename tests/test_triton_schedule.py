@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from operator_cases import LAYOUTS, Case, check, make, run
 
 import se_kernels
-from se_kernels import dispatch
 from se_kernels.backends.triton import plan as plans
 from se_kernels.backends.triton.plan import Device
+from se_kernels.core import dispatch
 
 pytest.importorskip("triton")
 

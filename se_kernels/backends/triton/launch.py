@@ -17,7 +17,7 @@ from se_kernels.backends.triton.plan import (
     choose_sweep,
 )
 from se_kernels.backends.triton.target import HIP
-from se_kernels.layout import walk
+from se_kernels.core.layout import walk
 
 
 @functools.cache

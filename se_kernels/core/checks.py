@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from se_kernels.variants import ACTS, GATES, POSTS, PRES, SQUEEZES, Variant
+from se_kernels.core.variants import ACTS, GATES, POSTS, PRES, SQUEEZES, Variant
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _DTYPE_NAMES = "float32, float64, bfloat16 or float16"

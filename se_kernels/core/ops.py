@@ -10,16 +10,16 @@ from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
 from torch.compiler import is_compiling
 
-from se_kernels import dispatch
 from se_kernels.backends import no_elements
-from se_kernels.layout import (
+from se_kernels.core import dispatch
+from se_kernels.core.layout import (
     empty_gradients,
     empty_mask,
     empty_norm_gradients,
     empty_output,
     empty_scale_gradients,
 )
-from se_kernels.reference import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import compute_dtype, norm_compute_dtype
 
 _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
 _INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual"

@@ -6,7 +6,7 @@ import math
 
 from torch.utils.flop_counter import register_flop_formula
 
-from se_kernels import ops
+from se_kernels.core import ops
 
 
 def _product(x_shape, w_shape) -> int:

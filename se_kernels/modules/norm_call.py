@@ -4,9 +4,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from se_kernels import guards, reference
-from se_kernels.norm.functional import batch_norm_squeeze_excite
-from se_kernels.pieces import are_plain, class_path, is_plain
+from se_kernels import reference
+from se_kernels.core import guards
+from se_kernels.core.precision import norm_compute_dtype
+from se_kernels.functional import batch_norm_squeeze_excite
+from se_kernels.modules.recognition import are_plain, class_path, is_plain
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # torchvision's, by name, and timm's with the activation in it: all their numbers are buffers
@@ -82,7 +84,7 @@ _INFERENCE = {
 
 def normed(norm: nn.Module, u: Tensor, pre: str) -> Tensor:
     """v (N, C, H, W) as ``run`` has it, by the definition, which leaves the statistics alone."""
-    dtype = reference.norm_compute_dtype(u, norm.weight, u)
+    dtype = norm_compute_dtype(u, norm.weight, u)
     of = (None, None) if is_of_the_batch(norm) else (norm.running_mean, norm.running_var)
     how = dict(eps=_number(norm.eps), pre=pre, process_group=_group(norm))
     return reference.normed(u, norm.weight, norm.bias, *of, dtype, **how)

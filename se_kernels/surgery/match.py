@@ -1,4 +1,4 @@
-"""Reads a module by its ``Block``: the plan of its fused call, or why there is none."""
+"""Reads a module by its ``ExcitationSteps``: the plan of its fused call, or why there is none."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -7,13 +7,13 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from se_kernels import guards
-from se_kernels.checks import DTYPES
-from se_kernels.fusion.block import Block
-from se_kernels.fusion.run import Path, Plan, child, resolve
-from se_kernels.guards import Watch
-from se_kernels.pieces import TENSORS, act_of, class_path, gate_of
-from se_kernels.variants import ACTS, GATES
+from se_kernels.core import guards
+from se_kernels.core.checks import DTYPES
+from se_kernels.core.guards import Watch
+from se_kernels.core.variants import ACTS, GATES
+from se_kernels.modules.recognition import TENSORS, act_of, class_path, gate_of
+from se_kernels.surgery.call import Path, Plan, child, resolve
+from se_kernels.surgery.steps import ExcitationSteps
 
 _NONE: Mapping = MappingProxyType({})
 _QUANTISED = ("torch.ao.", "torchao.")
@@ -25,10 +25,10 @@ class Refusal(Exception):
 
 
 class Misfit(Refusal):
-    """Why a module is not fused: it is not what its ``Block`` says."""
+    """Why a module is not fused: it is not what its ``ExcitationSteps`` says."""
 
 
-def read(module: nn.Module, block: Block, cls: type[nn.Module]) -> Plan:
+def read(module: nn.Module, block: ExcitationSteps, cls: type[nn.Module]) -> Plan:
     """The plan of ``module``'s fused call, ``cls`` being its class before it was fused. Raises
     Refusal or Misfit."""
     steps = [(name, _step(module, name)) for name in block.excitation]
@@ -47,7 +47,7 @@ def read(module: nn.Module, block: Block, cls: type[nn.Module]) -> Plan:
     return Plan(**common, watch=watch, steps=block.excitation, flat=flat)
 
 
-def channels_of(module: nn.Module, block: Block) -> int | None:
+def channels_of(module: nn.Module, block: ExcitationSteps) -> int | None:
     """C, where the first step or the block tells."""
     first = resolve(module, block.excitation[0])
     if isinstance(first, nn.Sequential) and len(first):

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from se_kernels.fusion.families import family_of
-from se_kernels.fusion.run import child
-from se_kernels.module import SqueezeExcite
-from se_kernels.norm import live
-from se_kernels.pieces import act_of, class_path
+from se_kernels.modules import norm_call
+from se_kernels.modules.recognition import act_of, class_path
+from se_kernels.modules.squeeze_excite import SqueezeExcite
+from se_kernels.surgery.call import child
+from se_kernels.surgery.specs import family_of
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class BlockSpec:
     """How a block computes its output, said with the names of its children (dotted: nested ones).
 
     u = ``before`` of x, v = ``act`` of ``norm`` of u, y = ``after`` of the SE module's s * v; then,
@@ -34,7 +34,7 @@ class Surroundings:
 
 
 _KNOWN = {
-    "timm.models.resnet.Bottleneck": Surroundings(
+    "timm.models.resnet.Bottleneck": BlockSpec(
         before=("conv1", "bn1", "act1", "conv2", "bn2", "drop_block", "act2", "aa", "conv3"),
         norm="bn3",
         se="se",
@@ -44,7 +44,7 @@ _KNOWN = {
         in_place=True,
         post="act3",
     ),
-    "timm.models.resnet.BasicBlock": Surroundings(
+    "timm.models.resnet.BasicBlock": BlockSpec(
         before=("conv1", "bn1", "drop_block", "act1", "aa", "conv2"),
         norm="bn2",
         se="se",
@@ -55,7 +55,7 @@ _KNOWN = {
         post="act2",
     ),
     # SEBottleneck, SEResNetBottleneck and SEResNeXtBottleneck have this one's forward
-    "timm.models.senet.Bottleneck": Surroundings(
+    "timm.models.senet.Bottleneck": BlockSpec(
         before=("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3"),
         norm="bn3",
         se="se_module",
@@ -63,7 +63,7 @@ _KNOWN = {
         shortcut="downsample",
         post="relu",
     ),
-    "timm.models.senet.SEResNetBlock": Surroundings(
+    "timm.models.senet.SEResNetBlock": BlockSpec(
         before=("conv1", "bn1", "relu", "conv2"),
         norm="bn2",
         act="relu",
@@ -72,7 +72,7 @@ _KNOWN = {
         shortcut="downsample",
         post="relu",
     ),
-    "timm.models._efficientnet_blocks.InvertedResidual": Surroundings(
+    "timm.models._efficientnet_blocks.InvertedResidual": BlockSpec(
         before=("conv_s2d", "bn_s2d", "conv_pw", "bn1", "conv_dw"),
         norm="bn2",
         idle=("aa",),
@@ -81,7 +81,7 @@ _KNOWN = {
         skip="has_skip",
         drop="drop_path",
     ),
-    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": Surroundings(
+    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": BlockSpec(
         before=("conv_s2d", "bn_s2d", "conv_dw"),
         norm="bn1",
         idle=("aa",),
@@ -90,7 +90,7 @@ _KNOWN = {
         skip="has_skip",
         drop="drop_path",
     ),
-    "timm.models._efficientnet_blocks.EdgeResidual": Surroundings(
+    "timm.models._efficientnet_blocks.EdgeResidual": BlockSpec(
         before=("conv_exp",),
         norm="bn1",
         idle=("aa",),
@@ -99,7 +99,7 @@ _KNOWN = {
         skip="has_skip",
         drop="drop_path",
     ),
-    "timm.models.regnet.Bottleneck": Surroundings(
+    "timm.models.regnet.Bottleneck": BlockSpec(
         before=("conv1", "conv2.conv"),
         norm="conv2.bn",
         idle=("conv2.aa",),
@@ -113,7 +113,7 @@ _KNOWN = {
 }
 
 
-def surroundings_of(module: nn.Module) -> tuple[type, Surroundings] | None:
+def block_spec_of(module: nn.Module) -> tuple[type, BlockSpec] | None:
     """The class, among a module's, whose forward the block is, and the block; None for a module
     that is no block with an SE module in it."""
     for cls in type(module).__mro__:
@@ -132,7 +132,7 @@ def _is_se(module: nn.Module | None) -> bool:
     )
 
 
-def _in_sequence(module: nn.Sequential) -> Surroundings | None:
+def _in_sequence(module: nn.Sequential) -> BlockSpec | None:
     """Of the first SE module with a norm before it: torchvision's inverted residuals and RegNets,
     and whatever else is a sequence."""
     names = list(module._modules)
@@ -142,10 +142,8 @@ def _in_sequence(module: nn.Sequential) -> Surroundings | None:
         steps = [*names[: i - 1], *_steps_of(module._modules[names[i - 1]], names[i - 1])]
         act = steps.pop() if len(steps) > 1 and _is_act(module, steps[-1]) else None
         norm = _at(module, steps[-1])
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) or live.is_frozen(norm):
-            return Surroundings(
-                tuple(steps[:-1]), steps[-1], name, act, after=tuple(names[i + 1 :])
-            )
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm_call.is_frozen(norm):
+            return BlockSpec(tuple(steps[:-1]), steps[-1], name, act, after=tuple(names[i + 1 :]))
     return None
 
 

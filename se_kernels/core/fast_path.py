@@ -10,7 +10,7 @@ from torch import is_grad_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
-from se_kernels import dispatch
+from se_kernels.core import dispatch
 
 try:
     from torch._C import (
@@ -25,7 +25,7 @@ else:
     _native = dispatch.native_direct()
 
 
-def is_open(backend: str | None = None) -> bool:
+def can_bypass_dispatcher(backend: str | None = None) -> bool:
     """Whether nobody needs to see the registered op, and the native backend may be chosen."""
     return not (
         is_compiling()  # first: a compiler sees the rest as false

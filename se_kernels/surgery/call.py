@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from se_kernels import direct, guards, reference
-from se_kernels.checks import DTYPES
+from se_kernels import reference
+from se_kernels.core import fast_path, guards
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.checks import DTYPES
+from se_kernels.core.guards import Watch
+from se_kernels.core.variants import ACTS, GATES
 from se_kernels.functional import squeeze_excite
-from se_kernels.guards import Watch
-from se_kernels.pieces import TENSORS, alike, is_traced, weights
-from se_kernels.variants import ACTS, GATES
+from se_kernels.modules.recognition import TENSORS, alike, is_traced, weights
 
 Path = tuple[str, ...]  # of a child: ("attention", "0")
 
@@ -98,11 +100,11 @@ def infer(module: nn.Module, plan: Plan, x: Tensor) -> Tensor | None:
     if (
         plan.fc1 is None
         or plan.nhwc
-        or not direct.is_open()
+        or not fast_path.can_bypass_dispatcher()
         or not guards.is_valid(module, plan.watch)
     ):
         return None
-    return direct.run(
+    return fast_path.run(
         x,
         *fcs_of(module, plan),
         None,
@@ -141,12 +143,12 @@ def excite(module: nn.Module, plan: Plan, z: Tensor) -> Tensor:
 
 
 def resolve(module: nn.Module, step: str):
-    """What a step of ``Block.excitation`` names, to be called; None for nothing."""
+    """What a step of ``ExcitationSteps.excitation`` names, to be called; None for nothing."""
     found = child(module, tuple(step.split(".")))
     if found is None:
         found = getattr(module, step, None)
     if found is None and step in ACTS:
-        found = partial(reference.activate, act=step)
+        found = partial(activate, act=step)
     if found is None and step in GATES:
-        found = partial(reference.open_gate, gate=step)
+        found = partial(open_gate, gate=step)
     return found

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from se_kernels import direct, guards
-from se_kernels.checks import DTYPES
-from se_kernels.fusion.run import Path, can_run, child, fcs_of, is_plain_call, plan_of
-from se_kernels.guards import Watch
-from se_kernels.listening import listeners_of, told
-from se_kernels.module import SqueezeExcite
-from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, alike, class_path, is_plain
+from se_kernels.core import fast_path, guards
+from se_kernels.core.checks import DTYPES
+from se_kernels.core.guards import Watch
+from se_kernels.modules import norm_call
+from se_kernels.modules.observers import call_observed, observers_of
+from se_kernels.modules.recognition import TENSORS, alike, class_path, is_plain
+from se_kernels.modules.squeeze_excite import SqueezeExcite
+from se_kernels.surgery.call import Path, can_run, child, fcs_of, is_plain_call, plan_of
 
 # timm's, with the activation in them
 _NORM_ACTS = (
@@ -29,7 +29,7 @@ _DROPS = {
 
 
 class Tail(NamedTuple):
-    """One block: ``Surroundings`` as paths of the children that are there."""
+    """One block: ``BlockSpec`` as paths of the children that are there."""
 
     before: tuple[Path, ...]
     norm: Path
@@ -57,9 +57,9 @@ def tail_of(module: nn.Module) -> Tail | None:
 def is_norm(norm: nn.Module | None, with_act: bool) -> bool:
     """Whether it is a plain batch norm, or one ``with_act``, of a class that is known."""
     return norm is not None and (
-        live.is_batch_norm(norm)
+        norm_call.is_batch_norm(norm)
         if not with_act
-        else class_path(type(norm)) in _NORM_ACTS and live.is_batch_norm(norm, (type(norm),))
+        else class_path(type(norm)) in _NORM_ACTS and norm_call.is_batch_norm(norm, (type(norm),))
     )
 
 
@@ -103,14 +103,18 @@ def can_run_tail(module: nn.Module, tail: Tail, x) -> bool:
     return (
         is_norm(child(module, tail.norm), _act_is_inside(tail))
         and excitation_of(se) is not None
-        and listeners_of(se) is not None
+        and observers_of(se) is not None
     )
 
 
 def infer_tail(module: nn.Module, tail: Tail, x) -> Tensor | None:
     """The block's output in an inference, where the SE module and the norm are taken past autograd
     and ops; None where the long way is to be taken."""
-    if not (direct.is_open() and type(x) in TENSORS and guards.is_valid(module, tail.watch)):
+    if not (
+        fast_path.can_bypass_dispatcher()
+        and type(x) in TENSORS
+        and guards.is_valid(module, tail.watch)
+    ):
         return None
     se, norm = child(module, tail.se), child(module, tail.norm)
     plan = plan_of(se)
@@ -119,17 +123,17 @@ def infer_tail(module: nn.Module, tail: Tail, x) -> Tensor | None:
         or plan.fc1 is None
         or not guards.is_valid(se, plan.watch)
         or guards.is_intercepted(se)
-        or live.inferred_with(norm) is None
+        or norm_call.inferred_with(norm) is None
     ):
         return None
     return run_tail(module, tail, x, scaled=_inferred)
 
 
 def _inferred(module, tail, u, residual, closes, backend):
-    se, of_norm = child(module, tail.se), live.inferred_with(child(module, tail.norm))
+    se, of_norm = child(module, tail.se), norm_call.inferred_with(child(module, tail.norm))
     plan = plan_of(se)
     if of_norm is not None and plan is not None and plan.fc1 is not None:
-        y = direct.run_norm(
+        y = fast_path.run_norm(
             u,
             *fcs_of(se, plan),
             residual,
@@ -189,9 +193,13 @@ def _scaled(module, tail, u, residual, closes, backend):
     variant["post"] = "relu" if closes else "none"
     if backend is not None:
         variant["backend"] = backend
-    call = partial(live.run, norm, u, *excitation.fcs, **variant)
-    listeners = listeners_of(se)
-    return told(listeners, call, partial(live.normed, norm, u, tail.pre)) if listeners else call()
+    call = partial(norm_call.run, norm, u, *excitation.fcs, **variant)
+    observers = observers_of(se)
+    return (
+        call_observed(observers, call, partial(norm_call.normed, norm, u, tail.pre))
+        if observers
+        else call()
+    )
 
 
 def _act_is_inside(tail: Tail) -> bool:

@@ -1,14 +1,14 @@
-"""Block: how a module computes y = s * x, said with the names of its own parts."""
+"""ExcitationSteps: how a module computes y = s * x, said with the names of its own parts."""
 
 from dataclasses import dataclass
 
-from se_kernels.variants import SQUEEZES
+from se_kernels.core.variants import SQUEEZES
 
 LAYOUTS = ("nchw", "nhwc")
 
 
 @dataclass(frozen=True)
-class Block:
+class ExcitationSteps:
     """What the adapter of a family says of one module (``register_family``).
 
     Args:

@@ -11,8 +11,8 @@ import types
 
 from torch import nn
 
-from se_kernels.fusion.run import Plan, can_run, infer, plan_of, run
-from se_kernels.fusion.tail import Tail, can_run_tail, infer_tail, run_tail, tail_of
+from se_kernels.surgery.block_call import Tail, can_run_tail, infer_tail, run_tail, tail_of
+from se_kernels.surgery.call import Plan, can_run, infer, plan_of, run
 
 
 class Fused(nn.Module):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from se_kernels.fusion.run import Plan, run
-from se_kernels.fusion.tail import Tail, run_tail
+from se_kernels.surgery.block_call import Tail, run_tail
+from se_kernels.surgery.call import Plan, run
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _TOLERANCE = 1e-5  # of the largest number; a forward may have a float32 step inside

@@ -5,12 +5,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from se_kernels import direct, guards, reference
-from se_kernels.listening import listeners_of, told
-from se_kernels.module import PLAIN, SqueezeExcite
-from se_kernels.norm import live
-from se_kernels.pieces import TENSORS, class_path, is_plain, is_traced
-from se_kernels.variants import PRES
+from se_kernels.core import fast_path, guards
+from se_kernels.core.activations import activate
+from se_kernels.core.variants import PRES
+from se_kernels.modules import norm_call
+from se_kernels.modules.observers import call_observed, observers_of
+from se_kernels.modules.recognition import TENSORS, class_path, is_plain, is_traced
+from se_kernels.modules.squeeze_excite import PLAIN, SqueezeExcite
 
 
 class BatchNormSqueezeExcite(nn.Module):
@@ -72,7 +73,7 @@ class BatchNormSqueezeExcite(nn.Module):
     def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u (N, C, H, W) and residual, of u's shape and dtype or None, to y (N, C, H, W)."""
         if torch.jit.is_scripting():
-            return self.se(reference.activate(self.bn(u), self.pre), residual)
+            return self.se(activate(self.bn(u), self.pre), residual)
         else:  # TorchScript does not compile it
             return run_norm(self.bn, self.se, u, residual, pre=self.pre)
 
@@ -90,19 +91,19 @@ def run_norm(
 ) -> Tensor:
     """``se(pre(norm(u)), residual)``, in one call where ``norm`` is a plain batch norm and ``se`` a
     plain ``SqueezeExcite``."""
-    if direct.is_open(se.__dict__.get("backend")):
+    if fast_path.can_bypass_dispatcher(se.__dict__.get("backend")):
         y = _infer(norm, se, u, residual, pre)
         if y is not None:
             return y
-    listeners = listeners_of(se) if _is_one_call(norm, se, u) else None
-    fcs = se.fcs() if listeners is not None else None
+    observers = observers_of(se) if _is_one_call(norm, se, u) else None
+    fcs = se.fcs() if observers is not None else None
     if fcs is None:
-        v = live.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
-        return se(reference.activate(norm(u), pre) if v is None else v, residual)
+        v = norm_call.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
+        return se(activate(norm(u), pre) if v is None else v, residual)
     if residual is u and torch.compiler.is_compiling():
         residual = u.view_as(u)  # Dynamo gives no autograd.Function a tensor twice
     call = partial(
-        live.run,
+        norm_call.run,
         norm,
         u,
         *fcs,
@@ -114,7 +115,11 @@ def run_norm(
         post=se.post,
         backend=se.backend,
     )
-    return told(listeners, call, partial(live.normed, norm, u, pre)) if listeners else call()
+    return (
+        call_observed(observers, call, partial(norm_call.normed, norm, u, pre))
+        if observers
+        else call()
+    )
 
 
 def _is_one_call(norm, se, u) -> bool:
@@ -122,7 +127,7 @@ def _is_one_call(norm, se, u) -> bool:
     return (
         type(u) in TENSORS
         and not is_traced(u)
-        and live.is_batch_norm(norm)
+        and norm_call.is_batch_norm(norm)
         and guards.is_valid(se, _OBSERVED)
         and se.squeeze == "avg"
     )
@@ -133,18 +138,18 @@ def _is_sharded(norm, u) -> bool:
     torch's own call gathers it on every process."""
     return (
         class_path(type(u)) == "torch.distributed.tensor.DTensor"
-        and is_plain(norm, *live.NORMS)
-        and not live.is_of_the_batch(norm)
+        and is_plain(norm, *norm_call.NORMS)
+        and not norm_call.is_of_the_batch(norm)
     )
 
 
 def _infer(norm, se, u, residual, pre):
     """y of an inference, past autograd and ops; None where the long way is to be taken."""
-    of_norm = live.inferred_with(norm)
+    of_norm = norm_call.inferred_with(norm)
     if of_norm is None or not guards.is_valid(se, PLAIN):
         return None
     of_se = se.__dict__
-    return direct.run_norm(
+    return fast_path.run_norm(
         u,
         *se.weights(),
         residual,

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-from se_kernels import dispatch
+from se_kernels.core import dispatch
 
 SEEN, SKIPPED, OBSERVED = range(3)  # how the call of a watched module is taken, see Watch.call
 

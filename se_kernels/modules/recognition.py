@@ -12,8 +12,8 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.compiler import is_exporting
 
-from se_kernels import guards
-from se_kernels.checks import DTYPES
+from se_kernels.core import guards
+from se_kernels.core.checks import DTYPES
 
 # What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
 # itself what an operation on it means.

@@ -3,7 +3,7 @@
 import torch
 
 from se_kernels.backends.cpu.extension import DTYPES
-from se_kernels.layout import walk
+from se_kernels.core.layout import walk
 
 
 def phase(x, s, layout, squeeze="avg", post="none"):

@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from torch import nn
 
-from se_kernels.fusion.block import Block
-from se_kernels.fusion.reading import Misfit, check_fc
-from se_kernels.fusion.run import child
+from se_kernels.surgery.call import child
+from se_kernels.surgery.match import Misfit, check_fc
+from se_kernels.surgery.steps import ExcitationSteps
 
-Adapter = Callable[[nn.Module], Block]
+Adapter = Callable[[nn.Module], ExcitationSteps]
 
 
 class Family(NamedTuple):
-    """Modules of one class, and the ``Block`` that each is."""
+    """Modules of one class, and the ``ExcitationSteps`` that each is."""
 
     cls: type  # the class, among a module's, whose forward the block is
     adapter: Adapter
@@ -25,41 +25,47 @@ class Family(NamedTuple):
 class _Known(NamedTuple):
     name: str  # of the class
     fcs: tuple[str, ...]
-    block: Block
+    block: ExcitationSteps
 
 
 _KNOWN = (
     # timm.layers.squeeze_excite; bn is an nn.Identity or a norm
-    _Known("SEModule", ("fc1", "fc2"), Block(("fc1", "bn", "act", "fc2", "gate"))),
-    _Known("EffectiveSEModule", ("fc",), Block(("fc", "gate"))),
-    _Known("SqueezeExciteCl", ("fc1", "fc2"), Block(("fc1", "act", "fc2", "gate"), layout="nhwc")),
+    _Known("SEModule", ("fc1", "fc2"), ExcitationSteps(("fc1", "bn", "act", "fc2", "gate"))),
+    _Known("EffectiveSEModule", ("fc",), ExcitationSteps(("fc", "gate"))),
+    _Known(
+        "SqueezeExciteCl",
+        ("fc1", "fc2"),
+        ExcitationSteps(("fc1", "act", "fc2", "gate"), layout="nhwc"),
+    ),
     # timm.models._efficientnet_blocks
     _Known(
         "SqueezeExcite",
         ("conv_reduce", "conv_expand"),
-        Block(("conv_reduce", "act1", "conv_expand", "gate")),
+        ExcitationSteps(("conv_reduce", "act1", "conv_expand", "gate")),
     ),
     # timm.models.senet
-    _Known("SEModule", ("fc1", "fc2"), Block(("fc1", "relu", "fc2", "sigmoid"))),
+    _Known("SEModule", ("fc1", "fc2"), ExcitationSteps(("fc1", "relu", "fc2", "sigmoid"))),
     # timm.models.hgnet
-    _Known("EseModule", ("conv",), Block(("conv", "sigmoid"))),
+    _Known("EseModule", ("conv",), ExcitationSteps(("conv", "sigmoid"))),
     # torchvision.ops
     _Known(
         "SqueezeExcitation",
         ("fc1", "fc2"),
-        Block(("fc1", "activation", "fc2", "scale_activation"), pool="avgpool"),
+        ExcitationSteps(("fc1", "activation", "fc2", "scale_activation"), pool="avgpool"),
     ),
     # transformers: regnet; efficientnet and its copy in align; pp_lcnet and its later versions
     _Known(
         "RegNetSELayer",
         ("attention.0", "attention.2"),
-        Block(("attention.0", "attention.1", "attention.2", "attention.3"), pool="pooler"),
+        ExcitationSteps(
+            ("attention.0", "attention.1", "attention.2", "attention.3"), pool="pooler"
+        ),
     ),
     *(
         _Known(
             name,
             ("reduce", "expand"),
-            Block(("reduce", "act_reduce", "expand", "act_expand"), pool="squeeze"),
+            ExcitationSteps(("reduce", "act_reduce", "expand", "act_expand"), pool="squeeze"),
         )
         for name in ("EfficientNetSqueezeExciteLayer", "AlignVisionSqueezeExciteLayer")
     ),
@@ -67,7 +73,7 @@ _KNOWN = (
         _Known(
             f"{name}SqueezeExcitationModule",
             ("convolutions.0", "convolutions.2"),
-            Block(tuple(f"convolutions.{i}" for i in range(4)), pool="avg_pool"),
+            ExcitationSteps(tuple(f"convolutions.{i}" for i in range(4)), pool="avg_pool"),
         )
         for name in ("PPLCNet", "PPLCNetV3", "PPLCNetV4")
     ),
@@ -83,7 +89,7 @@ def register_family(cls: type[nn.Module], adapter: Adapter) -> None:
     Args:
         cls: the class; its forward takes x alone and returns y = s * x, both (N, C, H, W), or
             (N, H, W, C) where the block says so.
-        adapter: called with a module, returns its ``Block``.
+        adapter: called with a module, returns its ``ExcitationSteps``.
 
     A wrong adapter is noticed at ``fuse``, which compares the module with its block on random
     numbers, forward and backward.
@@ -118,7 +124,7 @@ def family_of(module: nn.Module) -> Family | None:
     return None
 
 
-def _known_block(module: nn.Module) -> Block:
+def _known_block(module: nn.Module) -> ExcitationSteps:
     names = {cls.__name__ for cls in type(module).__mro__}
     known = [known for known in _KNOWN if known.name in names]
     children = set(module._modules)
@@ -133,6 +139,6 @@ def _known_block(module: nn.Module) -> Block:
     raise Misfit(f"expected the children {expected}; got {', '.join(sorted(children)) or 'none'}")
 
 
-def _children_of(block: Block) -> set[str]:
+def _children_of(block: ExcitationSteps) -> set[str]:
     names = {name.partition(".")[0] for name in block.excitation}
     return names if block.pool is None else names | {block.pool}

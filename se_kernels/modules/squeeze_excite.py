@@ -5,10 +5,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from se_kernels import guards, reference
+from se_kernels import reference
+from se_kernels.core import guards
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 from se_kernels.functional import squeeze_excite
-from se_kernels.pieces import ACT_MODULES, GATE_MODULES, act_of, alike, gate_of, is_traced, weights
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from se_kernels.modules.recognition import (
+    ACT_MODULES,
+    GATE_MODULES,
+    act_of,
+    alike,
+    gate_of,
+    is_traced,
+    weights,
+)
 
 _TIMM_NAMES = {"swish": "silu", "hard_swish": "hardswish", "hard_sigmoid": "hardsigmoid"}
 
@@ -143,11 +153,11 @@ class SqueezeExcite(nn.Module):
         y = x * self._excite(reference.squeeze(x, self.squeeze, keepdim=True))
         if residual is not None:
             y = _add(y, residual)
-        return reference.activate(y) if self.post == "relu" else y
+        return activate(y) if self.post == "relu" else y
 
     def _excite(self, z: Tensor) -> Tensor:
-        h = reference.activate(self.bn(self.fc1(z)), self.act, self.act_slope)
-        return reference.open_gate(self.fc2(h), self.gate)
+        h = activate(self.bn(self.fc1(z)), self.act, self.act_slope)
+        return open_gate(self.fc2(h), self.gate)
 
     def extra_repr(self) -> str:
         parts = [f"squeeze={self.squeeze!r}, act={self.act!r}, gate={self.gate!r}"]

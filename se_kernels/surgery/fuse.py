@@ -2,19 +2,19 @@
 
 from torch import nn
 
-from se_kernels import guards
-from se_kernels.fusion import probe
-from se_kernels.fusion.block import Block
-from se_kernels.fusion.blocks import Surroundings, surroundings_of
-from se_kernels.fusion.families import Family, family_of
-from se_kernels.fusion.reading import Misfit, Refusal, channels_of, read
-from se_kernels.fusion.report import FuseReport
-from se_kernels.fusion.run import Plan
-from se_kernels.fusion.swap import fused_class, is_fused, original_class, swap, swap_back
-from se_kernels.fusion.tail import Tail
-from se_kernels.fusion.tail_reading import channels_into, read_tail
-from se_kernels.module import SqueezeExcite
-from se_kernels.pieces import class_path
+from se_kernels.core import guards
+from se_kernels.modules.recognition import class_path
+from se_kernels.modules.squeeze_excite import SqueezeExcite
+from se_kernels.surgery import verify
+from se_kernels.surgery.block_call import Tail
+from se_kernels.surgery.block_match import channels_into, read_tail
+from se_kernels.surgery.block_specs import BlockSpec, block_spec_of
+from se_kernels.surgery.call import Plan
+from se_kernels.surgery.match import Misfit, Refusal, channels_of, read
+from se_kernels.surgery.report import FuseReport
+from se_kernels.surgery.specs import Family, family_of
+from se_kernels.surgery.steps import ExcitationSteps
+from se_kernels.surgery.swap import fused_class, is_fused, original_class, swap, swap_back
 
 LEVELS = ("layer", "block")
 
@@ -97,7 +97,7 @@ def _fuse_blocks(model: nn.Module) -> tuple[dict[nn.Module, Tail], dict[nn.Modul
     apart: dict[nn.Module, str] = {}
     judged: dict[tuple, str | None] = {}
     for module in model.modules():
-        if (found := surroundings_of(module)) is not None:
+        if (found := block_spec_of(module)) is not None:
             try:
                 plans[module] = _tail_plan(module, *found, judged)
             except Refusal as refusal:
@@ -127,14 +127,14 @@ def _plan(module: nn.Module, family: Family) -> Plan:
     forward = _forward_of(module, family.cls, "plan")
     block = _block_of(module, family)
     plan = read(module, block, original_class(module))
-    reason = probe.why_not(module, forward, plan, channels_of(module, block) or 8)
+    reason = verify.why_not(module, forward, plan, channels_of(module, block) or 8)
     if reason is not None:
         raise Misfit(reason)
     guards.verify(plan.watch)
     return plan
 
 
-def _tail_plan(module: nn.Module, family: type, around: Surroundings, judged: dict) -> Tail:
+def _tail_plan(module: nn.Module, family: type, around: BlockSpec, judged: dict) -> Tail:
     """The plan of a block that computes what its family does; of those that are alike but for the
     sizes of their layers one is judged. Raises Refusal."""
     forward = _forward_of(module, family, "tail")
@@ -145,7 +145,7 @@ def _tail_plan(module: nn.Module, family: type, around: Surroundings, judged: di
     key = (forward, repr(plan), repr(own), layers)
     if key not in judged:
         channels = channels_into(module, plan) or 8
-        judged[key] = probe.why_not_tail(module, forward, plan, channels)
+        judged[key] = verify.why_not_tail(module, forward, plan, channels)
     if judged[key] is not None:
         raise Refusal(judged[key])
     guards.verify(plan.watch)
@@ -165,13 +165,13 @@ def _forward_of(module, family: type, way: str):
     return cls.forward
 
 
-def _block_of(module, family) -> Block:
+def _block_of(module, family) -> ExcitationSteps:
     try:
         block = family.adapter(module)
     except Refusal:
         raise
     except Exception as error:
         raise Misfit(f"raised {type(error).__name__}: {error}") from error
-    if not isinstance(block, Block):
-        raise Misfit(f"expected a se_kernels.Block, got {block!r}")
+    if not isinstance(block, ExcitationSteps):
+        raise Misfit(f"expected a se_kernels.ExcitationSteps, got {block!r}")
     return block

@@ -1,17 +1,17 @@
-"""Reads a block by its ``Surroundings``: the plan of its fused call, or why there is none."""
+"""Reads a block by its ``BlockSpec``: the plan of its fused call, or why there is none."""
 
 from torch import nn
 
-from se_kernels import guards
-from se_kernels.fusion.blocks import Surroundings
-from se_kernels.fusion.reading import Refusal, check_parameters, check_untouched, watch_paths
-from se_kernels.fusion.run import Path, child, plan_of
-from se_kernels.fusion.tail import Tail, excitation_of, has_act, is_norm
-from se_kernels.pieces import act_of, class_path
-from se_kernels.variants import PRES
+from se_kernels.core import guards
+from se_kernels.core.variants import PRES
+from se_kernels.modules.recognition import act_of, class_path
+from se_kernels.surgery.block_call import Tail, excitation_of, has_act, is_norm
+from se_kernels.surgery.block_specs import BlockSpec
+from se_kernels.surgery.call import Path, child, plan_of
+from se_kernels.surgery.match import Refusal, check_parameters, check_untouched, watch_paths
 
 
-def read_tail(module: nn.Module, around: Surroundings, cls: type[nn.Module]) -> Tail:
+def read_tail(module: nn.Module, around: BlockSpec, cls: type[nn.Module]) -> Tail:
     """The plan of ``module``'s fused call, ``cls`` being its class before it was fused. Raises
     Refusal."""
     norm_path, se_path = _path(around.norm), _path(around.se)

@@ -1,7 +1,7 @@
-"""Hooks on an SE block that hear its calls and change nothing.
+"""Hooks on an SE block that observe its calls and change nothing.
 
-A call that computes more than the block, its norm too, calls the block's module no more, and steps
-aside where that is hooked. Not for these: it tells them of the block itself.
+A fused call of a norm and its block no longer calls the block's module, and gives way if that has
+hooks. Observers are the exception: the fused call notifies them itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from se_kernels import guards
+from se_kernels.core import guards
 
 
-class Listener:
-    """What hears the calls of one module, while ``attached``. A subclass defines both methods."""
+class Observer:
+    """Observes the calls of one module while ``attached``. A subclass defines both methods."""
 
     def begin(self) -> None:
         """The block is about to be computed."""
@@ -51,7 +51,7 @@ def inputs_of(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
     return x, rest[0] if rest else residual
 
 
-def listeners_of(module: nn.Module) -> tuple[Listener, ...] | None:
+def observers_of(module: nn.Module) -> tuple[Observer, ...] | None:
     """Those attached, in the order of their calls; None where a call is intercepted otherwise."""
     state = module.__dict__
     if not guards.is_intercepted(module):
@@ -60,19 +60,21 @@ def listeners_of(module: nn.Module) -> tuple[Listener, ...] | None:
         return None
     before = [getattr(hook, "__self__", None) for hook in state["_forward_pre_hooks"].values()]
     after = [getattr(hook, "__self__", None) for hook in state["_forward_hooks"].values()]
-    hear = all(isinstance(listener, Listener) for listener in (*before, *after))
+    hear = all(isinstance(observer, Observer) for observer in (*before, *after))
     return tuple(before) if hear and before == after[::-1] else None
 
 
-def told(listeners, call: Callable[[], Tensor], x_of: Callable[[], Tensor]) -> Tensor:
-    """``call()``, of which the listeners hear as of a call of their module."""
+def call_observed(observers, call: Callable[[], Tensor], x_of: Callable[[], Tensor]) -> Tensor:
+    """``call()``, with the observers notified as by a call of their module."""
+    if not observers:
+        return call()
     y, begun = None, []
     try:
-        for listener in listeners:
-            listener.begin()
-            begun.append(listener)
+        for observer in observers:
+            observer.begin()
+            begun.append(observer)
         y = call()
         return y
     finally:
-        for listener in reversed(begun):
-            listener.end(y, x_of)
+        for observer in reversed(begun):
+            observer.end(y, x_of)

@@ -5,6 +5,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from se_kernels.backends import cpu, cuda, triton
 
@@ -59,12 +60,12 @@ def choose(x: Tensor, backend: str | None = None) -> str:
 
 
 def native_direct():
-    """The native module with the calls of ``se_kernels.direct``, or None where there is none."""
+    """The native module with the calls of ``fast_path``, or None if there is none."""
     return cpu.native_direct
 
 
 def native_guard():
-    """The native module with the calls of ``se_kernels.guards``, or None where there is none."""
+    """The native module with the calls of ``guards``, or None if there is none."""
     return cpu.extension._C
 
 
@@ -96,3 +97,9 @@ def architecture(index: int) -> str:
 def get(name: str):
     """The module of a backend chosen by ``choose``; it has a function for each op of ``ops``."""
     return BACKENDS[name]
+
+
+def under_transform() -> bool:
+    """Whether the definition is to run: transforms do not see through the registered ops."""
+    # torch.func and forward-mode AD see through the definition, not through the registered ops
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
