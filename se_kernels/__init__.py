@@ -14,7 +14,6 @@ __version__ = _requirements.version()
 
 __all__ = [
     "BatchNormSqueezeExcite",
-    "Block",
     "ConstantGate",
     "ExcitationSteps",
     "FuseReport",
