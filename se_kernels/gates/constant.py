@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_kernels.checks import DTYPES, check_tensor_type
+from se_kernels.core.checks import DTYPES, check_tensor_type
+from se_kernels.core.variants import POSTS
 from se_kernels.functional import scale
-from se_kernels.variants import POSTS
 
 
 class ConstantGate(nn.Module):

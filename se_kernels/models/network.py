@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_kernels.checks import check_count
-from se_kernels.pieces import is_traced
+from se_kernels.core.checks import check_count
+from se_kernels.modules.recognition import is_traced
 
 
 class Network(nn.Module):
