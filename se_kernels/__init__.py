@@ -1,6 +1,7 @@
 """Fused squeeze-and-excitation blocks ("Squeeze-and-Excitation Networks", Hu et al.)."""
 
 from se_kernels import _requirements, models, reference  # _requirements first
+from se_kernels import pickles as _pickles  # noqa: F401 - old names too
 from se_kernels.core import flops as _flops  # noqa: F401 - registers them
 from se_kernels.core.dispatch import available_backends
 from se_kernels.functional import batch_norm_squeeze_excite, scale, squeeze, squeeze_excite

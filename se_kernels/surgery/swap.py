@@ -23,23 +23,34 @@ class Fused(nn.Module):
         parts = (super().extra_repr(), "" if plan is None else plan.describe())
         return ", ".join(part for part in parts if part)
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        kinds = {"se_kernels_plan": Plan, "se_kernels_tail": Tail}
+        if not all(isinstance(state[name], kinds[name]) for name in kinds if name in state):
+            from se_kernels.surgery.fuse import fuse  # which makes these classes
+
+            level = "block" if "se_kernels_tail" in state else "layer"
+            for name in kinds:
+                self.__dict__.pop(name, None)
+            fuse(self, level)  # a plan of an earlier version: see se_kernels.pickles
+
 
 @functools.cache
 def fused_class(cls: type[nn.Module], way: str) -> type[nn.Module]:
     """The subclass of ``cls`` whose forward is fused: "plan", the SE module that it is, or "tail",
     the SE module in it with what is around."""
     forward = _fused_forward(cls, *_WAYS[way])
-    # a pickle names the class as one of this module, see __getattr__
+    # a pickle names the class as one of that module, see class_named
     name = "|".join((way, cls.__module__, cls.__qualname__)).replace(".", "/")
-    body = {"forward": forward, "__module__": __name__, "__qualname__": name}
+    body = {"forward": forward, "__module__": "se_kernels.pickles", "__qualname__": name}
     return type(f"Fused{cls.__name__}", (Fused, cls), body)
 
 
-def __getattr__(name: str) -> type[nn.Module]:
-    """The fused class that a pickle names."""
+def class_named(name: str) -> type[nn.Module]:
+    """The fused class that a pickle names. AttributeError where it names none."""
     way, *path = name.replace("/", ".").split("|")
     if way not in _WAYS or len(path) != 2:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module 'se_kernels.pickles' has no attribute {name!r}")
     found = importlib.import_module(path[0])
     for part in path[1].split("."):
         found = getattr(found, part)

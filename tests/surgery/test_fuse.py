@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import pickletools
 
 import numpy
 import pytest
@@ -918,3 +919,44 @@ def test_slopes_as_torch_takes_them(slope):
         torch.testing.assert_close(
             fused.double()(images(1, CHANNELS, 2, 2)), unfused.double()(images(1, CHANNELS, 2, 2))
         )
+
+
+@pytest.mark.parametrize("level", ["layer", "block"])
+def test_pickles_name_what_stays(level):
+    """A module of the library may move; what a pickle names may not."""
+    model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.ReLU(), SEModule(CHANNELS))
+    assert se_kernels.fuse(model, level).fused
+    named = {
+        argument.partition(" ")[0]
+        for opcode, argument, _ in pickletools.genops(pickle.dumps(model, 2))
+        if opcode.name == "GLOBAL"
+    }
+    assert {n for n in named if n.startswith("se_kernels")} == {"se_kernels.pickles"}
+
+
+@pytest.mark.parametrize("level", ["layer", "block"])
+def test_a_pickle_of_an_earlier_version_is_read_anew(level):
+    """Before se_kernels.pickles: names of modules that are gone, plans of other fields."""
+
+    def global_(name):
+        module, _, name = name.rpartition(".")
+        return pickle.loads(f"c{module}\n{name}\n.".encode())
+
+    model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.ReLU(), SEModule(CHANNELS))
+    unfused = copy.deepcopy(model)
+    se_kernels.fuse(model, level)
+    restore = global_("se_kernels.fusion.swap.restore")
+    loaded = {}
+    for module, way, kind in ((model[2], "plan", "run.Plan"), (model, "tail", "tail.Tail")):
+        if f"se_kernels_{way}" in vars(module):
+            twin = restore(se_kernels.surgery.swap.original_class(module), way)
+            old = global_(f"se_kernels.fusion.{kind}")(1, "fields", "of then")
+            twin.__setstate__(vars(module) | {f"se_kernels_{way}": old})
+            assert getattr(twin, f"se_kernels_{way}") == getattr(module, f"se_kernels_{way}")
+            loaded[way] = twin
+    twin = loaded.get("tail", nn.Sequential(*unfused[:2], loaded["plan"]))
+    compare(unfused, twin, images(2, CHANNELS, 4, 5), torch.float64)
+    assert global_("se_kernels.module.SqueezeExcite") is se_kernels.SqueezeExcite
+    assert global_("se_kernels.norm.module.BatchNormSqueezeExcite") is (
+        se_kernels.BatchNormSqueezeExcite
+    )
