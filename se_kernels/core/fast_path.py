@@ -38,8 +38,8 @@ def can_bypass_dispatcher(backend: str | None = None) -> bool:
         is_compiling()  # first: a compiler sees the rest as false
         or is_grad_enabled()
         or (backend or dispatch.DEFAULT) not in (None, "cpu")
-        or is_function_seen()
         or is_op_seen()
+        or (_len_torch_function_stack() and is_function_seen())
     )
 
 

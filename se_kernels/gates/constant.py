@@ -19,6 +19,10 @@ class ConstantGate(nn.Module):
     Raises:
         TypeError: s is no tensor.
         ValueError: s of another shape or dtype, or an unknown post.
+
+    Example:
+        >>> se_kernels.ConstantGate(torch.tensor([0.5, 2.0]))(torch.ones(1, 2, 1, 1)).flatten()
+        tensor([0.5000, 2.0000])
     """
 
     def __init__(self, s: Tensor | None = None, *, post: str = "none", nhwc: bool = False):
