@@ -50,8 +50,11 @@ class SqueezeExciteFunction(torch.autograd.Function):
             return (None,) * 8
         x, w1, w2, b1, b2, mask, z, a, s = ctx.saved_tensors
         *needs, need_dr = ctx.needs_input_grad[:6]
-        squeeze, act, act_slope, gate = ctx.excitation
-        variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate)
+
+        def definition(*inputs):
+            squeeze, act, act_slope, gate = ctx.excitation
+            variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate)
+            return reference.squeeze_excite(*inputs, **variant)
 
         def native(dy, mask, write_dr):
             need_dx, *need_weights = needs
@@ -61,7 +64,6 @@ class SqueezeExciteFunction(torch.autograd.Function):
             )
             return dr, (dx, *gradients)
 
-        definition = partial(reference.squeeze_excite, **variant)
         inputs = x, w1, w2, b1, b2
         dr, gradients = _gradients(ctx.layout, dy, mask, inputs, needs, need_dr, definition, native)
         return *gradients, dr if need_dr else None, None, None
