@@ -1,13 +1,14 @@
 """The gradients of the block as one node of the graph, with a batch norm before it or without."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from se_kernels import reference
+from se_kernels.backends.protocol import Forward, NormForward
 from se_kernels.core import batch_statistics, distributed, ops
 from se_kernels.core.differentiation import (
     Undifferentiable,
@@ -31,20 +32,29 @@ class SqueezeExciteFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *args) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         return SqueezeExciteFunction.run(ctx, *args)[0]
 
     @staticmethod
-    def run(ctx, x, w1, w2, b1, b2, residual, *variant):
-        outputs = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant)
+    def run(
+        ctx: Any,
+        x: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        b1: Tensor | None,
+        b2: Tensor | None,
+        residual: Tensor | None,
+        *variant: Any,
+    ) -> tuple[Tensor, ...]:
+        outputs: Forward = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant)
         _, mask, z, a, s = outputs
         ctx.excitation, ctx.backend = variant[:4], variant[5]
-        mask, ctx.layout = keep_mask(mask, x, variant[4])
-        ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
+        kept, ctx.layout = keep_mask(mask, x, variant[4])
+        ctx.save_for_backward(x, w1, w2, b1, b2, kept, z, a, s)
         return outputs
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 12
         x, w1, w2, b1, b2, mask, z, a, s = ctx.saved_tensors
@@ -52,7 +62,9 @@ class SqueezeExciteFunction(torch.autograd.Function):
         squeeze, act, act_slope, gate = ctx.excitation
         variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate)
 
-        def native(dy, mask, write_dr):
+        def native(
+            dy: Tensor, mask: Tensor | None, write_dr: bool
+        ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
             need_dx, *need_weights = needs
             wants = [need_dx, write_dr, *need_weights]
             dx, dr, *gradients = ops.below(
@@ -70,7 +82,7 @@ class Joint(NamedTuple):
     """The processes whose batches are normalised together, and how many numbers per channel."""
 
     group: object
-    count: Tensor
+    count: Tensor  # type: ignore[assignment] # not tuple.count
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
@@ -84,7 +96,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *args) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         y, *_, moved = BatchNormSqueezeExciteFunction.run(ctx, *args)
         _, _, _, _, mean, var, *_, backend = args
         store_moved(mean, var, moved, backend)
@@ -92,23 +104,26 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
     @staticmethod
     def run(
-        ctx, joint, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
-        training, momentum, eps, pre, act, act_slope, gate, post, keep, backend,
-    ):  # fmt: skip
-        outputs = ops.below(
+        ctx: Any, joint: "Joint | None", u: Tensor, bn_weight: Tensor | None,
+        bn_bias: Tensor | None, mean: Tensor | None, var: Tensor | None, means: Tensor | None,
+        w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None, residual: Tensor | None,
+        training: bool, momentum: float, eps: float, pre: str, act: str, act_slope: float,
+        gate: str, post: str, keep: bool, backend: str,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        outputs: NormForward = ops.below(
             ops.norm_forward, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
             training, momentum, eps, pre, act, act_slope, gate, post, post == "relu", backend,
         )  # fmt: skip
         _, mask, numbers, a, _ = outputs
-        mask, ctx.layout = keep_mask(mask, u, post)
+        kept, ctx.layout = keep_mask(mask, u, post)
         of = (None, None) if training or joint is not None else (mean, var)
-        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, numbers, a)
+        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, kept, *of, numbers, a)
         ctx.joint, ctx.training, ctx.backend = joint, training or joint is not None, backend
         ctx.eps, ctx.variant = eps, (pre, act, act_slope, gate)
         return outputs
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 22
         saved = ctx.saved_tensors  # which a checkpoint lets be read once
@@ -119,12 +134,16 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
         group = None if ctx.joint is None else ctx.joint.group
         variant = dict(pre=pre, act=act, act_slope=act_slope, gate=gate, eps=ctx.eps)
 
-        def definition(u, bn_weight, bn_bias, *fcs):
+        def definition(
+            u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, *fcs: Any
+        ) -> Tensor:
             return reference.batch_norm_squeeze_excite(
                 u, bn_weight, bn_bias, mean, var, *fcs, **variant, process_group=group
             )
 
-        def native(dy, mask, write_dr):
+        def native(
+            dy: Tensor, mask: Tensor | None, write_dr: bool
+        ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
             return _norm_gradients(ctx, saved, dy, mask, needs, write_dr)
 
         dr, gradients = _gradients(ctx.layout, dy, mask, inputs, needs, need_dr, definition, native)
@@ -133,15 +152,27 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
 
 def _gradients(
-    layout, dy, mask, inputs, needs, need_dr, definition: Callable[..., Tensor], native: Callable
-):
+    layout: str | None,
+    dy: Tensor,
+    mask: Tensor | None,
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    need_dr: bool,
+    definition: Callable[..., Tensor],
+    native: Callable[..., Any],
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
     """dr (N, C, H, W) if it is needed, and of the ``inputs`` the gradients that are, else None.
 
     Under ``create_graph`` those of the ``definition`` of the inputs; else
     ``native(dy, mask, write_dr)``, which returns dr, if it is to be written, and all gradients.
     """
     x, again = inputs[0], torch.is_grad_enabled()
-    if mask is not None and (again or not (any(needs) and lies_as(x, layout))):
+    if (
+        mask is not None
+        and x is not None
+        and layout is not None
+        and (again or not (any(needs) and lies_as(x, layout)))
+    ):
         dy, mask = masked(dy, mask, x, layout), None
     if again:
         return dy, gradients_of(definition, inputs, needs, dy)
@@ -152,7 +183,14 @@ def _gradients(
     return dr if write_dr else dy, only_needed(gradients, needs)
 
 
-def _norm_gradients(ctx, saved, dy, mask, needs, write_dr):
+def _norm_gradients(
+    ctx: Any,
+    saved: tuple[Tensor, ...],
+    dy: Tensor,
+    mask: Tensor | None,
+    needs: Sequence[bool],
+    write_dr: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """dr (N, C, H, W) if it is to be written, and the gradients of u, bn_weight, bn_bias, w1, w2,
     b1, b2."""
     u, bn_weight, bn_bias, w1, w2, *_, numbers, a = saved
@@ -167,7 +205,9 @@ def _norm_gradients(ctx, saved, dy, mask, needs, write_dr):
     if joint is not None:  # every process takes part, whatever it needs
         of_all = distributed.total(torch.stack((d_weight, d_bias)), joint.group)
         if need_u:
-            adds = batch_statistics.through_statistics(numbers[:4], *of_all, joint.count)
+            adds = batch_statistics.through_statistics(
+                numbers[:4], of_all[0], of_all[1], joint.count
+            )
             g, g_mask = (dr, None) if write_dr else (dy, mask)
             s = numbers[4 + u.shape[0] :]
             du = ops.below(
@@ -176,14 +216,14 @@ def _norm_gradients(ctx, saved, dy, mask, needs, write_dr):
     return dr, (du, _as(d_weight, bn_weight), _as(d_bias, bn_bias), *fcs)
 
 
-def _as(gradient, parameter):
+def _as(gradient: Tensor, parameter: Tensor | None) -> Tensor:
     """In the dtype of the parameter, if there is one."""
     if parameter is None or gradient.dtype == parameter.dtype:
         return gradient
     return gradient.to(parameter.dtype)
 
 
-def _apply(*args):
+def _apply(*args: Any) -> tuple[Tensor, ...]:
     *_, keep, _ = args
     if args[5] is not None:  # means: of several processes, whose exchange a graph does not hold
         raise RuntimeError(
@@ -194,12 +234,17 @@ def _apply(*args):
     return y, mask if keep else mask.new_empty(0), *rest
 
 
-def _apply_inference(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
-    *variant, backend = variant
-    return BatchNormSqueezeExciteFunction.apply(
+def _apply_inference(
+    u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor, var: Tensor,
+    eps: float, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, *variant: Any,
+) -> Tensor:  # fmt: skip
+    *names, backend = variant
+    y: Tensor = BatchNormSqueezeExciteFunction.apply(  # type: ignore[no-untyped-call]
         None, u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual, False, 0.0,
-        eps, *variant, True, backend,
+        eps, *names, True, backend,
     )  # fmt: skip
+    return y
 
 
 _NormOp = of_op(BatchNormSqueezeExciteFunction)
