@@ -21,7 +21,7 @@ testing = importlib.import_module("click.testing")
 ImageFolder = importlib.import_module("se_kernels.analysis").ImageFolder
 digits = importlib.import_module("examples.digits.__main__")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--size", 8, "--blocks", 1, "--width", 8, "--seeds", 1)
 
 

@@ -18,7 +18,7 @@ from host_gpu import is_on_host
 
 import se_kernels
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SANITIZED = os.environ.get("SE_KERNELS_SANITIZED")  # the folder of the sanitized installation
 
 build_info = pytest.importorskip("se_kernels._build_info", reason="the package was never built")

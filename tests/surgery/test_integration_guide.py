@@ -18,7 +18,7 @@ for module in ("onnx", "onnxscript", "torchvision", "timm", "transformers"):
     pytest.importorskip(module, exc_type=(ImportError, RuntimeError))
 markdown_it = pytest.importorskip("markdown_it")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GUIDES = (ROOT / "docs" / "integration.md", *sorted((ROOT / "docs" / "libraries").glob("*.md")))
 
 

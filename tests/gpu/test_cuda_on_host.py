@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from host_gpu import Gpu
+from host_gpu import ROOT, Gpu
 from host_selftest import LIBRARY, LaunchError, Selftest
 
 SANITIZED = "SE_KERNELS_SANITIZED" in os.environ
@@ -219,7 +219,7 @@ def test_a_write_past_the_shared_memory_is_found_at_the_end(host):
 @pytest.mark.skipif(not SANITIZED, reason="needs AddressSanitizer")
 def test_a_write_past_the_shared_memory_is_found_by_the_sanitizer():
     script = f"import test_cuda_on_host as t; t.Selftest(t.LIBRARY).launch(**{PAST!r})"
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
     result = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -13,7 +13,7 @@ from se_kernels.models import SE, ResNet, Stage
 from se_kernels.models.network import check_images, initialise
 from se_kernels.models.se import EagerSqueezeExcite
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 STAGES = [Stage((8, 8, 32), 1, 1), Stage((16, 16, 64), 2, 2)]
 
 

@@ -27,7 +27,7 @@ from tools.gpu.results import KINDS, Results
 from tools.gpu.stages import Step
 from tools.gpu.steps import Command
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Machine("a GPU", "2.13", "9.0", {"cuda": None, "triton": None, "cpu": "not a GPU's"})
 HANGS = "import time; print('  verify cuda: conv2', flush=True); time.sleep(60)"
 CRASHES = (

@@ -21,7 +21,7 @@ from cuda_listing import KERNELS, Kernel, amiss, least, read_code, read_usage, t
 
 from se_kernels.backends.cuda import library as kernels
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = os.environ.get("SE_KERNELS_CUDA_BUILD")  # what `make cuda` has built
 OPERATIONS = ("forward", "backward", "squeeze", "scale", "scale_backward", "squeeze_backward")
 NORM_OPERATIONS = tuple(f"norm_{phase}" for phase in cuda_listing.NORM_PHASES)

@@ -23,7 +23,7 @@ figures = importlib.import_module("se_kernels.analysis.figures")
 Image = importlib.import_module("PIL.Image")
 CliRunner = importlib.import_module("click.testing").CliRunner
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "analysis.md"
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "analysis.md"
 CLASSES = ("ant", "bee", "cat")
 LAYERS = ["layer1.0.se", "layer2.0.se", "layer2.1.se"]
 SIZE = 8

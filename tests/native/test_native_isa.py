@@ -15,17 +15,17 @@ pytestmark = [
     pytest.mark.skipif(cpu.why_not() is not None, reason=f"no native core: {cpu.why_not()}"),
 ]
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 
 # Values, gradients and conversions in every dtype; not all variants, whose code is common.
 SUBSET = [
-    "test_conversions.py",
-    "test_squeeze_excite.py::test_sizes",
-    "test_squeeze_excite.py::test_weights_of_another_dtype",
-    "test_odd_tensors.py::test_nan_anywhere_is_the_maximum",
-    "test_odd_tensors.py::test_ties_of_a_maximum_share_its_gradient_evenly",
-    "test_sharing.py::test_large_outputs",
+    "ops/test_conversions.py",
+    "ops/test_squeeze_excite.py::test_sizes",
+    "ops/test_squeeze_excite.py::test_weights_of_another_dtype",
+    "ops/test_odd_tensors.py::test_nan_anywhere_is_the_maximum",
+    "ops/test_odd_tensors.py::test_ties_of_a_maximum_share_its_gradient_evenly",
+    "ops/test_sharing.py::test_large_outputs",
 ]
 
 

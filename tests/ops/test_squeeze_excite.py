@@ -27,7 +27,7 @@ def test_automatic_choice_is_the_native_backend():
     assert se_kernels.core.dispatch.choose(torch.empty(1, 1, 1, 1)) == "cpu"
 
 
-@pytest.mark.sampled(every=13)
+@pytest.mark.sampled(every=26)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("act", ACTS)
@@ -87,7 +87,7 @@ def test_sizes(kernel, device, shape, reduced, layout, dtype):
     check_kernel(kernel, device, tail)
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=9)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_of_another_dtype(kernel, device, dtype, weight_dtype):

@@ -1,14 +1,12 @@
 """The CUDA sweeps with a batch norm: every cut of every shape, blocks in any order, on pretended
-GPUs of every size. test_norm_phases.py judges each sweep on this backend too."""
+GPUs of every size. norm_sweeps.py judges each sweep on this backend too."""
 
 import pytest
 import torch
 from host_gpu import CUDA, Gpu, HostGpu
 from hypothesis import given
 from hypothesis import strategies as st
-from operator_cases import DTYPES
-from random_cases import random_cases
-from test_norm_phases import (
+from norm_sweeps import (
     Case,
     cases,
     check_moments,
@@ -18,6 +16,8 @@ from test_norm_phases import (
     check_squeeze_backward,
     make,
 )
+from operator_cases import DTYPES
+from random_cases import random_cases
 
 from se_kernels.backends import cuda
 from se_kernels.backends.cuda import library
