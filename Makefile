@@ -124,7 +124,7 @@ gpu:
 NATIVE_SOURCES := find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu'
 
 lint: $(PY)
-	$(call need,lint)
+	$(call need,torch lint)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	PYTHONPATH=$(CURDIR) lint-imports

@@ -7,12 +7,14 @@ to x's dtype. The three phases carry the paper's names (section 3): squeeze, exc
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from se_kernels.core.activations import activate, open_gate
 from se_kernels.core.checks import check_gates
 from se_kernels.core.precision import compute_dtype, norm_compute_dtype, outside_autocast
+from se_kernels.core.variants import Variant
 
 
 def squeeze(v: Tensor, kind: str = "avg", keepdim: bool = False) -> Tensor:
@@ -51,20 +53,11 @@ def scale(v: Tensor, s: Tensor, residual: Tensor | None = None, post: str = "non
 
 
 def squeeze_excite(
-    x: Tensor,
-    w1: Tensor | None = None,
-    w2: Tensor | None = None,
-    b1: Tensor | None = None,
-    b2: Tensor | None = None,
-    *,
-    excitation: Callable[[Tensor], Tensor] | None = None,
-    squeeze: str = "avg",
-    act: str = "relu",
-    act_slope: float = 0.01,
-    gate: str = "sigmoid",
-    residual: Tensor | None = None,
-    post: str = "none",
-) -> Tensor:
+    x: Tensor, w1: Tensor | None = None, w2: Tensor | None = None, b1: Tensor | None = None,
+    b2: Tensor | None = None, *, excitation: Callable[[Tensor], Tensor] | None = None,
+    squeeze: str = "avg", act: str = "relu", act_slope: float = 0.01, gate: str = "sigmoid",
+    residual: Tensor | None = None, post: str = "none",
+) -> Tensor:  # fmt: skip
     """The whole block, equations 2 to 4; shapes and names as in ``se_kernels.squeeze_excite``.
 
     Autocast does not reach inside: the definition is the same with and without it. It does reach
@@ -72,6 +65,8 @@ def squeeze_excite(
     """
     if excitation is not None:
         return _squeeze_excite_by(excitation, x, squeeze, residual, post)
+    if w1 is None or w2 is None:
+        raise TypeError("w1, w2: expected tensors without an excitation, got None")
     dtype = compute_dtype(x, w1)
     with outside_autocast(x.device.type):
         v = x.to(dtype)
@@ -81,21 +76,15 @@ def squeeze_excite(
 
 
 def gates(
-    x: Tensor,
-    w1: Tensor | None = None,
-    w2: Tensor | None = None,
-    b1: Tensor | None = None,
-    b2: Tensor | None = None,
-    *,
-    excitation: Callable[[Tensor], Tensor] | None = None,
-    squeeze: str = "avg",
-    act: str = "relu",
-    act_slope: float = 0.01,
-    gate: str = "sigmoid",
-) -> Tensor:
+    x: Tensor, w1: Tensor | None = None, w2: Tensor | None = None, b1: Tensor | None = None,
+    b2: Tensor | None = None, *, excitation: Callable[[Tensor], Tensor] | None = None,
+    squeeze: str = "avg", act: str = "relu", act_slope: float = 0.01, gate: str = "sigmoid",
+) -> Tensor:  # fmt: skip
     """s (N, C) of ``squeeze_excite``, equations 2 and 3, not yet rounded to x's dtype."""
     if excitation is not None:
         return _gates_by(excitation, x, squeeze)
+    if w1 is None or w2 is None:
+        raise TypeError("w1, w2: expected tensors without an excitation, got None")
     dtype = compute_dtype(x, w1)
     with outside_autocast(x.device.type):
         return excite(
@@ -110,14 +99,20 @@ def gates(
         )
 
 
-def _squeeze_excite_by(excitation, x, squeeze, residual, post):
+def _squeeze_excite_by(
+    excitation: Callable[[Tensor], Tensor],
+    x: Tensor,
+    squeeze: str,
+    residual: Tensor | None,
+    post: str,
+) -> Tensor:
     s = _gates_by(excitation, x, squeeze)
     with outside_autocast(x.device.type):
         residual = None if residual is None else residual.to(s.dtype)
         return scale(x.to(s.dtype), s, residual, post).to(x.dtype)
 
 
-def _gates_by(excitation, x, squeeze):
+def _gates_by(excitation: Callable[[Tensor], Tensor], x: Tensor, squeeze: str) -> Tensor:
     with outside_autocast(x.device.type):
         z = _squeeze(x.to(compute_dtype(x, x)), squeeze).to(x.dtype)
     s = excitation(z[:, :, None, None])
@@ -125,7 +120,7 @@ def _gates_by(excitation, x, squeeze):
     return s.flatten(1).to(compute_dtype(x, s))
 
 
-def batch_statistics(u: Tensor, group=None) -> tuple[Tensor, Tensor]:
+def batch_statistics(u: Tensor, group: "dist.ProcessGroup | None" = None) -> tuple[Tensor, Tensor]:
     """mean and (biased) variance (C) of u (N, C, H, W), over the batches of all the group's
     processes where there is one; differentiable."""
     if group is None:
@@ -152,53 +147,32 @@ def batch_norm(
 
 
 def batch_norm_squeeze_excite(
-    u: Tensor,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    w1: Tensor,
-    w2: Tensor,
-    b1: Tensor | None = None,
-    b2: Tensor | None = None,
-    *,
-    eps: float = 1e-5,
-    pre: str = "identity",
-    squeeze: str = "avg",
-    act: str = "relu",
-    act_slope: float = 0.01,
-    gate: str = "sigmoid",
-    residual: Tensor | None = None,
-    post: str = "none",
-    process_group=None,
-) -> Tensor:
+    u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor | None,
+    var: Tensor | None, w1: Tensor, w2: Tensor, b1: Tensor | None = None, b2: Tensor | None = None,
+    *, eps: float = 1e-5, pre: str = "identity", squeeze: str = "avg", act: str = "relu",
+    act_slope: float = 0.01, gate: str = "sigmoid", residual: Tensor | None = None,
+    post: str = "none", process_group: "dist.ProcessGroup | None" = None,
+) -> Tensor:  # fmt: skip
     """Batch norm, ``pre`` and the block; shapes and names as in
     ``se_kernels.batch_norm_squeeze_excite``. mean and var (C) are the norm's, or None for those of
     the batch."""
     dtype = norm_compute_dtype(u, bn_weight, w1)
-    variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate, post=post)
-    norm = dict(eps=eps, pre=pre, process_group=process_group)
-    v = normed(u, bn_weight, bn_bias, mean, var, dtype, **norm)
+    norm = u, bn_weight, bn_bias, mean, var
+    v = normed(*norm, dtype, eps=eps, pre=pre, process_group=process_group)
     residual = None if residual is None else residual.to(dtype)
+    variant = Variant(squeeze, act, act_slope, gate, post)._asdict()
     return squeeze_excite(v, w1, w2, b1, b2, residual=residual, **variant).to(u.dtype)
 
 
 def normed(
-    u: Tensor,
-    bn_weight: Tensor | None,
-    bn_bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    dtype: torch.dtype,
-    *,
-    eps: float,
-    pre: str,
-    process_group=None,
-) -> Tensor:
+    u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor | None,
+    var: Tensor | None, dtype: torch.dtype, *, eps: float, pre: str,
+    process_group: "dist.ProcessGroup | None" = None,
+) -> Tensor:  # fmt: skip
     """v (N, C, H, W) in ``dtype``: batch norm and ``pre`` of u."""
     with outside_autocast(u.device.type):
         t = u.to(dtype)
-        if mean is None:
+        if mean is None or var is None:
             mean, var = batch_statistics(t, process_group)
         weight, bias = (None if p is None else p.to(dtype) for p in (bn_weight, bn_bias))
         return activate(batch_norm(t, weight, bias, mean.to(dtype), var.to(dtype), eps), pre)

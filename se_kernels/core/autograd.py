@@ -1,13 +1,14 @@
 """The gradients of the block as one node of the graph, with a batch norm before it or without."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from se_kernels import reference
+from se_kernels.backends.protocol import Forward, NormForward
 from se_kernels.core import batch_statistics, distributed, ops
 from se_kernels.core.differentiation import (
     Undifferentiable,
@@ -31,32 +32,37 @@ class SqueezeExciteFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *args) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         return SqueezeExciteFunction.run(ctx, *args)[0]
 
     @staticmethod
-    def run(ctx, x, w1, w2, b1, b2, residual, variant, backend):
-        outputs = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant, backend)
+    def run(
+        ctx: Any, x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+        residual: Tensor | None, variant: tuple[Any, ...], backend: str,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        outputs: Forward = ops.below(ops.forward, x, w1, w2, b1, b2, residual, *variant, backend)
         _, mask, z, a, s = outputs
         *ctx.excitation, post = variant
         ctx.backend = backend
-        mask, ctx.layout = keep_mask(mask, x, post)
-        ctx.save_for_backward(x, w1, w2, b1, b2, mask, z, a, s)
+        kept, ctx.layout = keep_mask(mask, x, post)
+        ctx.save_for_backward(x, w1, w2, b1, b2, kept, z, a, s)
         return outputs
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 8
         x, w1, w2, b1, b2, mask, z, a, s = ctx.saved_tensors
         *needs, need_dr = ctx.needs_input_grad[:6]
 
-        def definition(*inputs):
+        def definition(*inputs: Tensor) -> Tensor:
             squeeze, act, act_slope, gate = ctx.excitation
             variant = dict(squeeze=squeeze, act=act, act_slope=act_slope, gate=gate)
             return reference.squeeze_excite(*inputs, **variant)
 
-        def native(dy, mask, write_dr):
+        def native(
+            dy: Tensor, mask: Tensor | None, write_dr: bool
+        ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
             need_dx, *need_weights = needs
             wants = [need_dx, write_dr, *need_weights]
             dx, dr, *gradients = ops.below(
@@ -73,7 +79,7 @@ class Joint(NamedTuple):
     """The processes whose batches are normalised together, and how many numbers per channel."""
 
     group: object
-    count: Tensor
+    count: Tensor  # type: ignore[assignment] # not tuple.count
 
 
 class BatchNormSqueezeExciteFunction(torch.autograd.Function):
@@ -88,7 +94,7 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *args) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         y, *_, moved = BatchNormSqueezeExciteFunction.run(ctx, *args)
         _, _, _, _, mean, var, *_, backend = args
         store_moved(mean, var, moved, backend)
@@ -96,24 +102,26 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
     @staticmethod
     def run(
-        ctx, joint, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual, settings,
-        backend,
-    ):  # fmt: skip
+        ctx: Any, joint: "Joint | None", u: Tensor, bn_weight: Tensor | None,
+        bn_bias: Tensor | None, mean: Tensor | None, var: Tensor | None, means: Tensor | None,
+        w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None, residual: Tensor | None,
+        settings: tuple[Any, ...], backend: str,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         training, momentum, eps, *variant, post, _ = settings
-        outputs = ops.below(
+        outputs: NormForward = ops.below(
             ops.norm_forward, u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
             training, momentum, eps, *variant, post, post == "relu", backend,
         )  # fmt: skip
         _, mask, numbers, a, _ = outputs
-        mask, ctx.layout = keep_mask(mask, u, post)
+        kept, ctx.layout = keep_mask(mask, u, post)
         of = (None, None) if training or joint is not None else (mean, var)
-        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, mask, *of, numbers, a)
+        ctx.save_for_backward(u, bn_weight, bn_bias, w1, w2, b1, b2, kept, *of, numbers, a)
         ctx.joint, ctx.training, ctx.backend = joint, training or joint is not None, backend
         ctx.eps, ctx.variant = eps, variant
         return outputs
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 14
         saved = ctx.saved_tensors  # which a checkpoint lets be read once
@@ -124,12 +132,16 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
         group = None if ctx.joint is None else ctx.joint.group
         variant = dict(pre=pre, act=act, act_slope=act_slope, gate=gate, eps=ctx.eps)
 
-        def definition(u, bn_weight, bn_bias, *fcs):
+        def definition(
+            u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, *fcs: Any
+        ) -> Tensor:
             return reference.batch_norm_squeeze_excite(
                 u, bn_weight, bn_bias, mean, var, *fcs, **variant, process_group=group
             )
 
-        def native(dy, mask, write_dr):
+        def native(
+            dy: Tensor, mask: Tensor | None, write_dr: bool
+        ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
             return _norm_gradients(ctx, saved, dy, mask, needs, write_dr)
 
         dr, gradients = _gradients(ctx.layout, dy, mask, inputs, needs, need_dr, definition, native)
@@ -138,15 +150,27 @@ class BatchNormSqueezeExciteFunction(torch.autograd.Function):
 
 
 def _gradients(
-    layout, dy, mask, inputs, needs, need_dr, definition: Callable[..., Tensor], native: Callable
-):
+    layout: str | None,
+    dy: Tensor,
+    mask: Tensor | None,
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    need_dr: bool,
+    definition: Callable[..., Tensor],
+    native: Callable[..., Any],
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
     """dr (N, C, H, W) if it is needed, and of the ``inputs`` the gradients that are, else None.
 
     Under ``create_graph`` those of the ``definition`` of the inputs; else
     ``native(dy, mask, write_dr)``, which returns dr, if it is to be written, and all gradients.
     """
     x, again = inputs[0], torch.is_grad_enabled()
-    if mask is not None and (again or not (any(needs) and lies_as(x, layout))):
+    if (
+        mask is not None
+        and x is not None
+        and layout is not None
+        and (again or not (any(needs) and lies_as(x, layout)))
+    ):
         dy, mask = masked(dy, mask, x, layout), None
     if again:
         return dy, gradients_of(definition, inputs, needs, dy)
@@ -157,7 +181,14 @@ def _gradients(
     return dr if write_dr else dy, only_needed(gradients, needs)
 
 
-def _norm_gradients(ctx, saved, dy, mask, needs, write_dr):
+def _norm_gradients(
+    ctx: Any,
+    saved: tuple[Tensor, ...],
+    dy: Tensor,
+    mask: Tensor | None,
+    needs: Sequence[bool],
+    write_dr: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """dr (N, C, H, W) if it is to be written, and the gradients of u, bn_weight, bn_bias, w1, w2,
     b1, b2."""
     u, bn_weight, bn_bias, w1, w2, *_, numbers, a = saved
@@ -172,7 +203,9 @@ def _norm_gradients(ctx, saved, dy, mask, needs, write_dr):
     if joint is not None:  # every process takes part, whatever it needs
         of_all = distributed.total(torch.stack((d_weight, d_bias)), joint.group)
         if need_u:
-            adds = batch_statistics.through_statistics(numbers[:4], *of_all, joint.count)
+            adds = batch_statistics.through_statistics(
+                numbers[:4], of_all[0], of_all[1], joint.count
+            )
             g, g_mask = (dr, None) if write_dr else (dy, mask)
             s = numbers[4 + u.shape[0] :]
             du = ops.below(
@@ -181,22 +214,25 @@ def _norm_gradients(ctx, saved, dy, mask, needs, write_dr):
     return dr, (du, _as(d_weight, bn_weight), _as(d_bias, bn_bias), *fcs)
 
 
-def _as(gradient, parameter):
+def _as(gradient: Tensor, parameter: Tensor | None) -> Tensor:
     """In the dtype of the parameter, if there is one."""
     if parameter is None or gradient.dtype == parameter.dtype:
         return gradient
     return gradient.to(parameter.dtype)
 
 
-def _forward(*args):
-    return _ForwardOp.apply(*args[:6], args[6:-1], args[-1])
+def _forward(*args: Any) -> tuple[Tensor, ...]:
+    outputs: tuple[Tensor, ...] = _ForwardOp.apply(*args[:6], args[6:-1], args[-1])
+    return outputs
 
 
-def _inference(*args):
-    return SqueezeExciteFunction.apply(*args[:6], args[6:-1], args[-1])
+def _inference(*args: Any) -> Tensor:
+    function = SqueezeExciteFunction
+    y: Tensor = function.apply(*args[:6], args[6:-1], args[-1])  # type: ignore[no-untyped-call]
+    return y
 
 
-def _norm_forward(*args):
+def _norm_forward(*args: Any) -> tuple[Tensor, ...]:
     tensors, settings, backend = args[:11], args[11:-1], args[-1]
     if args[5] is not None:  # means: of several processes, whose exchange a graph does not hold
         raise RuntimeError(
@@ -207,11 +243,17 @@ def _norm_forward(*args):
     return y, mask if settings[-1] else mask.new_empty(0), *rest
 
 
-def _norm_inference(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
-    *variant, backend = variant
+def _norm_inference(
+    u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor, var: Tensor,
+    eps: float, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, *variant: Any,
+) -> Tensor:  # fmt: skip
+    *names, backend = variant
     tensors = u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual
-    settings = False, 0.0, eps, *variant, True
-    return BatchNormSqueezeExciteFunction.apply(None, *tensors, settings, backend)
+    settings = False, 0.0, eps, *names, True
+    function = BatchNormSqueezeExciteFunction
+    y: Tensor = function.apply(None, *tensors, settings, backend)  # type: ignore[no-untyped-call]
+    return y
 
 
 _ForwardOp, _NormForwardOp = map(of_op, (SqueezeExciteFunction, BatchNormSqueezeExciteFunction))

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ _DTYPE_NAMES = "float32, float64, bfloat16 or float16"
 
 
 def check_arguments(
-    x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="x"
-) -> None:
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None, squeeze: str, act: str,
+    act_slope: float, gate: str, residual: Tensor | None, post: str, images: str = "x",
+) -> None:  # fmt: skip
     """Raises TypeError or ValueError for the first argument that the block cannot take.
 
     Shapes, dtypes and devices only: no element is read. ``images`` is what the caller names x.
@@ -39,17 +41,9 @@ def check_arguments(
 
 
 def check_batch_norm(
-    u,
-    bn_weight,
-    bn_bias,
-    running_mean,
-    running_var,
-    training,
-    momentum,
-    eps,
-    pre,
-    shared,
-) -> None:
+    u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, training: bool, momentum: float, eps: float, pre: str, shared: bool,
+) -> None:  # fmt: skip
     """The same for the batch norm before the block; ``shared``: with other processes."""
     _check_images(u, "u")
     if pre not in PRES:
@@ -62,21 +56,21 @@ def check_batch_norm(
     if training and not eps > 0:
         raise ValueError(f"eps: expected a number above 0 where training=True, got {eps!r}")
     images, channels, height, width = u.shape
-    for argument, value in (
+    for argument, t in (
         ("bn_weight", bn_weight),
         ("bn_bias", bn_bias),
         ("running_mean", running_mean),
         ("running_var", running_var),
     ):
-        if value is not None:
-            _check_tensor(argument, value)
-            if value.dim() != 1 or value.shape[0] != channels:
+        if t is not None:
+            _check_tensor(argument, t)
+            if t.dim() != 1 or t.shape[0] != channels:
                 raise ValueError(
-                    f"{argument}: expected shape (C,) = ({channels},), got {tuple(value.shape)}"
+                    f"{argument}: expected shape (C,) = ({channels},), got {tuple(t.shape)}"
                 )
-            _check_device(argument, value, (u.device, "u"))
+            _check_device(argument, t, (u.device, "u"))
             if training and argument.startswith("running"):
-                _check_written(argument, value)
+                _check_written(argument, t)
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
         raise ValueError(f"{missing}: expected both running statistics or neither, got None")
@@ -88,36 +82,34 @@ def check_batch_norm(
         )
 
 
-def check_count(argument, value) -> None:
+def check_count(argument: str, value: object) -> None:
     """An integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < 1:
         raise ValueError(f"{argument}: expected an integer of at least 1, got {value!r}")
 
 
-def check_ratio(argument, value) -> None:
+def check_ratio(argument: str, value: object) -> None:
     """A number above 0."""
-    if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+    if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
         raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
 
 
-def check_tensor_type(argument, value) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
-
-
 def check_excitation(
-    x, excitation, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post
-) -> None:
+    x: Tensor, excitation: object, w1: Tensor | None, w2: Tensor | None, b1: Tensor | None,
+    b2: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, residual: Tensor | None,
+    post: str,
+) -> None:  # fmt: skip
     """The same for a block whose excitation is a callable: the FCs and their names are its own."""
     if not callable(excitation):
         raise TypeError(f"excitation: expected a callable, got {excitation!r}")
-    for argument, value in (("w1", w1), ("w2", w2), ("b1", b1), ("b2", b2)):
-        if value is not None:
+    for argument, t in (("w1", w1), ("w2", w2), ("b1", b1), ("b2", b2)):
+        if t is not None:
             raise ValueError(
-                f"{argument}: expected None beside an excitation, got {type(value).__name__}"
+                f"{argument}: expected None beside an excitation, got {type(t).__name__}"
             )
     plain = Variant()
-    for argument, value in (("act", act), ("act_slope", act_slope), ("gate", gate)):
+    given: tuple[tuple[str, object], ...] = (("act", act), ("act_slope", act_slope), ("gate", gate))
+    for argument, value in given:
         expected = getattr(plain, argument)
         if value != expected:
             raise ValueError(
@@ -128,7 +120,7 @@ def check_excitation(
     _check_tail(x, residual, post)
 
 
-def check_squeeze(x, squeeze, images="x") -> None:
+def check_squeeze(x: Tensor, squeeze: str, images: str = "x") -> None:
     """The same for the squeeze on its own."""
     if squeeze not in SQUEEZES:
         _raise_unknown("squeeze", squeeze, SQUEEZES)
@@ -140,14 +132,14 @@ def check_squeeze(x, squeeze, images="x") -> None:
         )
 
 
-def check_scale(x, s, residual, post) -> None:
+def check_scale(x: Tensor, s: Tensor, residual: Tensor | None, post: str) -> None:
     """The same for the scale on its own."""
     _check_images(x)
     check_gates("s", s, x)
     _check_tail(x, residual, post)
 
 
-def check_gates(argument, s, x) -> None:
+def check_gates(argument: str, s: Tensor, x: Tensor) -> None:
     """The same for one number s for each image and channel of x."""
     _check_tensor(argument, s)
     images, channels = x.shape[:2]
@@ -159,7 +151,7 @@ def check_gates(argument, s, x) -> None:
     _check_device(argument, s, (x.device, "x"))
 
 
-def _check_images(x, argument="x") -> None:
+def _check_images(x: Tensor, argument: str = "x") -> None:
     _check_tensor(argument, x)
     if x.dim() != 4:
         raise ValueError(
@@ -167,7 +159,7 @@ def _check_images(x, argument="x") -> None:
         )
 
 
-def _check_tail(x, residual, post, images="x") -> None:
+def _check_tail(x: Tensor, residual: Tensor | None, post: str, images: str = "x") -> None:
     if post not in POSTS:
         _raise_unknown("post", post, POSTS)
     if residual is not None:
@@ -182,7 +174,7 @@ def _check_tail(x, residual, post, images="x") -> None:
         _check_device("residual", residual, (x.device, images))
 
 
-def _check_written(argument, value) -> None:
+def _check_written(argument: str, value: Tensor) -> None:
     """A tensor (C,) that the call may write: torch refuses others once all is computed."""
     if value.shape[0] > 1 and value.stride(0) == 0:
         raise ValueError(
@@ -194,8 +186,9 @@ def _check_written(argument, value) -> None:
         )
 
 
-def _check_tensor(argument, value) -> None:
-    check_tensor_type(argument, value)
+def _check_tensor(argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{argument}: expected a dtype of {_DTYPE_NAMES}, got {value.dtype}")
     if value.layout is not torch.strided:
@@ -204,7 +197,9 @@ def _check_tensor(argument, value) -> None:
         raise TypeError(f"{argument}: expected a strided tensor, got a nested one")
 
 
-def _check_matrix(argument, w, rows, columns, on) -> int:
+def _check_matrix(
+    argument: str, w: Tensor, rows: int | None, columns: int, on: tuple[torch.device, str]
+) -> int:
     """The number of rows of w (rows, columns) or (rows, columns, 1, 1); any number for None."""
     _check_tensor(argument, w)
     shape = w.shape
@@ -224,7 +219,9 @@ def _check_matrix(argument, w, rows, columns, on) -> int:
     return shape[0]
 
 
-def _check_bias(argument, b, size, letter, w1, on) -> None:
+def _check_bias(
+    argument: str, b: Tensor, size: int, letter: str, w1: Tensor, on: tuple[torch.device, str]
+) -> None:
     _check_tensor(argument, b)
     if b.dim() != 1 or b.shape[0] != size:
         raise ValueError(
@@ -235,7 +232,7 @@ def _check_bias(argument, b, size, letter, w1, on) -> None:
     _check_device(argument, b, on)
 
 
-def _check_device(argument, value, on) -> None:
+def _check_device(argument: str, value: Tensor, on: tuple[torch.device, str]) -> None:
     device, images = on
     if value.device != device:
         raise ValueError(
@@ -243,11 +240,11 @@ def _check_device(argument, value, on) -> None:
         )
 
 
-def _raise_dtype(argument, value, other_name, other):
+def _raise_dtype(argument: str, value: Tensor, other_name: str, other: Tensor) -> NoReturn:
     raise TypeError(
         f"{argument}: expected the dtype of {other_name}, {other.dtype}, got {value.dtype}"
     )
 
 
-def _raise_unknown(argument, value, names):
+def _raise_unknown(argument: str, value: object, names: tuple[str, ...]) -> NoReturn:
     raise ValueError(f"{argument}: expected one of {', '.join(names)}; got {value!r}")

@@ -4,10 +4,12 @@ The layers apply a ``torch.autograd.Function``, which returns y. The same runs a
 key (``of_op``), so that a graph which holds the op is differentiable.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from se_kernels.core import ops
 from se_kernels.core.layout import layout_of
@@ -17,10 +19,10 @@ from se_kernels.core.precision import outside_autocast
 def of_op(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
     """``function`` with all that its op returns; y alone has a gradient."""
 
-    class OfOp(function):
+    class OfOp(function):  # type: ignore[valid-type,misc] # a base known when it runs
         @staticmethod
-        def forward(ctx, *args):
-            outputs = function.run(ctx, *args)
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            outputs: tuple[Tensor, ...] = function.run(ctx, *args)  # type: ignore[attr-defined]
             ctx.set_materialize_grads(False)
             ctx.mark_non_differentiable(*outputs[1:])
             return outputs
@@ -32,12 +34,12 @@ class Undifferentiable(torch.autograd.Function):
     """``apply(op, *args)``: what the op returns; a gradient of it is an error."""
 
     @staticmethod
-    def forward(ctx, op, *args):
+    def forward(ctx: Any, op: OpOverload, *args: Any) -> Any:
         ctx.op = op
         return ops.below(op, *args)
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx: Any, *_: object) -> None:
         raise RuntimeError(
             f"{ctx.op} is not differentiable: a gradient that is to be differentiated again has to "
             "be taken with create_graph=True"
@@ -55,19 +57,22 @@ def lies_as(x: Tensor, layout: str) -> bool:
     return torch.compiler.is_compiling() or (layout_of(x) or "nchw") == layout
 
 
-def only_needed(gradients, needs) -> tuple[Tensor | None, ...]:
+def only_needed(gradients: Iterable[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """None for those that ``needs`` does not want; the ops return them empty."""
     return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
 def gradients_of(
-    definition: Callable[..., Tensor], inputs, needs, dy: Tensor
+    definition: Callable[..., Tensor],
+    inputs: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    dy: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Those of ``definition(*inputs)`` that are needed, which can be differentiated again."""
     # aliases: a gradient must not run on through what the inputs were made from
     inputs = [None if t is None else t.view_as(t) for t in inputs]
-    wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed]
-    grads = iter(())
+    wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed and t is not None]
+    grads: Iterator[Tensor] = iter(())
     if wanted:
         out = definition(*inputs)
         with outside_autocast(dy.device.type):

@@ -2,16 +2,18 @@
 
 import logging
 import os
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from se_kernels.backends import cpu, cuda, triton
+from se_kernels.backends.protocol import Backend
 
 REFERENCE = "reference"
 # In the order of the automatic choice; each has why_not(), why_not_for(x) and the ops' functions.
-BACKENDS = {"cpu": cpu, "cuda": cuda, "triton": triton}
+BACKENDS: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 NAMES = (*BACKENDS, REFERENCE)
 
 # (backend, architecture, reason): the automatic choice skips the backend on such a GPU, since
@@ -64,17 +66,18 @@ def choose(x: Tensor, backend: str | None = None) -> str:
     return name
 
 
-def native_direct():
+def native_direct() -> ModuleType | None:
     """The native module with the calls of ``fast_path``, or None if there is none."""
     return cpu.native_direct
 
 
-def native_guard():
+def native_guard() -> ModuleType | None:
     """The native module with the calls of ``guards``, or None if there is none."""
-    return cpu.extension._C
+    library: ModuleType | None = cpu.extension._C
+    return library
 
 
-def _why_not_by_itself(name: str, module, x: Tensor) -> str | None:
+def _why_not_by_itself(name: str, module: Backend, x: Tensor) -> str | None:
     if x.device.type != module.DEVICE:
         return f"chosen by itself for {module.DEVICE} tensors only, got {x.device}"
     skipped = SKIPPED and x.device.type == "cuda"
@@ -100,7 +103,7 @@ def architecture(index: int) -> str:
     return f"{gpu.major}.{gpu.minor}"
 
 
-def get(name: str):
+def get(name: str) -> Backend:
     """The module of a backend chosen by ``choose``; it has a function for each op of ``ops``."""
     return BACKENDS[name]
 

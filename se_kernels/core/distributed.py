@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def size(group) -> int:
+def size(group: "dist.ProcessGroup | None") -> int:
     """The number of processes in a group; 1 where there is none."""
     if group is None:
         return 1
@@ -16,7 +16,9 @@ def size(group) -> int:
     return dist.get_world_size(group)
 
 
-def statistics(mean: Tensor, m2: Tensor, count: int, group) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(
+    mean: Tensor, m2: Tensor, count: int, group: "dist.ProcessGroup | None"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Joint mean and m2 (C), and how many numbers they are of (1), from those of each process.
 
     m2 is Σ (u - mean)²; the order of the sums is that of the ranks, so all get the same. Of no
@@ -32,7 +34,7 @@ def statistics(mean: Tensor, m2: Tensor, count: int, group) -> tuple[Tensor, Ten
     return joint, (m2s + counts * (means - joint).square()).sum(0), total
 
 
-def total(t: Tensor, group) -> Tensor:
+def total(t: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
     """Σ over the processes."""
     t = t.clone()
     dist.all_reduce(t, group=group)

@@ -15,10 +15,10 @@ import copy
 import numbers
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -53,18 +53,20 @@ class Watch(NamedTuple):
     children: tuple[tuple[str, "Watch | bool"], ...]
 
 
-class Functions(tuple):
+class Functions(tuple[tuple[str, object], ...]):
     """``Watch.functions`` of a class, pickled by the names alone."""
 
-    def __new__(cls, entries, of=None):
+    of: type | None
+
+    def __new__(cls, entries: Iterable[tuple[str, object]], of: type | None = None) -> "Functions":
         self = super().__new__(cls, entries)
         self.of = of
         return self
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return functions_of, (self.of, tuple(name for name, _ in self))
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: object) -> "Functions":
         return self
 
 
@@ -74,7 +76,8 @@ class Functions(tuple):
 def is_valid(module: nn.Module, watch: Watch) -> bool:
     """Whether ``module`` is as it was when ``watch`` was made, and not all modules are hooked."""
     if _native is not None and not torch.compiler.is_compiling():
-        return _native(module, watch)
+        valid: bool = _native(module, watch)
+        return valid
     return not is_every_module_hooked() and _is_as_watched(module, watch)
 
 
@@ -89,7 +92,7 @@ def is_every_module_hooked() -> bool:
 
 
 @contextmanager
-def without_global_hooks():
+def without_global_hooks() -> Iterator[None]:
     """Hooks on all modules wait."""
     names = [f"_global{name}" for name in _HOOKS]
     kept = {name: getattr(torch_module, name) for name in names}
@@ -107,19 +110,21 @@ def is_intercepted(module: nn.Module) -> bool:
     return is_redirected(state) or any(state.get(name) for name in _HOOKS)
 
 
-def is_redirected(state: dict) -> bool:
+def is_redirected(state: dict[str, Any]) -> bool:
     """Whether something is put in the place of its class's forward; ``state``: its ``__dict__``."""
     return (
         "forward" in state or "_call_impl" in state or state.get("_compiled_call_impl") is not None
     )
 
 
-def _is_of_tracer(function) -> bool:
+def _is_of_tracer(function: object) -> bool:
     """torch.fx puts its own in the place of what calls a module, and calls that in the end."""
     return getattr(function, "__globals__", None) is _TRACER
 
 
-def _is_as_watched(module, watch) -> bool:  # as guard.cpp does it; traced by Dynamo
+def _is_as_watched(
+    module: nn.Module, watch: Watch
+) -> bool:  # as guard.cpp does it; traced by Dynamo
     cls, is_exact, call, functions, unset, names, settings, children = watch
     if cls is not None and is_exact and type(module) is not cls:
         return False
@@ -159,16 +164,22 @@ def _is_as_watched(module, watch) -> bool:  # as guard.cpp does it; traced by Dy
 
 
 _TRACER = vars(torch.fx._symbolic_trace)
-_native = dispatch.native_guard()
-if _native is not None:
-    _native.guard_setup(torch_module.__dict__, _TRACER)
-    _native = _native.guard_is_valid
+_native: Callable[[nn.Module, Watch], bool] | None = None
+_library = dispatch.native_guard()
+if _library is not None:
+    _library.guard_setup(torch_module.__dict__, _TRACER)
+    _native = _library.guard_is_valid
 
 
 # --- recording -----------------------------------------------------------------------------------
 
 
-def watch(module: nn.Module, inside: dict[str, Watch | bool] | None = None, *, cls=None) -> Watch:
+def watch(
+    module: nn.Module,
+    inside: dict[str, Watch | bool] | None = None,
+    *,
+    cls: type[nn.Module] | None = None,
+) -> Watch:
     """``module`` as it is now, whose call is stood for, and whose children ``inside`` are watched.
 
     With ``cls``, one of its classes, it is the module that is called itself: only what the forward
@@ -195,7 +206,7 @@ def watch(module: nn.Module, inside: dict[str, Watch | bool] | None = None, *, c
         for name, value in state.items():
             if isinstance(value, (bool, int, float, str)) and name[0] != "_":
                 settings.setdefault(name, value)
-    names = tuple(state["_modules"])
+    names: tuple[str, ...] | None = tuple(state["_modules"])
     if cls is not None and "__iter__" not in found:
         names = None
     return Watch(
@@ -245,7 +256,7 @@ def functions_of(cls: type, names: tuple[str, ...]) -> Functions:
 
 
 # class → name → function, as a call: those with which a fused call was last compared
-_verified: WeakKeyDictionary = WeakKeyDictionary()
+_verified: WeakKeyDictionary[type, dict[str, Callable[[], object]]] = WeakKeyDictionary()
 
 
 def verify(watched: Watch) -> None:
@@ -261,7 +272,7 @@ def patched(watched: Watch) -> str | None:
     """The name of one of torch's functions that is patched; None where none is."""
     for name, function in watched.functions:
         if function is _PATCHED:
-            return f"{watched.cls.__name__}.{name}"
+            return f"{getattr(watched.cls, '__name__', None)}.{name}"
     found = (patched(inside) for _, inside in watched.children if isinstance(inside, Watch))
     return next((name for name in found if name is not None), None)
 
@@ -269,13 +280,13 @@ def patched(watched: Watch) -> str | None:
 _PATCHED = object()  # what no class has
 
 
-def _functions_now(cls: type, names) -> Functions:
+def _functions_now(cls: type, names: Iterable[str]) -> Functions:
     found = ((name, _function_of(cls, name)) for name in names)
     own = _is_of_torch(cls)  # nobody gives these what they do not have
     return Functions(((n, value) for n, value in found if not (own and value is None)), cls)
 
 
-def _function_of(cls: type, name: str):
+def _function_of(cls: type, name: str) -> object:
     for owner in cls.__mro__:
         if name in vars(owner):
             function = vars(owner)[name]
@@ -307,7 +318,7 @@ def _names_read(cls: type) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _names_in(code: CodeType | None):
+def _names_in(code: CodeType | None) -> Iterator[str]:
     if code is None:
         return
     yield from code.co_names
@@ -316,7 +327,7 @@ def _names_in(code: CodeType | None):
             yield from _names_in(constant)
 
 
-def _is_plain(value) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether two of them are the same if they are equal, and a copy will not change."""
     if isinstance(value, Mapping):
         return all(_is_plain(v) for v in (*value, *value.values()))
@@ -326,7 +337,7 @@ def _is_plain(value) -> bool:
     return value is None or isinstance(value, plain)
 
 
-def _weak(value):
+def _weak(value: object) -> Callable[[], object]:
     try:
         return ref(value)
     except TypeError:  # of what is no function

@@ -4,8 +4,18 @@ A kernel reads two layouts where they lie: "nchw" (each channel's H·W pixels ad
 of N and C) and "nhwc" (each pixel's channels adjacent, any strides of N and of the pixel).
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
+
+# dx, dr, dw1, dw2, db1, db2; of a norm's weight and bias, du, dr, d, dw1, dw2, db1, db2; dx, dr, ds
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+NormGradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+ScaleGradients = tuple[Tensor, Tensor, Tensor]
 
 
 def walk(t: Tensor) -> tuple[int, int, int] | None:
@@ -49,7 +59,7 @@ def readable(x: Tensor) -> tuple[str, Tensor]:
     return (layout, x) if layout is not None else ("nchw", x.contiguous())
 
 
-def like_layout(t: Tensor | None, layout: str) -> Tensor | None:
+def like_layout(t: OptionalTensor, layout: str) -> OptionalTensor:
     """t where it lies if it can be walked as ``layout``, else a copy."""
     if t is None:
         return None
@@ -66,7 +76,7 @@ def row_major(w: Tensor) -> Tensor:
     return w if w.is_contiguous() else w.flatten(1).contiguous()
 
 
-def flat(b: Tensor | None) -> Tensor | None:
+def flat(b: OptionalTensor) -> OptionalTensor:
     """b, if there is one, with its elements side by side."""
     return None if b is None else b.contiguous()
 
@@ -108,7 +118,7 @@ def masked(dy: Tensor, mask: Tensor, x: Tensor, layout: str) -> Tensor:
     return torch.where(unpacked(mask, x, layout), dy, 0)
 
 
-def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: Sequence[bool]) -> Gradients:
     """Uninitialised dx, dr (N, C, H, W), and the weights' as below; empty where not wanted."""
     need_dx, need_dr, *weights = needs
     return (
@@ -118,7 +128,9 @@ def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]) -> tup
     )
 
 
-def empty_weight_gradients(w1: Tensor, w2: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+def empty_weight_gradients(
+    w1: Tensor, w2: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Uninitialised dw1 and dw2 (row-major), db1 (R,), db2 (C,).
 
     One that ``needs`` does not want has no elements.
@@ -139,8 +151,8 @@ def places_of_numbers(numbers: Tensor, images: int) -> tuple[int, int, int]:
 
 
 def empty_norm_gradients(
-    u: Tensor, numbers: Tensor, w1: Tensor, w2: Tensor, needs: list[bool]
-) -> tuple[Tensor, ...]:
+    u: Tensor, numbers: Tensor, w1: Tensor, w2: Tensor, needs: Sequence[bool]
+) -> NormGradients:
     """Uninitialised: the gradients of a norm's weight and bias (C), du, dr (N, C, H, W), d (N, C),
     dw1, dw2, db1 (R,), db2 (C,).
 
@@ -148,10 +160,12 @@ def empty_norm_gradients(
     """
     (images, channels), reduced = u.shape[:2], w1.shape[0]
 
-    def empty(like, *shape, need=True):
+    def empty(like: Tensor, *shape: int, need: bool = True) -> Tensor:
         return torch.empty(shape if need else 0, dtype=like.dtype, device=like.device)
 
-    def empty_weight(w, need):  # with its own strides, which may be those of channels_last
+    def empty_weight(
+        w: Tensor, need: bool
+    ) -> Tensor:  # with its own strides, which may be those of channels_last
         if need and w.is_contiguous():
             return torch.empty_strided(w.shape, w.stride(), dtype=w.dtype, device=w.device)
         return empty(w, *w.shape, need=need)
@@ -170,7 +184,7 @@ def empty_norm_gradients(
     )
 
 
-def empty_scale_gradients(x: Tensor, s: Tensor, needs: list[bool]) -> tuple[Tensor, ...]:
+def empty_scale_gradients(x: Tensor, s: Tensor, needs: Sequence[bool]) -> ScaleGradients:
     """Uninitialised dx, dr (N, C, H, W) and ds (N, C); empty where ``needs`` does not want one."""
     need_dx, need_dr, need_ds = needs
     return (

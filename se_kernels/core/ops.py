@@ -3,16 +3,23 @@
 A graph may hold them: ``set_autograd`` gives each its gradients, which are in ``autograd``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _AutoDispatchBelowAutograd as BelowAutograd
+from torch._ops import OpOverload
 from torch.compiler import is_compiling
 
 from se_kernels.backends import no_elements
+from se_kernels.backends.protocol import Forward, NormForward, Sweeps
 from se_kernels.core import dispatch, fast_path
 from se_kernels.core.layout import (
+    Gradients,
+    NormGradients,
+    ScaleGradients,
     empty_gradients,
     empty_mask,
     empty_norm_gradients,
@@ -25,30 +32,30 @@ _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
 _INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual"
 
 _library = torch.library.Library("se_kernels", "DEF")
-_run: dict[torch._ops.OpOverload, Callable] = {}  # what each op calls
+_run: dict[OpOverload, Callable[..., Any]] = {}  # what each op calls
 
 
-def _register(schema, fake):
+def _register(schema: str, fake: Callable[..., object]) -> OpOverload:
     """The op: its backend's function of the same name, with all arguments but the backend."""
     name = _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     after_norm = name.startswith("norm_")
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         of = sweeps(args[0], args[-1]) if after_norm else dispatch.get(args[-1])
         return getattr(of, name)(*args[:-1])
 
     _library.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"se_kernels::{name}", fake, lib=_library)
-    op = getattr(torch.ops.se_kernels, name).default
+    op: OpOverload = getattr(torch.ops.se_kernels, name).default
     _run[op] = run
     return op
 
 
-def set_autograd(op, function: Callable) -> None:
+def set_autograd(op: OpOverload, function: Callable[..., Any]) -> None:
     """``function`` runs in place of ``op`` if gradients are enabled and an argument has one; it
     calls the op ``below``."""
 
-    def at_autograd(*args):
+    def at_autograd(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args):
             return function(*args)
         with BelowAutograd():
@@ -57,7 +64,7 @@ def set_autograd(op, function: Callable) -> None:
     _library.impl(op._schema.name.removeprefix("se_kernels::"), at_autograd, "Autograd")
 
 
-def below(op, *args):
+def below(op: OpOverload, *args: Any) -> Any:
     """The op past its own autograd, for a call whose gradients are seen to. If it is traced, the op
     as it is: the graph has its gradients from it. If nobody sees the op, what it calls."""
     if is_compiling():
@@ -68,51 +75,75 @@ def below(op, *args):
         return op(*args)
 
 
-def _inference_fake(x, w1, w2, b1, b2, residual, *_):
+def _inference_fake(
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None,
+    b2: Tensor | None,
+    residual: Tensor | None,
+    *_: object,
+) -> Tensor:
     return empty_output(x)
 
 
-def _forward_fake(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, backend):
+def _forward_fake(
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+    backend: str,
+) -> Forward:  # fmt: skip
     images, channels = x.shape[:2]
-    small = dict(dtype=compute_dtype(x, w1), device=x.device)
-    z, s = (torch.empty((images, channels), **small) for _ in range(2))
-    a = torch.empty((images, w1.shape[0]), **small)
+    new = partial(torch.empty, dtype=compute_dtype(x, w1), device=x.device)
+    z, s, a = new(images, channels), new(images, channels), new(images, w1.shape[0])
     return empty_output(x), empty_mask(x, post == "relu"), z, a, s
 
 
-def _backward_fake(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs, backend):
+def _backward_fake(
+    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, mask: Tensor | None, z: Tensor, a: Tensor,
+    s: Tensor, squeeze: str, act: str, act_slope: float, gate: str, needs: Sequence[bool],
+    backend: str,
+) -> Gradients:  # fmt: skip
     return empty_gradients(x, w1, w2, needs)
 
 
-def _squeeze_fake(x, squeeze, backend):
+def _squeeze_fake(x: Tensor, squeeze: str, backend: str) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=compute_dtype(x, x))
 
 
-def _scale_fake(x, s, residual, post, keep, backend):
+def _scale_fake(
+    x: Tensor, s: Tensor, residual: Tensor | None, post: str, keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     return empty_output(x), empty_mask(x, keep)
 
 
-def _scale_backward_fake(dy, x, mask, s, needs, backend):
+def _scale_backward_fake(
+    dy: Tensor, x: Tensor, mask: Tensor | None, s: Tensor, needs: Sequence[bool], backend: str
+) -> ScaleGradients:
     return empty_scale_gradients(x, s, needs)
 
 
-def _squeeze_backward_fake(g, x, s, dz, squeeze, backend):
+def _squeeze_backward_fake(
+    g: Tensor | None, x: Tensor, s: Tensor | None, dz: Tensor, squeeze: str, backend: str
+) -> Tensor:
     return empty_output(x)
 
 
-def sweeps(u, backend):
+def sweeps(u: Tensor, backend: str) -> Sweeps:
     """The backend, or what stands for it where u has no element: no backend sees an empty u."""
     return dispatch.get(backend) if u.numel() else no_elements
 
 
-def _norm_moments_fake(x, wide, backend):
-    return tuple(x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
+def _norm_moments_fake(x: Tensor, wide: bool, backend: str) -> tuple[Tensor, Tensor]:
+    new = partial(x.new_empty, x.shape[:2], dtype=torch.float64)
+    return new(), new()
 
 
 def _norm_forward_fake(
-    u, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual, training, momentum, eps, pre,
-    act, act_slope, gate, post, keep, backend,
-):  # fmt: skip
+    u: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor | None,
+    var: Tensor | None, means: Tensor | None, w1: Tensor, w2: Tensor, b1: Tensor | None,
+    b2: Tensor | None, residual: Tensor | None, training: bool, momentum: float, eps: float,
+    pre: str, act: str, act_slope: float, gate: str, post: str, keep: bool, backend: str,
+) -> NormForward:  # fmt: skip
     (images, channels), dtype = u.shape[:2], norm_compute_dtype(u, bn_weight, w1)
     moves = training and mean is not None
     return (
@@ -125,16 +156,18 @@ def _norm_forward_fake(
 
 
 def _norm_backward_fake(
-    dy, u, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs, backend
-):
+    dy: Tensor, u: Tensor, mask: Tensor | None, numbers: Tensor, a: Tensor, w1: Tensor, w2: Tensor,
+    training: bool, pre: str, act: str, act_slope: float, gate: str, needs: Sequence[bool],
+    backend: str,
+) -> NormGradients:  # fmt: skip
     return empty_norm_gradients(u, numbers, w1, w2, needs)
 
 
-def _norm_squeeze_backward_fake(g, x, *_):
+def _norm_squeeze_backward_fake(g: Tensor, x: Tensor, *_: object) -> Tensor:
     return empty_output(x)
 
 
-def _norm_inference_fake(x, *_):
+def _norm_inference_fake(x: Tensor, *_: object) -> Tensor:
     return empty_output(x)
 
 

@@ -1,5 +1,7 @@
 """The gradients of the two passes over x on their own: squeeze and scale."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,10 @@ class SqueezeFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, squeeze: str, backend: str, carries: bool):
-        z = ops.below(ops.squeeze, x, squeeze, backend)
+    def forward(
+        ctx: Any, x: Tensor, squeeze: str, backend: str, carries: bool
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        z: Tensor = ops.below(ops.squeeze, x, squeeze, backend)
         ctx.set_materialize_grads(False)
         ctx.squeeze, ctx.backend, ctx.shape, ctx.dtype = squeeze, backend, x.shape, x.dtype
         if carries or squeeze != "avg":
@@ -30,16 +34,18 @@ class SqueezeFunction(torch.autograd.Function):
         return z, x.new_empty(()).expand(x.shape), z.new_empty(()).expand(z.shape)
 
     @staticmethod
-    def backward(ctx, dz, g=None, s=None):
+    def backward(
+        ctx: Any, dz: Tensor | None, g: Tensor | None = None, s: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         if dz is None and g is None:
             return None, None, None, None
-        if g is None and ctx.squeeze == "avg":
+        if g is None and dz is not None and ctx.squeeze == "avg":
             dx = _spread(dz, ctx.shape).to(ctx.dtype)
         elif torch.is_grad_enabled():
             dx = _differentiable_squeeze_backward(ctx, dz, g, s)
         else:
             (x,) = ctx.saved_tensors
-            dz = torch.zeros_like(s) if dz is None else dz
+            dz = torch.zeros_like(s) if dz is None else dz  # type: ignore[arg-type] # s comes with g
             dx = ops.below(ops.squeeze_backward, g, x, s, dz, ctx.squeeze, ctx.backend)
         return dx, None, None, None
 
@@ -52,11 +58,20 @@ class ScaleFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, *args) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
         return ScaleFunction.run(ctx, *args)[0]
 
     @staticmethod
-    def run(ctx, x, s, residual, carrier, token, post: str, backend: str):
+    def run(
+        ctx: Any,
+        x: Tensor,
+        s: Tensor,
+        residual: Tensor | None,
+        carrier: Tensor | None,
+        token: Tensor | None,
+        post: str,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
         y, mask = ops.below(ops.scale, x, s, residual, post, post == "relu", backend)
         kept, ctx.layout = keep_mask(mask, x, post)
         ctx.save_for_backward(x, s, kept)
@@ -65,7 +80,7 @@ class ScaleFunction(torch.autograd.Function):
         return y, mask
 
     @staticmethod
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 7
         x, s, mask = ctx.saved_tensors
@@ -90,14 +105,16 @@ class ScaleFunction(torch.autograd.Function):
         return dx, ds, g if need_dr else None, g if carries else None, token, None, None
 
 
-def _spread(dz: Tensor, shape) -> Tensor:
+def _spread(dz: Tensor, shape: torch.Size) -> Tensor:
     """The gradient of the mean, dz / P everywhere: (N, C) to a view (N, C, H, W)."""
     return (dz / (shape[2] * shape[3]))[:, :, None, None].expand(shape)
 
 
-def _differentiable_squeeze_backward(ctx, dz, g, s):
+def _differentiable_squeeze_backward(
+    ctx: Any, dz: Tensor | None, g: Tensor | None, s: Tensor | None
+) -> Tensor:
     (x,) = ctx.saved_tensors
-    dx = 0
+    dx: Any = 0
     if dz is not None:
         if ctx.squeeze == "avg":
             dx = _spread(dz, x.shape)
@@ -105,16 +122,23 @@ def _differentiable_squeeze_backward(ctx, dz, g, s):
             v = x.view_as(x)  # an alias: the gradient must not run on through what x was made from
             z = reference.squeeze(v.to(dz.dtype), ctx.squeeze)
             (dx,) = torch.autograd.grad(z, v, dz, create_graph=True)
-    if g is not None:
+    if g is not None and s is not None:  # they come together
         dx = dx + g * s[:, :, None, None]
-    return dx.to(x.dtype)
+    gradient: Tensor = dx.to(x.dtype)
+    return gradient
 
 
-def _scale(x, s, residual, post, keep, backend):
+def _scale(
+    x: Tensor, s: Tensor, residual: Tensor | None, post: str, keep: bool, backend: str
+) -> tuple[Tensor, Tensor]:
     y, mask = _ScaleOp.apply(x, s, residual, None, None, post, backend)
     return y, mask if keep else mask.new_empty(0)
 
 
+def _squeeze(*args: Any) -> Any:
+    return SqueezeFunction.apply(*args, False)  # type: ignore[no-untyped-call]
+
+
 _ScaleOp = of_op(ScaleFunction)
-ops.set_autograd(ops.squeeze, lambda *args: SqueezeFunction.apply(*args, False))
+ops.set_autograd(ops.squeeze, _squeeze)
 ops.set_autograd(ops.scale, _scale)

@@ -18,7 +18,7 @@ def norm_compute_dtype(u: Tensor, bn_weight: Tensor | None, w1: Tensor) -> torch
     return torch.float64 if wide else compute_dtype(u, w1)
 
 
-def outside_autocast(device_type: str) -> contextlib.AbstractContextManager:
+def outside_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """A context in which autocast rewrites nothing; free of cost where autocast is off."""
     available = torch.amp.is_autocast_available(device_type)  # not on meta
     if available and torch.is_autocast_enabled(device_type):

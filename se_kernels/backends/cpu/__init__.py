@@ -64,4 +64,5 @@ def why_not_for(x: Tensor) -> str | None:
 
 def instruction_set() -> str:
     """The instruction set that the kernels chose on this processor."""
-    return extension._C.instruction_set()
+    name: str = extension._C.instruction_set()
+    return name

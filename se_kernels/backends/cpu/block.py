@@ -1,10 +1,16 @@
 """The block and its phases: torch tensors in, plain pointers to csrc/ out."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from se_kernels.backends.cpu.extension import _C
 from se_kernels.backends.cpu.native_args import phase, place, pointer, problem
+from se_kernels.backends.protocol import Forward
 from se_kernels.core.layout import (
+    Gradients,
+    ScaleGradients,
     empty_gradients,
     empty_mask,
     empty_output,
@@ -17,14 +23,20 @@ from se_kernels.core.layout import (
 from se_kernels.core.precision import compute_dtype
 
 
-def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+def inference(
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+) -> Tensor:  # fmt: skip
     """y (N, C, H, W)."""
     y = empty_output(x)
     _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y)
     return y
 
 
-def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+def forward(
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+) -> Forward:  # fmt: skip
     """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
     dtype = compute_dtype(x, w1)
     images, channels = x.shape[:2]
@@ -38,9 +50,11 @@ def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
 
 
 def _run_forward(
-    x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
-    y, mask=None, z=None, a=None, s=None,
-):  # fmt: skip
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+    y: Tensor, mask: Tensor | None = None, z: Tensor | None = None, a: Tensor | None = None,
+    s: Tensor | None = None,
+) -> None:  # fmt: skip
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
@@ -60,7 +74,10 @@ def _run_forward(
     )
 
 
-def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs):
+def backward(
+    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, mask: Tensor | None, z: Tensor, a: Tensor,
+    s: Tensor, squeeze: str, act: str, act_slope: float, gate: str, needs: Sequence[bool],
+) -> Gradients:  # fmt: skip
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
     dx, dr, *weight_gradients = (g if n else None for g, n in zip(gradients, needs, strict=True))
@@ -85,7 +102,7 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
     return gradients
 
 
-def squeeze(x, squeeze):
+def squeeze(x: Tensor, squeeze: str) -> Tensor:
     """z (N, C) in the dtype of the sums."""
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x))
     layout, x = readable(x)
@@ -93,7 +110,9 @@ def squeeze(x, squeeze):
     return z
 
 
-def scale(x, s, residual, post, keep):
+def scale(
+    x: Tensor, s: Tensor, residual: Tensor | None, post: str, keep: bool
+) -> tuple[Tensor, Tensor]:
     """y (N, C, H, W), and its mask if it is to be kept."""
     y, mask = empty_output(x), empty_mask(x, keep)
     layout, x = readable(x)
@@ -110,7 +129,9 @@ def scale(x, s, residual, post, keep):
     return y, mask
 
 
-def scale_backward(dy, x, mask, s, needs):
+def scale_backward(
+    dy: Tensor, x: Tensor, mask: Tensor | None, s: Tensor, needs: Sequence[bool]
+) -> ScaleGradients:
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
@@ -130,7 +151,9 @@ def scale_backward(dy, x, mask, s, needs):
     return gradients
 
 
-def squeeze_backward(g, x, s, dz, squeeze):
+def squeeze_backward(
+    g: Tensor | None, x: Tensor, s: Tensor | None, dz: Tensor, squeeze: str
+) -> Tensor:
     """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
     dx = empty_output(x)
     layout, x = readable(x)

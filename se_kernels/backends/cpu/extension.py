@@ -3,6 +3,8 @@
 import ctypes
 import importlib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,7 +21,7 @@ def _share_openmp() -> None:
             continue
 
 
-def _load():
+def _load() -> tuple[Any, str | None]:
     _share_openmp()
     try:
         return importlib.import_module("se_kernels._C"), None
@@ -36,9 +38,12 @@ def _load():
 _C, reason = _load()
 
 _SUPPORTED = ("float32", "float64", "bfloat16", "float16")
-DTYPES = {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED} if _C else {}
+DTYPES: dict[torch.dtype, int] = (
+    {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED} if _C else {}
+)
 
-native_direct = None  # the module with the calls of se_kernels.core.fast_path, where they work
+# the module with the calls of se_kernels.core.fast_path, where they work
+native_direct: ModuleType | None = None
 if _C is not None:
     _exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if _exchange is not None and _C.direct_setup(

@@ -1,10 +1,16 @@
 """The sweeps with a batch norm: torch tensors in, plain pointers to csrc/ out."""
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from se_kernels.backends.cpu.extension import _C, DTYPES
 from se_kernels.backends.cpu.native_args import phase, place, pointer, problem
+from se_kernels.backends.protocol import NormForward
 from se_kernels.core.layout import (
+    NormGradients,
+    OptionalTensor,
     empty_mask,
     empty_norm_gradients,
     empty_output,
@@ -16,7 +22,7 @@ from se_kernels.core.layout import (
 from se_kernels.core.precision import compute_dtype, norm_compute_dtype
 
 
-def norm_moments(x, wide):
+def norm_moments(x: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     """mean and m2 (N, C) in float64: of each image's channel, m2 = Σ (x - mean)²."""
     mean, m2 = (torch.empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
     layout, x = readable(x)
@@ -25,7 +31,7 @@ def norm_moments(x, wide):
     return mean, m2
 
 
-def norm_squeeze(x, norm, pre):
+def norm_squeeze(x: Tensor, norm: Tensor, pre: str) -> Tensor:
     """z (N, C)."""
     z = torch.empty(x.shape[:2], dtype=norm.dtype)
     layout, x = readable(x)
@@ -34,7 +40,9 @@ def norm_squeeze(x, norm, pre):
     return z
 
 
-def norm_scale(x, norm, s, residual, pre, post, keep):
+def norm_scale(
+    x: Tensor, norm: Tensor, s: Tensor, residual: Tensor | None, pre: str, post: str, keep: bool
+) -> tuple[Tensor, Tensor]:
     """y (N, C, H, W), and its mask if it is to be kept."""
     y = empty_output(x)
     mask = empty_mask(x, keep)
@@ -52,7 +60,9 @@ def norm_scale(x, norm, s, residual, pre, post, keep):
     return y, mask
 
 
-def norm_scale_backward(dy, x, mask, norm, pre, write):
+def norm_scale_backward(
+    dy: Tensor, x: Tensor, mask: Tensor | None, norm: Tensor, pre: str, write: bool
+) -> tuple[Tensor, Tensor]:
     """dr = g (N, C, H, W) if it is to be written, and the sums (2 or 5, N, C)."""
     dr = empty_output(x) if write else x.new_empty(0)
     sums = torch.empty((2 if pre == "identity" else 5, *x.shape[:2]), dtype=norm.dtype)
@@ -70,7 +80,10 @@ def norm_scale_backward(dy, x, mask, norm, pre, write):
     return dr, sums
 
 
-def norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset):
+def norm_squeeze_backward(
+    g: Tensor, x: Tensor, mask: Tensor | None, norm: Tensor, s: Tensor, d: Tensor, pre: str,
+    slope: Tensor | None, offset: Tensor | None,
+) -> Tensor:  # fmt: skip
     """dx (N, C, H, W) = scale pre'(t) (g s + d) + slope (x - mean) + offset."""
     dx = empty_output(x)
     layout, x = readable(x)
@@ -92,21 +105,24 @@ def norm_squeeze_backward(g, x, mask, norm, s, d, pre, slope, offset):
 
 
 def norm_inference(
-    x, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, pre, act, act_slope, gate, post
-):
+    x: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor, var: Tensor,
+    eps: float, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, pre: str, act: str, act_slope: float, gate: str, post: str,
+) -> Tensor:  # fmt: skip
     """y (N, C, H, W), the norm in evaluation mode."""
     y = empty_output(x)
     dtype = norm_compute_dtype(x, bn_weight, w1)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
-    channels = [_of_channels(t, dtype) for t in (mean, var, bn_weight, bn_bias)]
+    mean, var = _of_channels(mean, dtype), _of_channels(var, dtype)
+    weight, bias = _of_channels(bn_weight, dtype), _of_channels(bn_bias, dtype)
     _C.norm_inference(
         *problem(x, w1, layout, "avg", act, act_slope, gate, post),
         *place(x),
         *place(residual),
         *place(y),
-        *map(pointer, channels),
+        *(mean.data_ptr(), var.data_ptr(), pointer(weight), pointer(bias)),
         eps,
         pre,
         w1.data_ptr(),
@@ -118,9 +134,11 @@ def norm_inference(
 
 
 def norm_forward(
-    x, bn_weight, bn_bias, mean, var, means, w1, w2, b1, b2, residual,
-    training, momentum, eps, pre, act, act_slope, gate, post, keep,
-):  # fmt: skip
+    x: Tensor, bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor | None,
+    var: Tensor | None, means: Tensor | None, w1: Tensor, w2: Tensor, b1: Tensor | None,
+    b2: Tensor | None, residual: Tensor | None, training: bool, momentum: float, eps: float,
+    pre: str, act: str, act_slope: float, gate: str, post: str, keep: bool,
+) -> NormForward:  # fmt: skip
     """What ``ops.norm_forward`` returns."""
     dtype, (images, channels) = norm_compute_dtype(x, bn_weight, w1), x.shape[:2]
     y = empty_output(x)
@@ -160,10 +178,13 @@ def norm_forward(
     return y, mask, numbers, a, moved
 
 
-def norm_backward(dy, x, mask, numbers, a, w1, w2, training, pre, act, act_slope, gate, needs):
+def norm_backward(
+    dy: Tensor, x: Tensor, mask: Tensor | None, numbers: Tensor, a: Tensor, w1: Tensor, w2: Tensor,
+    training: bool, pre: str, act: str, act_slope: float, gate: str, needs: Sequence[bool],
+) -> NormGradients:  # fmt: skip
     """What ``ops.norm_backward`` returns."""
     w_type = w1.dtype
-    w1, w2 = _weights(numbers.dtype, w1, w2)
+    w1, w2, _, _ = _weights(numbers.dtype, w1, w2)
     gradients = empty_norm_gradients(x, numbers, w1, w2, needs)
     dweight, dbias, *others = gradients
     dx, dr, d, *weights = (g if need else None for g, need in zip(others, needs, strict=True))
@@ -188,27 +209,32 @@ def norm_backward(dy, x, mask, numbers, a, w1, w2, training, pre, act, act_slope
         *map(pointer, weights),
     )
     if w1.dtype != w_type:
-        gradients = *gradients[:5], *(g.to(w_type) for g in gradients[5:])
+        dw1, dw2, db1, db2 = (g.to(w_type) for g in gradients[5:])
+        return *gradients[:5], dw1, dw2, db1, db2
     return gradients
 
 
-def _weights(dtype, *weights):
+def _weights(
+    dtype: torch.dtype, w1: Tensor, w2: Tensor, b1: Tensor | None = None, b2: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """w1, w2, b1, b2 as they are read: the sums go by their type, so float64 sums need them so."""
     if dtype == torch.float64:
-        weights = (None if t is None else t.to(dtype) for t in weights)
-    return map(flat, weights)
+        w1, w2 = w1.to(dtype), w2.to(dtype)
+        b1, b2 = None if b1 is None else b1.to(dtype), None if b2 is None else b2.to(dtype)
+    return flat(w1), flat(w2), flat(b1), flat(b2)
 
 
-def _of_channels(t, dtype):
+def _of_channels(t: OptionalTensor, dtype: torch.dtype) -> OptionalTensor:
     """t (C), or None, in ``dtype`` and its elements side by side."""
     return flat(t if t is None or t.dtype == dtype else t.to(dtype))
 
 
-def _vector(t):
+def _vector(t: Tensor | None) -> tuple[int, int]:
     """Address and type of t (C), or none."""
     return (0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype])
 
 
-def _norm(norm, pre):
+def _norm(norm: Tensor, pre: str) -> tuple[int, int, int, str]:
     """Addresses of mean, scale and bias, rows of norm (3, C), and what comes after it."""
-    return *(row.data_ptr() for row in norm), pre
+    mean, scale, bias = (row.data_ptr() for row in norm)
+    return mean, scale, bias, pre

@@ -1,5 +1,8 @@
 """The block and its phases: one launch forward, one launch backward."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,7 +17,10 @@ from se_kernels.backends.cuda.launch import (
     sizes_of,
     workspace_of,
 )
+from se_kernels.backends.protocol import Forward
 from se_kernels.core.layout import (
+    Gradients,
+    ScaleGradients,
     empty_gradients,
     empty_mask,
     empty_output,
@@ -27,7 +33,10 @@ from se_kernels.core.layout import (
 from se_kernels.core.precision import compute_dtype
 
 
-def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+def inference(
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+) -> Tensor:  # fmt: skip
     """y (N, C, H, W)."""
     y = empty_output(x)
     if x.shape[0] > 0 and x.shape[1] > 0:
@@ -35,28 +44,34 @@ def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
     return y
 
 
-def forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
+def forward(
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+) -> Forward:  # fmt: skip
     """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
-    small = dict(dtype=compute_dtype(x, w1), device=x.device)
     y = empty_output(x)
     images, channels = x.shape[:2]
-    z, s = (torch.empty(images, channels, **small) for _ in range(2))
+    new = partial(torch.empty, dtype=compute_dtype(x, w1), device=x.device)
+    z, s, a = new(images, channels), new(images, channels), new(images, w1.shape[0])
     if images == 0 or channels == 0:
-        a = torch.zeros(images, w1.shape[0], **small)
+        a.zero_()
         return y, empty_mask(x, post == "relu"), z, a if b1 is None else a + b1, s
-    a = torch.empty(images, w1.shape[0], **small)
     mask = empty_mask(x, post == "relu")
     kept = (mask if post == "relu" else None, z, a, s)
     _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept)
     return y, mask, z, a, s
 
 
-def _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept):
+def _run_forward(
+    x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
+    residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
+    y: Tensor, *kept: Tensor | None,
+) -> None:  # fmt: skip
     """``kept``: mask, z, a and s, which may be None; none of them for an inference."""
-    x, residual, w1, w2, b1, b2 = on_elements(x, residual, w1, w2, b1, b2)
-    layout, x = readable(x)
-    residual = like_layout(residual, layout)
-    w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
+    layout, x = readable(on_elements(x))
+    residual = like_layout(on_elements(residual), layout)
+    w1, w2 = row_major(on_elements(w1)), row_major(on_elements(w2))
+    b1, b2 = flat(on_elements(b1)), flat(on_elements(b2))
     sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
     workspace = workspace_of(x, sizes)
     library.native.forward(
@@ -69,7 +84,10 @@ def _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, pos
     )
 
 
-def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs):
+def backward(
+    dy: Tensor, x: Tensor, w1: Tensor, w2: Tensor, mask: Tensor | None, z: Tensor, a: Tensor,
+    s: Tensor, squeeze: str, act: str, act_slope: float, gate: str, needs: Sequence[bool],
+) -> Gradients:  # fmt: skip
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
     if x.shape[0] == 0 or x.shape[1] == 0:
@@ -77,10 +95,9 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
             gradient.zero_()
         return gradients
     dx, dr, *weights = (g if n else None for g, n in zip(gradients, needs, strict=True))
-    x, dy, w1, w2 = on_elements(x, dy, w1, w2)
-    layout, x = readable(x)
-    dy, mask = like_layout(dy, layout), flat(mask)
-    w1, w2 = row_major(w1), row_major(w2)
+    layout, x = readable(on_elements(x))
+    dy, mask = like_layout(on_elements(dy), layout), flat(mask)
+    w1, w2 = row_major(on_elements(w1)), row_major(on_elements(w2))
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
     sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
@@ -99,12 +116,11 @@ def backward(dy, x, w1, w2, mask, z, a, s, squeeze, act, act_slope, gate, needs)
     return gradients
 
 
-def squeeze(x, squeeze):
+def squeeze(x: Tensor, squeeze: str) -> Tensor:
     """z (N, C) in the dtype of the sums."""
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x), device=x.device)
     if z.numel() > 0:
-        (x,) = on_elements(x)
-        layout, x = readable(x)
+        layout, x = readable(on_elements(x))
         sizes = sizes_of(x, 0, z.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.squeeze(
@@ -113,13 +129,15 @@ def squeeze(x, squeeze):
     return z
 
 
-def scale(x, s, residual, post, keep):
+def scale(
+    x: Tensor, s: Tensor, residual: Tensor | None, post: str, keep: bool
+) -> tuple[Tensor, Tensor]:
     """y (N, C, H, W), and its mask if it is to be kept."""
     y, mask = empty_output(x), empty_mask(x, keep)
     if y.numel() > 0:
-        x, s, residual = on_elements(x, s, residual)
-        layout, x = readable(x)
-        residual, s = like_layout(residual, layout), s.contiguous()
+        layout, x = readable(on_elements(x))
+        residual = like_layout(on_elements(residual), layout)
+        s = on_elements(s).contiguous()
         sizes = sizes_of(x, 0, s.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.scale(
@@ -133,14 +151,16 @@ def scale(x, s, residual, post, keep):
     return y, mask
 
 
-def scale_backward(dy, x, mask, s, needs):
+def scale_backward(
+    dy: Tensor, x: Tensor, mask: Tensor | None, s: Tensor, needs: Sequence[bool]
+) -> ScaleGradients:
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
     gradients = empty_scale_gradients(x, s, needs)
     dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
     if s.numel() > 0:
-        dy, x, s = on_elements(dy, x, s)
-        layout, x = readable(x)
-        dy, mask, s = like_layout(dy, layout), flat(mask), s.contiguous()
+        layout, x = readable(on_elements(x))
+        dy, mask = like_layout(on_elements(dy), layout), flat(mask)
+        s = on_elements(s).contiguous()
         sizes = sizes_of(x, 0, s.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.scale_backward(
@@ -155,13 +175,15 @@ def scale_backward(dy, x, mask, s, needs):
     return gradients
 
 
-def squeeze_backward(g, x, s, dz, squeeze):
+def squeeze_backward(
+    g: Tensor | None, x: Tensor, s: Tensor | None, dz: Tensor, squeeze: str
+) -> Tensor:
     """dx (N, C, H, W) = g s, where there is a g, + what dz gives."""
     dx = empty_output(x)
     if dx.numel() > 0:
-        g, x, s, dz = on_elements(g, x, s, dz)
-        layout, x = readable(x)
-        g, s, dz = like_layout(g, layout), flat(s), dz.contiguous()
+        layout, x = readable(on_elements(x))
+        g = like_layout(on_elements(g), layout)
+        s, dz = flat(on_elements(s)), on_elements(dz).contiguous()
         sizes = sizes_of(x, 0, dz.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.squeeze_backward(
@@ -179,4 +201,5 @@ def explain(x: Tensor, w1: Tensor) -> str:
     """How the forward kernel cuts x (N, C, H, W) with w1 (R, C), in words."""
     layout, x = readable(x)
     sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
-    return library.native.explain(device_of(x), *sizes)
+    words: str = library.native.explain(device_of(x), *sizes)
+    return words

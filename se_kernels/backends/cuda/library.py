@@ -1,6 +1,7 @@
 """The kernels, built or not; whose tensors they take."""
 
 import importlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ DEVICE = "cuda"  # whose tensors this backend is chosen for by itself
 _MOST = 2**31 - 2**16  # of N, C, R and P: they are numbered in 32 bits
 
 
-def _load():
+def _load() -> tuple[Any, str | None, Any]:
     try:
         built = importlib.import_module("se_kernels._build_info")
     except ImportError:

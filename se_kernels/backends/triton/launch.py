@@ -2,9 +2,12 @@
 
 import functools
 import math
-from contextlib import nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from se_kernels.backends.triton.plan import (
     SUMMED_BLOCKS,
@@ -19,6 +22,8 @@ from se_kernels.backends.triton.plan import (
 from se_kernels.backends.triton.target import HIP
 from se_kernels.core.layout import walk
 
+Place = tuple[Tensor, int, int]  # a tensor, its strides from image to image and from row to row
+
 
 @functools.cache
 def _properties(index: int) -> Device:
@@ -27,33 +32,34 @@ def _properties(index: int) -> Device:
     return Device(*size, tf32=not HIP and properties.major >= 8)
 
 
-def device_of(x) -> Device:
+def device_of(x: Tensor) -> Device:
     return _properties(x.device.index) if x.is_cuda else Device()
 
 
-def on_device(x):
+def on_device(x: Tensor) -> AbstractContextManager[object]:
     """A context in which x's GPU is the current one."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def plan_of(x, w1, layout: str) -> Plan:
+def plan_of(x: Tensor, w1: Tensor, layout: str) -> Plan:
     """The plan of the block."""
     images, channels, height, width = x.shape
     sizes = images, channels, height * width, w1.shape[0], x.element_size(), w1.element_size()
     return choose(*sizes, layout == "nhwc", device_of(x))
 
 
-def plan_sweep(x, layout: str, block_bytes: tuple[int, int], sums) -> Plan:
+def plan_sweep(x: Tensor, layout: str, block_bytes: tuple[int, int], sums: torch.dtype) -> Plan:
     """The plan of a sweep over the whole batch, its sums in that dtype; its block is smaller where
     a number takes two registers."""
     if sums == torch.float64:
-        block_bytes = tuple(size * x.element_size() // 8 for size in block_bytes)
+        even, odd = block_bytes
+        block_bytes = even * x.element_size() // 8, odd * x.element_size() // 8
     images, channels, height, width = x.shape
     sizes = images, channels, height * width, x.element_size()
     return choose_sweep(*sizes, layout == "nhwc", device_of(x), block_bytes)
 
 
-def counters_of(plan: Plan, like) -> torch.Tensor:
+def counters_of(plan: Plan, like: Tensor) -> torch.Tensor:
     """int32: tickets, then of each group its squeezed blocks, its excited parts, and, where the
     pixels are split, the parts of each block.
 
@@ -64,27 +70,27 @@ def counters_of(plan: Plan, like) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.int32, device=like.device)
 
 
-def place_of(t, layout: str):
+def place_of(t: Tensor | None, layout: str) -> Place | None:
     """The tensor and its strides from image to image and from row to row; None for None."""
     if t is None:
         return None
-    image, channel, pixel = walk(t)
+    image, channel, pixel = walk(t)  # type: ignore[misc] # readable: not None
     return t, image, pixel if layout == "nhwc" else channel
 
 
-def unit_of(layout: str, places) -> int:
+def unit_of(layout: str, places: Iterable[Place | None]) -> int:
     """Elements, at most 16 bytes of them, that divide every stride and the contiguous extent.
 
     ``places``: (tensor, stride of image, stride of row), or None.
     """
-    places = [place for place in places if place is not None]
-    t = places[0][0]
+    present = [place for place in places if place is not None]
+    t = present[0][0]
     extent = t.shape[1] if layout == "nhwc" else t.shape[2] * t.shape[3]
-    strides = [stride for _, image, row in places for stride in (image, row)]
+    strides = [stride for _, image, row in present for stride in (image, row)]
     return math.gcd(16 // t.element_size(), extent, *strides)
 
 
-def options(registers: int | None = None) -> dict:
+def options(registers: int | None = None) -> dict[str, Any]:
     """How the compiler is to build a kernel.
 
     ``registers``: of a thread, at most. None leaves it to the assembler, which stops at 64, for
@@ -99,7 +105,7 @@ def registers_for(squeeze: str, otherwise: int | None) -> int | None:
     return otherwise if squeeze == "avg" else TRACKING_REGISTERS
 
 
-def sweep_constants(plan: Plan, layout: str, unit: int) -> dict:
+def sweep_constants(plan: Plan, layout: str, unit: int) -> dict[str, Any]:
     """The tile's compile-time constants, as every kernel names them."""
     return dict(
         NHWC=layout == "nhwc",
@@ -110,13 +116,13 @@ def sweep_constants(plan: Plan, layout: str, unit: int) -> dict:
     )
 
 
-def constants(plan: Plan, layout: str, unit: int) -> dict:
+def constants(plan: Plan, layout: str, unit: int) -> dict[str, Any]:
     """Those of the fused kernels, which are compiled for the images of a group too."""
     cut = sweep_constants(plan, layout, unit)
     return dict(G=plan.images, BLOCK_S=plan.split_block, **cut)
 
 
-def excitation_constants(plan: Plan, w1) -> dict:
+def excitation_constants(plan: Plan, w1: Tensor) -> dict[str, Any]:
     """Those of the FCs; w1 (R, C)."""
     return dict(
         UNIT_W=math.gcd(16 // w1.element_size(), w1.shape[0], w1.shape[1]),
@@ -127,35 +133,35 @@ def excitation_constants(plan: Plan, w1) -> dict:
     )
 
 
-def excitation_of(act: str, act_slope: float) -> dict:
+def excitation_of(act: str, act_slope: float) -> dict[str, Any]:
     """δ, as every kernel names it."""
     return dict(ACT=act, SLOPE=float(act_slope) if act == "leaky_relu" else 0.0)
 
 
-def triton_type(dtype: torch.dtype):
+def triton_type(dtype: torch.dtype) -> Any:
     """Of the sums."""
     import triton.language as tl  # late: Triton may be absent
 
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def precision_of(x) -> str:
+def precision_of(x: Tensor) -> str:
     """How products of float32 are taken on x's device, as ``tl.dot`` names it."""
     return "tf32x3" if device_of(x).tf32 else "ieee"
 
 
-def solve_constants(x, **sizes: int) -> dict:
+def solve_constants(x: Tensor, **sizes: int) -> dict[str, Any]:
     """By name what each size is a multiple of, 8 or 1, and how products are taken."""
     units = {name: 8 if size % 8 == 0 else 1 for name, size in sizes.items()}
     return dict(**units, PRECISION=precision_of(x))
 
 
-def parts_of(plan: Plan, x, dtype, *kinds) -> torch.Tensor:
+def parts_of(plan: Plan, x: Tensor, dtype: torch.dtype, *kinds: int) -> torch.Tensor:
     """What a sweep leaves of each part of the pixels: (*kinds, N, splits, C)."""
     return x.new_empty(*kinds, x.shape[0], plan.split, x.shape[1], dtype=dtype)
 
 
-def alone(plan: Plan, x) -> tuple[int, ...]:
+def alone(plan: Plan, x: Tensor) -> tuple[int, ...]:
     """N, C, P, blocks, splits, span, G: the sizes that a phase on its own is told."""
     images, channels, height, width = x.shape
     return images, channels, height * width, plan.blocks, plan.split, plan.span, plan.images

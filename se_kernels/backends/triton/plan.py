@@ -4,6 +4,7 @@ The figures behind the numbers are counted in docs/triton.md.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 
 WARPS = 4
@@ -184,7 +185,16 @@ def choose_sweep(
     )
 
 
-def _cut_channels(images, channels, reduced, weight_itemsize, rows, row_bytes, side_by_side, nhwc):
+def _cut_channels(
+    images: int,
+    channels: int,
+    reduced: int,
+    weight_itemsize: int,
+    rows: int,
+    row_bytes: int,
+    side_by_side: int,
+    nhwc: bool,
+) -> tuple[int, int]:
     """(images, channels) of a tile, some ``rows`` (image, channel) pairs.
 
     Of the ways to cut, the one with the fewest bytes of weights and of partial products: a tile
@@ -196,20 +206,23 @@ def _cut_channels(images, channels, reduced, weight_itemsize, rows, row_bytes, s
     if nhwc and narrowest * reduced * weight_itemsize > WEIGHTS_SHARE * rows * row_bytes:
         rows *= 2  # it cannot be narrower: let more images share the weights
     rows = min(rows, widest * power_of_two(images), PRODUCT_ELEMENTS)
-    best, fewest = None, None
+    best, fewest = (0, 0), math.inf
     group = 1
-    while best is None or (group <= min(LARGEST_GROUP, power_of_two(images), rows // narrowest)):
+    most = min(LARGEST_GROUP, power_of_two(images), rows // narrowest)
+    while group == 1 or group <= most:
         block_c = min(widest, rows // group)
         weights = 2 * block_c * reduced * weight_itemsize
         partials = 2 * 4 * group * reduced
         cost = (weights + partials) / (group * block_c)
-        if best is None or cost < fewest:
+        if cost < fewest:
             best, fewest = (group, block_c), cost
         group *= 2
     return best
 
 
-def _cut_block(rows, block_c, pixels, elements, side_by_side, nhwc):
+def _cut_block(
+    rows: int, block_c: int, pixels: int, elements: int, side_by_side: int, nhwc: bool
+) -> tuple[int, int]:
     """(rows, pixels) of a block of some ``elements``."""
     longest = power_of_two(pixels)
     if nhwc:
@@ -221,7 +234,7 @@ def _cut_block(rows, block_c, pixels, elements, side_by_side, nhwc):
     return min(rows, elements // length), length
 
 
-def _lag(groups, tiles, group_bytes, device):
+def _lag(groups: int, tiles: int, group_bytes: int, device: Device) -> int:
     """Groups that the first sweep is ahead: enough that nobody waits, within the L2."""
     resident = device.multiprocessors * (RESIDENT_THREADS // THREADS)
     enough = ceil_div(resident, 2 * tiles)

@@ -1,0 +1,51 @@
+"""The .pyi files of the native libraries beside what pybind11 says of their functions."""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+import host_gpu
+import pytest
+
+import se_kernels
+from se_kernels.backends.cpu import extension
+
+PACKAGE = Path(se_kernels.__file__).parent
+# a type of pybind11 before and from version 3 on → that of the stub
+TYPES = {"typing.SupportsInt": "int", "typing.SupportsFloat": "float"}
+
+
+def native(name):
+    if name == "_C":
+        if extension._C is None:
+            pytest.skip(extension.reason)
+        return extension._C
+    if not host_gpu.CUDA.exists():
+        pytest.skip("needs make cuda-on-host")
+    spec = importlib.util.spec_from_file_location("se_kernels._cuda", host_gpu.CUDA)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["_C", "_cuda"])
+def test_a_stub_is_what_the_library_has(name):
+    module = native(name)
+    stub = {}
+    for node in ast.parse((PACKAGE / f"{name}.pyi").read_text()).body:
+        if isinstance(node, ast.FunctionDef):
+            assert not node.args.args  # positional only, as in the bindings
+            types = [ast.unparse(arg.annotation) for arg in node.args.posonlyargs]
+            stub[node.name] = (types, ast.unparse(node.returns).partition("[")[0])
+        elif isinstance(node, ast.AnnAssign):
+            stub[node.target.id] = node.annotation.id
+    found = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    assert stub.keys() == found.keys()
+    for key, value in found.items():
+        if not callable(value):
+            assert stub[key] == type(value).__name__, key
+        elif value.__doc__:  # those of METH_FASTCALL have none
+            arguments, returned = re.match(r"\w+\((.*)\) -> (\S+)", value.__doc__).groups()
+            types = re.findall(r"arg\d+: ([\w.]+)", arguments)
+            assert stub[key] == ([TYPES.get(t, t) for t in types], returned), key
