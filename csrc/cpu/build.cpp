@@ -47,7 +47,7 @@ const Build& build() {
   return chosen;
 }
 
-const Build& build_for(const Problem& p) { return has_wide_weights(p) ? kBaseline : build(); }
+const Build& build_for(const Problem& p) { return is_wide(p) ? kBaseline : build(); }
 
 const char* instruction_set() { return build().name; }
 
