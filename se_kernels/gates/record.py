@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from se_kernels import ops
+from se_kernels.core import ops
+from se_kernels.core.precision import compute_dtype
 from se_kernels.gates.layers import gates_of, se_layers
-from se_kernels.listening import Listener
-from se_kernels.reference import compute_dtype
+from se_kernels.modules.observers import Observer
 
 
 class Gates(Mapping):
@@ -107,7 +107,7 @@ def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Itera
         yield gates
 
 
-class _Recorder(Listener):
+class _Recorder(Observer):
     """Records the calls of one SE block by the thread that has made it."""
 
     def __init__(self, name: str, module: nn.Module, gates: Gates):
@@ -126,7 +126,7 @@ class _Recorder(Listener):
     def begin(self) -> None:
         if self.is_open and threading.get_ident() == self.thread:
             _check_plain_call(self.name)
-            self.ears.append(_Ear())
+            self.ears.append(OpRecorder())
             self.ears[-1].__enter__()
 
     def end(self, y: Tensor | None, x_of: Callable[[], Tensor]) -> None:
@@ -139,7 +139,7 @@ class _Recorder(Listener):
             self.gates.add(self.name, s)
 
 
-class _Ear(TorchDispatchMode):
+class OpRecorder(TorchDispatchMode):
     """Hears the registered ops of one call of a block; ``s`` (N, C) or None."""
 
     s: Tensor | None = None

@@ -17,7 +17,7 @@ from se_kernels.backends.triton.plan import (
     choose_sweep,
 )
 from se_kernels.backends.triton.target import HIP
-from se_kernels.layout import walk
+from se_kernels.core.layout import walk
 
 
 @functools.cache
@@ -134,7 +134,7 @@ def excitation_of(act: str, act_slope: float) -> dict:
 
 def triton_type(dtype: torch.dtype):
     """Of the sums."""
-    import triton.language as tl
+    import triton.language as tl  # late: Triton may be absent
 
     return tl.float64 if dtype == torch.float64 else tl.float32
 
