@@ -46,8 +46,10 @@ help:
 
 NO_VENV := $(PYTHON) cannot make an environment: install Python 3.10 or later with its venv module \
   (Debian, Ubuntu: apt install python3-venv), or name one with PYTHON
+IS_OLD := import sys; sys.exit(sys.version_info < (3, 10))
 $(VENV_PY):
-	@$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv > /dev/null 2>&1 || \
+	@$(PYTHON) -c '$(IS_OLD)' 2> /dev/null && \
+	$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv > /dev/null 2>&1 || \
 	  { rm -rf $(CURDIR)/.venv; echo "$(NO_VENV)" >&2; exit 1; }
 
 env: $(PY)
