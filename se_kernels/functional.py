@@ -80,6 +80,12 @@ def squeeze_excite(
     Sums are carried in float32, or in float64 where x or the weights are float64. Results are
     bitwise the same from run to run at a fixed number of threads. Differentiable, twice too.
 
+    Example:
+        >>> x = torch.randn(2, 64, 7, 7)
+        >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
+        >>> se_kernels.squeeze_excite(x, w1, w2, residual=x, post="relu").shape
+        torch.Size([2, 64, 7, 7])
+
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device, an unknown name, or a named backend
@@ -174,6 +180,17 @@ def batch_norm_squeeze_excite(
     run to run at a fixed number of threads. Differentiable, twice too. Backward keeps u and, for
     post="relu", one bit per element.
 
+    Example:
+        >>> u = torch.randn(2, 64, 7, 7)
+        >>> weight = var = torch.ones(64)
+        >>> bias = mean = torch.zeros(64)
+        >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
+        >>> y = se_kernels.batch_norm_squeeze_excite(
+        ...     u, weight, bias, mean, var, w1, w2, residual=u, post="relu"
+        ... )
+        >>> y.shape
+        torch.Size([2, 64, 7, 7])
+
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device, an unknown name, one value per channel
@@ -240,6 +257,11 @@ def squeeze(x: Tensor, squeeze: str = "avg", *, backend: str | None = None) -> T
 
     x, ``squeeze``, ``backend`` and the errors are those of ``squeeze_excite``. Differentiable,
     twice too; backward reads x only where there is a maximum.
+
+    Example:
+        >>> se_kernels.squeeze(torch.ones(2, 3, 4, 4), "max")
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
     """
     check_squeeze(x, squeeze)
     name = dispatch.choose(x, backend)
@@ -271,6 +293,10 @@ def scale(
         y (N, C, H, W) in x's dtype, computed in float32, or in float64 where x or s is float64.
 
     The errors are those of ``squeeze_excite``. Differentiable, twice too.
+
+    Example:
+        >>> se_kernels.scale(torch.ones(1, 2, 1, 2), torch.tensor([[0.5, 2.0]])).flatten()
+        tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
     check_scale(x, s, residual, post)
     name = dispatch.choose(x, backend)

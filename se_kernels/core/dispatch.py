@@ -24,7 +24,12 @@ DEFAULT = os.environ.get("SE_KERNELS_BACKEND") or None
 
 
 def available_backends() -> dict[str, str | None]:
-    """Each backend's name, with None where it can be used on this machine, else the reason."""
+    """Each backend's name, with None if it can be used on this machine, else the reason.
+
+    Example:
+        >>> se_kernels.available_backends()["reference"] is None
+        True
+    """
     return {**{name: module.why_not() for name, module in BACKENDS.items()}, REFERENCE: None}
 
 

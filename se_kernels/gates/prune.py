@@ -55,6 +55,12 @@ def prune_by_gate(
         tolerance: a block is removed only if the distance of its gates from the constant (root mean
             square) is at most this.
 
+    Example:
+        >>> model = se_kernels.models.se_mobilenet()
+        >>> report = se_kernels.prune_by_gate(model, torch.randn(8, 3, 64, 64), 0.25, tolerance=1.0)
+        >>> len(report.removed)
+        3
+
     Raises:
         TypeError: ``images`` are neither, or can be gone through once only.
         ValueError: the model has no SE block, is one, or is compiled; no image; or a number or name

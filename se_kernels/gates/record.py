@@ -68,10 +68,6 @@ class Gates(Mapping):
 def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Iterator[Gates]:
     """Records s, the gates of equation 3, of every SE block while the context lasts.
 
-        with torch.inference_mode(), record_gates(model.eval()) as gates:
-            model(images)
-        gates["layer3.5.se"]  # (N, C)
-
     The outputs are those of the model without a recorder. With gradients on, they flow as ever;
     what is recorded has none. Each image costs 4 bytes for each channel of an SE block, 60 kB in
     SE-ResNet-50, until the ``Gates`` are cleared or dropped; they stay readable after the context.
@@ -83,6 +79,13 @@ def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Itera
         model: any module, with ``se_kernels.SqueezeExcite``, blocks of ``se_kernels.models``,
             fused or eager, or other libraries' after ``fuse``.
         layers: the names of the blocks to listen to; None for all.
+
+    Example:
+        >>> model = se_kernels.models.se_resnet50().eval()
+        >>> with torch.inference_mode(), se_kernels.record_gates(model) as gates:
+        ...     y = model(torch.randn(2, 3, 64, 64))
+        >>> gates["layer1.0.se"].shape
+        torch.Size([2, 256])
 
     Raises:
         TypeError: ``model`` is not a module, or ``layers`` is one string.

@@ -34,6 +34,12 @@ class BatchNormSqueezeExcite(nn.Module):
     Once ``bn`` or ``se`` is hooked or replaced, or while all modules are, and for a squeeze other
     than "avg" or an excitation that has to be called, the two are called one after the other.
 
+    Example:
+        >>> tail = se_kernels.BatchNormSqueezeExcite(64, post="relu")
+        >>> u = torch.randn(2, 64, 7, 7)
+        >>> tail(u, residual=u).shape
+        torch.Size([2, 64, 7, 7])
+
     Raises:
         ValueError: an unknown variant, or a number of channels below 1.
     """

@@ -51,6 +51,12 @@ class SqueezeExcite(nn.Module):
     With a norm, or once fc1 or fc2 is replaced or hooked (adapters, pruning), they are called: the
     excitation runs in eager between the fused squeeze and the fused scale.
 
+    Example:
+        >>> se = se_kernels.SqueezeExcite(64, rd_ratio=1 / 16, post="relu")
+        >>> x = torch.randn(2, 64, 7, 7)
+        >>> se(x, residual=x).shape
+        torch.Size([2, 64, 7, 7])
+
     Raises:
         ValueError: an unknown variant, or a number of channels below 1.
     """

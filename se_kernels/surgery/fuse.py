@@ -45,6 +45,11 @@ def fuse(model: nn.Module, level: str = "layer") -> FuseReport:
     Returns:
         What was fused, what was skipped and why; print it.
 
+    Example:
+        >>> model = torchvision.models.efficientnet_b0()
+        >>> len(se_kernels.fuse(model).fused)
+        16
+
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: an unknown level, or an adapter of ``register_family`` does not describe its
@@ -109,6 +114,20 @@ def _fuse_blocks(model: nn.Module) -> tuple[dict[nn.Module, Tail], dict[nn.Modul
 
 def unfuse(model: nn.Module) -> list[str]:
     """Makes every module of ``model`` that ``fuse`` fused what it was; returns their names.
+
+    Example:
+        >>> class SEModule(torch.nn.Module):  # of a library
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc1, self.relu = torch.nn.Conv2d(8, 2, 1), torch.nn.ReLU()
+        ...         self.fc2, self.sigmoid = torch.nn.Conv2d(2, 8, 1), torch.nn.Sigmoid()
+        ...     def forward(self, x):
+        ...         s = x.mean((2, 3), keepdim=True)
+        ...         return x * self.sigmoid(self.fc2(self.relu(self.fc1(s))))
+        >>> model = torch.nn.Sequential(SEModule())
+        >>> _ = se_kernels.fuse(model)
+        >>> se_kernels.unfuse(model)
+        ['0']
 
     Raises:
         TypeError: ``model`` is not a module.

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 class FuseReport:
     """``print(report)`` gives a summary.
 
+    Example:
+        >>> print(se_kernels.fuse(torch.nn.Linear(2, 2)))
+        no SE module found in Linear
+
     Attributes:
         model: the name of the model's class.
         fused: name of each module that is fused now, as in ``named_modules``, → its class. A

@@ -94,6 +94,20 @@ def register_family(cls: type[nn.Module], adapter: Adapter) -> None:
     A wrong adapter is noticed at ``fuse``, which compares the module with its block on random
     numbers, forward and backward.
 
+    Example:
+        >>> class Gate(torch.nn.Module):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.down = torch.nn.Conv2d(channels, 4, 1)
+        ...         self.up = torch.nn.Conv2d(4, channels, 1)
+        ...     def forward(self, x):
+        ...         z = x.mean((2, 3), keepdim=True)
+        ...         return x * self.up(self.down(z).relu()).sigmoid()
+        >>> steps = se_kernels.ExcitationSteps(("down", "relu", "up", "sigmoid"))
+        >>> se_kernels.register_family(Gate, lambda module: steps)
+        >>> len(se_kernels.fuse(Gate(8)).fused)
+        1
+
     Raises:
         TypeError: ``cls`` is no class of modules; ``adapter`` cannot be called with one argument.
         ValueError: ``cls`` has no forward of its own to stand for, or another adapter.

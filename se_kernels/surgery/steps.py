@@ -26,6 +26,10 @@ class ExcitationSteps:
     fused scale. The first step gets z as (N, C) if it is a Linear, else as (N, C, 1, 1); the last
     returns s as (N, C) or (N, C, 1, 1).
 
+    Example:
+        >>> se_kernels.ExcitationSteps(("fc1", "relu", "fc2", "sigmoid"), squeeze="max").squeeze
+        'max'
+
     Raises:
         TypeError: a field of another type.
         ValueError: an unknown squeeze or layout, no step, or channels below 1.

@@ -1,11 +1,30 @@
 """docs/ as a site, and the README: every page has its place, and every figure its record."""
 
+import doctest
 import json
 import re
 from pathlib import Path
 
+import pytest
+import torch
+import torchvision
+
+import se_kernels
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PUBLIC = [name for name in se_kernels.__all__ if callable(getattr(se_kernels, name))]
+MADE_BY_OTHERS = {"Gates", "PruneReport"}  # record_gates and prune_by_gate show them
+
+
+@pytest.mark.parametrize("name", sorted({*PUBLIC} - MADE_BY_OTHERS))
+def test_the_example_in_the_docstring(name):
+    names = dict(se_kernels=se_kernels, torch=torch, torchvision=torchvision)
+    docstring = getattr(se_kernels, name).__doc__
+    example = doctest.DocTestParser().get_doctest(docstring, names, name, None, None)
+    assert example.examples
+    result = doctest.DocTestRunner().run(example)
+    assert result.failed == 0
 
 
 def test_every_page_is_in_the_navigation():
@@ -25,8 +44,6 @@ def test_every_picture_is_there():
 
 
 def test_the_reference_has_every_public_name():
-    import se_kernels
-
     named = re.findall(r"^::: se_kernels\.(?:\w+\.)*(\w+)$", (DOCS / "api.md").read_text(), re.M)
     elsewhere = {"__version__", "models", "reference"}  # docs/models.md, docs/design.md
     assert sorted(named) == sorted({*se_kernels.__all__} - elsewhere)
