@@ -1,5 +1,5 @@
-# make test | test-all | races | mutants | bench | docs | cuda | instructions | gpu | lint | sanitize | wheels | arm |
-#      format | clean. Each sets itself up on a fresh machine.
+# make test | test-all | races | mutants | bench | docs | cuda | instructions | gpu | lint | sanitize |
+#      wheels | matrix | arm | format | clean. Each sets itself up on a fresh machine.
 #
 # Environment: the active one (VIRTUAL_ENV), else a $(PYTHON) that has torch and may be installed
 # into, else .venv, made here; from a $(PYTHON) that has torch but belongs to the system, .venv
@@ -12,6 +12,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 WORKERS ?= 2
 WHEELS_ARGS ?=
+MATRIX_ARGS ?=
 PYTEST_ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -38,15 +39,17 @@ need = @$(PY) tools/dev_env.py $(1)
 build = @$(PY) tools/dev_env.py --build $(1)
 TEST_GROUPS := torch build bench test
 
-.PHONY: help env cuda-on-host cuda-on-host-races test test-all races mutants bench docs cuda instructions gpu lint format sanitize wheels arm clean
+.PHONY: help env cuda-on-host cuda-on-host-races test test-all races mutants bench docs cuda instructions gpu lint format sanitize wheels matrix arm clean
 
 help:
 	@sed -n '1,2s/^# *//p' Makefile
 
 NO_VENV := $(PYTHON) cannot make an environment: install Python 3.10 or later with its venv module \
   (Debian, Ubuntu: apt install python3-venv), or name one with PYTHON
+IS_OLD := import sys; sys.exit(sys.version_info < (3, 10))
 $(VENV_PY):
-	@$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv > /dev/null 2>&1 || \
+	@$(PYTHON) -c '$(IS_OLD)' 2> /dev/null && \
+	$(PYTHON) -m venv $(VENV_FLAGS) $(CURDIR)/.venv > /dev/null 2>&1 || \
 	  { rm -rf $(CURDIR)/.venv; echo "$(NO_VENV)" >&2; exit 1; }
 
 env: $(PY)
@@ -179,7 +182,11 @@ arm: $(PY)
 # A wheel for each Python found, without and with CUDA: audited, repaired, installed, checked.
 wheels: $(PY)
 	$(call need,build wheels)
-	@$(PY) tools/wheels.py $(WHEELS_ARGS)
+	@$(PY) -m tools.wheels $(WHEELS_ARGS)
+
+# The quick tests over each Python found and each torch that is supported.
+matrix: $(PY)
+	@$(PY) -m tools.matrix $(MATRIX_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks

@@ -31,8 +31,9 @@ struct Problem {
   int threads;
 };
 
-inline bool has_wide_weights(const Problem& p) {
-  return p.w_type == DType::float64 && p.x_type != DType::float64;
+// Whether the compute type is double.
+inline bool is_wide(const Problem& p) {
+  return p.x_type == DType::float64 || p.w_type == DType::float64;
 }
 
 // Strides in elements. data is null where the tensor is absent.

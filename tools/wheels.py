@@ -1,6 +1,6 @@
 """Builds wheels and proves each: `make wheels`.
 
-    python tools/wheels.py [--python PATH ...] [--torch REQUIREMENT ...] [--cpu-only]
+    python -m tools.wheels [--python PATH ...] [--torch REQUIREMENT ...] [--cpu-only]
 
 For each CPython from 3.10 on that is found, one wheel without CUDA (dist/cpu) and, if there is
 nvcc, one with its kernels for all GPUs (dist/cuda). auditwheel grafts nothing, as nothing is
@@ -13,22 +13,16 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools.environments import ROOT, Failed, Runner, pythons
+
 DIST = ROOT / "dist"
-LOG = ROOT / "build" / "logs" / "wheels.log"
-VERSIONS = range(10, 15)  # 3.10 to 3.14
 ALL_GPUS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # also on a machine with a GPU; as setup.py's
-
-
-class Failed(Exception):
-    """A step failed; the text says which."""
 
 
 @dataclass
@@ -45,61 +39,12 @@ class Row:
         return "failed" not in self.verdict + self.checks
 
 
-def pythons() -> list[str]:
-    """One interpreter of each version, from PATH and pyenv's folder."""
-    folders = [*map(Path, os.environ["PATH"].split(os.pathsep))]
-    folders += sorted(Path.home().glob(".pyenv/versions/*/bin"))
-    found: dict[int, str] = {}
-    for minor in VERSIONS:
-        candidates = [folder / f"python3.{minor}" for folder in folders]
-        for path in filter(Path.exists, candidates):
-            command = [str(path), "-c", "import sys; print(sys.version_info[:2], sys.prefix)"]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            if result.stdout.startswith(f"(3, {minor})"):  # pyenv's shims may refuse
-                found[minor] = str(path)
-                break
-    return [*found.values()]
-
-
-def run(step: str, command: list, **environment: str) -> str:
-    """The output, which goes to the log as well."""
-    result = subprocess.run(
-        [*map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, **environment},
-        cwd=tempfile.gettempdir(),  # the checkout must not come before what is installed
-        check=False,
-    )
-    with LOG.open("a") as log:
-        log.write(f"\n### {step}\n{result.stdout}")
-    if result.returncode != 0:
-        raise Failed(f"{step} failed: {LOG} says why")
-    return result.stdout
-
-
-def environment(python: str, folder: Path) -> Path:
-    """An empty environment's Python."""
-    run(f"an environment of {python}", [python, "-m", "venv", folder])
-    return folder / "bin" / "python"
+run = Runner("wheels")
 
 
 def build(python: str, kind: str, folder: Path) -> Path:
-    """The wheel as it is built."""
-    settings = {"SE_KERNELS_CPU": "ON", "SE_KERNELS_CUDA": "OFF", "VIRTUAL_ENV": ""}
-    if kind == "cuda":
-        settings |= {"SE_KERNELS_CUDA": "ON", "SE_KERNELS_CUDA_ARCHS": ALL_GPUS}
-    own = environment(python, folder / "build")
-    raw = folder / "raw"
-    run(
-        f"the {kind} wheel of {python}",
-        [own, "-m", "pip", "wheel", "--verbose", "--no-deps", "--wheel-dir", raw, ROOT],
-        **settings,
-    )
-    (wheel,) = raw.iterdir()
-    return wheel
+    cuda = {"SE_KERNELS_CUDA": "ON", "SE_KERNELS_CUDA_ARCHS": ALL_GPUS}
+    return run.wheel(python, folder, **(cuda if kind == "cuda" else {}))
 
 
 def repair(wheel: Path, kind: str) -> tuple[Path, str]:
@@ -120,7 +65,7 @@ def repair(wheel: Path, kind: str) -> tuple[Path, str]:
 
 def check(python: str, wheel: Path, torch: str, folder: Path) -> None:
     """``check`` in an empty environment."""
-    own = environment(python, folder / "check")
+    own = run.environment(python, folder / "check")
     pip = [own, "-m", "pip", "install", "--no-compile"]
     run(f"{wheel.name} with {torch}", [*pip, torch, wheel])
     said = run(f"check of {wheel.name} with {torch}", [own, "-m", "se_kernels", "check"])
@@ -165,9 +110,9 @@ def main() -> None:
         "/usr/local/cuda/bin/nvcc"
     )
     kinds = ["cpu"] if arguments.cpu_only or not nvcc else ["cpu", "cuda"]
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    LOG.write_text("")
-    print(f"{len(found) * len(kinds)} wheels: {', '.join(found)}; all output: {LOG}", flush=True)
+    print(
+        f"{len(found) * len(kinds)} wheels: {', '.join(found)}; all output: {run.log}", flush=True
+    )
     rows = []
     for python in found:
         for kind in kinds:

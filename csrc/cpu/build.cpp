@@ -3,9 +3,20 @@
 
 #include <cstdlib>
 #include <cstring>
+#if defined(SE_HAVE_AVX2)
+#include <cpuid.h>
+#endif
 
 namespace se_kernels {
 namespace {
+
+#if defined(SE_HAVE_AVX2)
+// Clang 14 and GCC 10 have no such name for __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
 
 // widest first
 constexpr Build kBuilds[] = {
@@ -14,16 +25,13 @@ constexpr Build kBuilds[] = {
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+              __builtin_cpu_supports("fma") && has_f16c();
      },
      avx512::kernels, avx512::norm_kernels, avx512::solve_kernels},
 #endif
 #ifdef SE_HAVE_AVX2
     {"avx2",
-     [] {
-       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("f16c");
-     },
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); },
      avx2::kernels, avx2::norm_kernels, avx2::solve_kernels},
 #endif
     {"baseline", [] { return true; }, baseline::kernels, baseline::norm_kernels,
@@ -47,7 +55,7 @@ const Build& build() {
   return chosen;
 }
 
-const Build& build_for(const Problem& p) { return has_wide_weights(p) ? kBaseline : build(); }
+const Build& build_for(const Problem& p) { return is_wide(p) ? kBaseline : build(); }
 
 const char* instruction_set() { return build().name; }
 

@@ -17,7 +17,7 @@ struct Build {
 // Chosen once, from the processor and the environment variable SE_KERNELS_CPU_ISA.
 const Build& build();
 
-// The baseline's for float64 weights of a narrower x, which no other has.
+// The baseline's for sums in double, which no other has.
 const Build& build_for(const Problem& p);
 
 }  // namespace se_kernels

@@ -131,20 +131,13 @@ template <class A, class X>
 void scale_group(const Problem& p, const Plan& plan, const Share& share, const Input& x,
                  const Input& residual, const A* s, const Output& y, std::uint8_t* mask) {
   for (std::int64_t n = share.images.begin; n < share.images.end; ++n) {
-    const auto run = [&](auto add, auto relu, auto keep) {
-      scale<A, add.value, relu.value, keep.value>(p.layout, image<X>(x, n), image<X>(residual, n),
-                                                  share.region, s + n * p.channels, image<X>(y, n),
-                                                  mask_of_image(p, mask, n), plan.streaming);
+    const auto run = [&](auto add, auto keep) {
+      scale<A, add.value, keep.value>(p.layout, p.post, image<X>(x, n), image<X>(residual, n),
+                                      share.region, s + n * p.channels, image<X>(y, n),
+                                      mask_of_image(p, mask, n), plan.streaming);
     };
-    const auto with_post = [&](auto add) {
-      if (p.post == Post::none)
-        run(add, Flag<false>{}, Flag<false>{});
-      else if (mask)
-        run(add, Flag<true>{}, Flag<true>{});
-      else
-        run(add, Flag<true>{}, Flag<false>{});
-    };
-    residual.data ? with_post(Flag<true>{}) : with_post(Flag<false>{});
+    with_flag(residual.data != nullptr,
+              [&](auto add) { with_flag(mask != nullptr, [&](auto keep) { run(add, keep); }); });
   }
 }
 
@@ -166,25 +159,20 @@ void scale_backward_group(const Problem& p, const Plan& plan, const Scratch& scr
     const Image<const X> dy_n = image<X>(dy, n), x_n = image<X>(x, n);
     const auto mask_n = mask_of_image(p, mask, n);
     const Part<A> part = part_of<A>(scratch, plan, p, share, n - first);
-    const auto run = [&](auto masked, auto write, auto track) {
+    const auto run = [&](auto masked, auto write) {
       if (rows)
-        scale_backward_rows<A, masked.value, write.value, track.value>(
-            dy_n, mask_n, x_n, share.region, image<X>(dr, n), to.ds + n * C, to.peak + n * C,
-            to.ties + n * C);
+        scale_backward_rows<A, masked.value, write.value>(dy_n, mask_n, x_n, share.region,
+                                                          image<X>(dr, n), to.ds + n * C, peaks,
+                                                          to.peak + n * C, to.ties + n * C);
       else
-        scale_backward_columns<A, masked.value, write.value, track.value>(
-            dy_n, mask_n, x_n, share.region, image<X>(dr, n), sums_of<A>(scratch, p, share),
+        scale_backward_columns<A, masked.value, write.value>(
+            dy_n, mask_n, x_n, share.region, image<X>(dr, n), sums_of<A>(scratch, p, share), peaks,
             part.of(share.thread - share.first_thread));
     };
-    const auto with_peaks = [&](auto masked, auto write) {
-      peaks ? run(masked, write, Flag<true>{}) : run(masked, write, Flag<false>{});
-    };
     if (!mask)
-      with_peaks(Flag<false>{}, Flag<false>{});
-    else if (dr.data)
-      with_peaks(Flag<true>{}, Flag<true>{});
+      run(Flag<false>{}, Flag<false>{});
     else
-      with_peaks(Flag<true>{}, Flag<false>{});
+      with_flag(dr.data != nullptr, [&](auto write) { run(Flag<true>{}, write); });
   }
   if (rows) return;
   share.wait();
@@ -245,16 +233,12 @@ void squeeze_backward_group(const Problem& p, const Plan& plan, const Share& sha
           s + n * C, SqueezeGradient<A>{dz + n * C, peak + n * C, ties + n * C}, image<X>(dx, n),
           plan.streaming);
     };
-    const auto with_peaks = [&](auto scaled, auto masked) {
-      p.squeeze == Squeeze::avg ? run(scaled, masked, Flag<false>{})
-                                : run(scaled, masked, Flag<true>{});
-    };
-    if (!dy.data)
-      with_peaks(Flag<false>{}, Flag<false>{});
-    else if (mask)
-      with_peaks(Flag<true>{}, Flag<true>{});
-    else
-      with_peaks(Flag<true>{}, Flag<false>{});
+    with_flag(p.squeeze != Squeeze::avg, [&](auto take) {
+      if (!dy.data)
+        run(Flag<false>{}, Flag<false>{}, take);
+      else
+        with_flag(mask != nullptr, [&](auto masked) { run(Flag<true>{}, masked, take); });
+    });
   }
 }
 

@@ -62,12 +62,13 @@ void run_backward(const Problem& p, const Backward& b, const Plan& plan, const S
   with_types(p, [&](auto x, auto compute) {
     using X = typename decltype(x)::type;
     using A = typename decltype(compute)::type;
+    const auto finish = [&](Range channels, Range reduced) {
+      weight_gradients(p, {b.dw1, b.dw2, b.db1, b.db2}, channels, reduced, excited<A>(b, scratch));
+    };
+    const FunctionRef<void(Range, Range)> then = finish;
     share_out(
         p, plan, [&](const Share& share) { backward_group<A, X>(p, b, plan, scratch, share); },
-        [&](Range channels, Range reduced) {
-          weight_gradients(p, {b.dw1, b.dw2, b.db1, b.db2}, channels, reduced,
-                           excited<A>(b, scratch));
-        });
+        &then);
   });
 }
 

@@ -106,15 +106,13 @@ SE_INLINE void mask_row(std::uint8_t* mask, std::int64_t n, F f, Put put) {
 template <class A, class X, class F>
 SE_INLINE void map_row_masked(X* y, std::uint8_t* mask, std::int64_t n, bool streaming, F f) {
   constexpr std::uintptr_t size = kLanes<A> * sizeof(X);
-  if (streaming && reinterpret_cast<std::uintptr_t>(y) % size == 0)
-    mask_row<A>(mask, n, f, [=](auto tag, std::int64_t i, auto v) {
-      if constexpr (std::is_same_v<decltype(tag), Many<A>>)
-        store_streaming(tag, y + i, relu(v));
-      else
-        store(tag, y + i, relu(v));
-    });
-  else
-    mask_row<A>(mask, n, f, [=](auto tag, std::int64_t i, auto v) { store(tag, y + i, relu(v)); });
+  streaming = streaming && reinterpret_cast<std::uintptr_t>(y) % size == 0;
+  mask_row<A>(mask, n, f, [=](auto tag, std::int64_t i, auto v) {
+    if constexpr (std::is_same_v<decltype(tag), Many<A>>)
+      store_either<A>(y + i, relu(v), streaming);
+    else
+      store(tag, y + i, relu(v));
+  });
 }
 
 // out[i] = f(tag, i), each i once and vectors at multiples of the lanes.
@@ -123,9 +121,8 @@ SE_INLINE void map_row_aligned(X* out, std::int64_t n, bool streaming, F f) {
   constexpr std::int64_t lanes = kLanes<A>;
   constexpr std::uintptr_t size = lanes * sizeof(X);
   std::int64_t i = 0;
-  if (streaming && reinterpret_cast<std::uintptr_t>(out) % size == 0)
-    for (; i + lanes <= n; i += lanes) store_streaming(Many<A>{}, out + i, f(Many<A>{}, i));
-  for (; i + lanes <= n; i += lanes) store(Many<A>{}, out + i, f(Many<A>{}, i));
+  streaming = streaming && reinterpret_cast<std::uintptr_t>(out) % size == 0;
+  for (; i + lanes <= n; i += lanes) store_either<A>(out + i, f(Many<A>{}, i), streaming);
   for (; i < n; ++i) store(One<A>{}, out + i, f(One<A>{}, i));
 }
 

@@ -14,9 +14,7 @@ inline std::int64_t size_of(DType type) {
   return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
 }
 
-inline std::int64_t compute_size(const Problem& p) {
-  return p.x_type == DType::float64 || p.w_type == DType::float64 ? 8 : 4;
-}
+inline std::int64_t compute_size(const Problem& p) { return is_wide(p) ? 8 : 4; }
 
 inline std::int64_t rounded_up(std::int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 

@@ -124,23 +124,24 @@ SE_INLINE void sum_row_terms(std::int64_t n, double* totals, F f) {
 template <class A, int K, int Rows, class F>
 SE_INLINE void sum_columns_terms(Range pixels, std::int64_t n, A* partial, double* totals, F f) {
   constexpr std::int64_t lanes = kLanes<A>, chunk = 256;
+  const auto add = [&](auto tag, auto rows, std::int64_t p,
+                       std::int64_t i) __attribute__((always_inline)) {
+    auto terms = f(tag, p, i);
+#pragma GCC unroll 8
+    for (int row = 1; row < rows.value; ++row) {
+      const auto more = f(tag, p + row, i);
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) terms.of[k] += more.of[k];
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < K; ++k)
+      store(tag, partial + k * n + i, load(tag, partial + k * n + i) + terms.of[k]);
+  };
   const auto add_rows = [&](auto rows, std::int64_t p) __attribute__((always_inline)) {
-    constexpr int count = decltype(rows)::value;
-    const auto add = [&](auto tag, std::int64_t i) __attribute__((always_inline)) {
-      auto terms = f(tag, p, i);
-#pragma GCC unroll 8
-      for (int row = 1; row < count; ++row) {
-        const auto more = f(tag, p + row, i);
-#pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) terms.of[k] += more.of[k];
-      }
-#pragma GCC unroll 8
-      for (int k = 0; k < K; ++k)
-        store(tag, partial + k * n + i, load(tag, partial + k * n + i) + terms.of[k]);
-    };
     std::int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) add(Many<A>{}, i);
-    for (; i < n; ++i) add(One<A>{}, i);
+    for (; i + lanes <= n; i += lanes) add(Many<A>{}, rows, p, i);
+    for (; i < n; ++i)
+      for (int row = 0; row < rows.value; ++row) add(One<A>{}, Count<1>{}, p + row, i);
   };
   for (std::int64_t begin = pixels.begin; begin < pixels.end; begin += chunk) {
     const std::int64_t end = begin + chunk < pixels.end ? begin + chunk : pixels.end;

@@ -94,15 +94,15 @@ void moments(const Problem& p, const NormMoments& f, const NormScratch& scratch)
         if (piece.whole)
           for (std::int64_t c = 0; c < C; ++c) put(piece.image, c, to[c], to[C + c]);
       },
-      [&](std::int64_t n, auto for_parts) {
+      [&](const Parts& parts) {
         for (std::int64_t c = 0; c < C; ++c) {
           Moments all{0, 0, 0};
-          for_parts([&](const Piece& piece, int thread) {
+          parts.each([&](const Piece& piece, int thread) {
             const double* from = Room<A>(scratch, thread, C).of(piece, 2, C);
             const Moments m{double(piece.rows.size()), from[c], from[C + c]};
             all.count == 0 ? void(all = m) : all.merge(m);
           });
-          put(n, c, all.mean, all.m2);
+          put(parts.image, c, all.mean, all.m2);
         }
       });
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "norm_sums.h"
+#include "scale.h"
 
 namespace se_kernels::SE_ISA::norm {
 
@@ -12,7 +13,8 @@ void scale_rows(const Problem& p, const NormOf<A>& norm, Image<const X> x, Image
                 const Piece& piece, const A* s, Image<X> y, std::uint8_t* mask, bool streaming) {
   const bool rows = p.layout == Layout::nchw;
   const std::int64_t length = rows ? p.pixels : p.channels, bytes = (length + 7) / 8;
-  const auto run = [&](auto active, auto add, auto relu_after, auto keep) {
+  const A floor = floor_of<A>(p.post);
+  const auto run = [&](auto active, auto add, auto keep) {
     const auto value = [=](auto tag, const X* x_at, const X* residual_at, const auto& of,
                            auto s_at) __attribute__((always_inline)) {
       auto v = activated<active.value>(tag, of.pre, of.normed(load(tag, x_at))) * s_at;
@@ -20,17 +22,8 @@ void scale_rows(const Problem& p, const NormOf<A>& norm, Image<const X> x, Image
       return v;
     };
     const auto write = [&](std::int64_t row, X* y_row, auto f) __attribute__((always_inline)) {
-      if constexpr (keep.value)
-        map_row_masked<A>(y_row, mask + (piece.image * rows_of(p) + row) * bytes, length, streaming,
-                          f);
-      else
-        map_row<A>(y_row, length, streaming, [=](auto tag, std::int64_t i) {
-          const auto v = f(tag, i);
-          if constexpr (relu_after.value)
-            return relu(v);
-          else
-            return v;
-        });
+      std::uint8_t* bits = keep.value ? mask + (piece.image * rows_of(p) + row) * bytes : nullptr;
+      write_row<A, keep.value>(y_row, bits, length, floor, streaming, f);
     };
     for (std::int64_t row = piece.rows.begin; row < piece.rows.end; ++row) {
       if (rows) {
@@ -50,10 +43,7 @@ void scale_rows(const Problem& p, const NormOf<A>& norm, Image<const X> x, Image
   };
   with_flag(norm.pre != Pre::identity, [&](auto active) {
     with_flag(bool(residual), [&](auto add) {
-      if (p.post == Post::none)
-        run(active, add, Flag<false>{}, Flag<false>{});
-      else
-        with_flag(mask != nullptr, [&](auto keep) { run(active, add, Flag<true>{}, keep); });
+      with_flag(mask != nullptr, [&](auto keep) { run(active, add, keep); });
     });
   });
 }
@@ -91,8 +81,8 @@ void scale_backward(const Problem& p, const NormScaleBackward& b, const NormScra
   A* to = static_cast<A*>(b.sums);
   const auto run = [&](auto active, auto masked, auto write) {
     constexpr int K = active.value ? 5 : 2;
-    sums<A, K>(
-        p, scratch,
+    sums<A>(
+        p, scratch, K,
         [&](std::int64_t n, std::int64_t c, double* totals) {
           const X *dy = image<X>(b.dy, n).channel(c), *x = image<X>(b.x, n).channel(c);
           X* dr = write.value ? image<X>(b.dr, n).channel(c) : nullptr;

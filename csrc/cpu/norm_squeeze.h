@@ -32,8 +32,8 @@ template <class A, class X>
 void squeeze(const Problem& p, const NormSqueeze& f, const NormScratch& scratch) {
   const NormOf<A> norm(f.norm);
   A* z = static_cast<A*>(f.z);
-  sums<A, 1>(
-      p, scratch,
+  sums<A>(
+      p, scratch, 1,
       [&](std::int64_t n, std::int64_t c, double* totals) {
         squeeze_row<A>(image<X>(f.x, n).channel(c), p.pixels, norm.at(One<A>{}, c), totals);
       },

@@ -6,12 +6,6 @@
 
 namespace se_kernels::SE_ISA::norm {
 
-// f(Flag<true>) or f(Flag<false>).
-template <class F>
-void with_flag(bool value, F f) {
-  value ? f(Flag<true>{}) : f(Flag<false>{});
-}
-
 // What one thread has to itself.
 template <class A>
 struct Room {
@@ -31,15 +25,20 @@ struct Room {
   }
 };
 
+constexpr int kMostSums = 5;
+
 // row(image, c, totals) adds to K totals of channel c of nchw; columns(image, pixels, partial,
 // totals) to K totals of each channel of nhwc; put(n, c, totals, stride) takes channel c's.
-template <class A, int K, class Row, class Columns, class Put>
-void sums(const Problem& p, const NormScratch& scratch, Row row, Columns columns, Put put) {
+template <class A>
+void sums(const Problem& p, const NormScratch& scratch, int K,
+          FunctionRef<void(std::int64_t, std::int64_t, double*)> row,
+          FunctionRef<void(std::int64_t, Range, A*, double*)> columns,
+          FunctionRef<void(std::int64_t, std::int64_t, const double*, std::int64_t)> put) {
   const std::int64_t C = p.channels;
   if (p.layout == Layout::nchw)
     return sweep(p, scratch.threads, false, [&](const Piece& piece, int) {
       for (std::int64_t c = piece.rows.begin; c < piece.rows.end; ++c) {
-        double totals[K] = {};
+        double totals[kMostSums] = {};
         row(piece.image, c, totals);
         put(piece.image, c, totals, 1);
       }
@@ -54,14 +53,14 @@ void sums(const Problem& p, const NormScratch& scratch, Row row, Columns columns
         if (piece.whole)
           for (std::int64_t c = 0; c < C; ++c) put(piece.image, c, to + c, C);
       },
-      [&](std::int64_t n, auto for_parts) {
+      [&](const Parts& parts) {
         for (std::int64_t c = 0; c < C; ++c) {
-          double totals[K] = {};
-          for_parts([&](const Piece& piece, int thread) {
+          double totals[kMostSums] = {};
+          parts.each([&](const Piece& piece, int thread) {
             const double* from = Room<A>(scratch, thread, C).of(piece, K, C);
             for (int k = 0; k < K; ++k) totals[k] += from[k * C + c];
           });
-          put(n, c, totals, 1);
+          put(parts.image, c, totals, 1);
         }
       });
 }

@@ -2,6 +2,7 @@
 // rows of channels, one a pixel; each thread has one run of rows, of some images.
 #pragma once
 
+#include "function_ref.h"
 #include "plane.h"
 #include "share.h"
 
@@ -21,8 +22,8 @@ inline Piece piece_of(std::int64_t image, Range rows, std::int64_t all) {
 }
 
 // f(piece) for each piece of a run of rows, an image having `all`; from the last back if reverse.
-template <class F>
-void for_pieces(Range run, std::int64_t all, bool reverse, F f) {
+inline void for_pieces(Range run, std::int64_t all, bool reverse,
+                       FunctionRef<void(const Piece&)> f) {
   if (run.size() == 0) return;
   const std::int64_t first = run.begin / all, last = (run.end - 1) / all;
   for (std::int64_t k = 0; k <= last - first; ++k) {
@@ -35,9 +36,10 @@ inline std::int64_t rows_of(const Problem& p) {
   return p.layout == Layout::nchw ? p.channels : p.pixels;
 }
 
-// work(piece, thread) for all pieces.
-template <class Work>
-void sweep(const Problem& p, int threads, bool reverse, Work work) {
+using Work = FunctionRef<void(const Piece&, int thread)>;
+
+// work for all pieces.
+inline void sweep(const Problem& p, int threads, bool reverse, Work work) {
   const std::int64_t all = rows_of(p);
   parallel(threads, [&](int thread, int count) {
     for_pieces(part(p.images * all, thread, count), all, reverse,
@@ -46,28 +48,36 @@ void sweep(const Problem& p, int threads, bool reverse, Work work) {
   });
 }
 
-// The same, where an image in parts is put together at the end: work as above, then
-// join(image, for_parts) by one thread; for_parts(f) calls f(piece, thread) for its parts, in
-// order.
-template <class Work, class Join>
-void sweep_and_join(const Problem& p, int threads, Work work, Join join) {
-  const std::int64_t all = rows_of(p);
+// The pieces of an image that is split among the threads from `first` on.
+struct Parts {
+  std::int64_t image, all, rows;  // rows of an image, and of the batch
+  int first, count;
+
+  // f(piece, thread) for each, in order.
+  template <class F>
+  void each(F f) const {
+    const std::int64_t begin = image * all, end = begin + all;
+    for (int thread = first; thread < count && part(rows, thread, count).begin < end; ++thread) {
+      const Range run = part(rows, thread, count);
+      const Range own{run.begin > begin ? run.begin - begin : 0,
+                      run.end < end ? run.end - begin : all};
+      if (own.size() > 0) f(piece_of(image, own, all), thread);
+    }
+  }
+};
+
+// The same, where an image in parts is put together at the end, by join in one thread.
+inline void sweep_and_join(const Problem& p, int threads, Work work,
+                           FunctionRef<void(const Parts&)> join) {
+  const std::int64_t all = rows_of(p), rows = p.images * all;
   parallel(threads, [&](int thread, int count) {
-    const auto run_of = [&](int of) { return part(p.images * all, of, count); };
-    for_pieces(run_of(thread), all, false, [&](const Piece& piece) { work(piece, thread); });
+    const Range run = part(rows, thread, count);
+    for_pieces(run, all, false, [&](const Piece& piece) { work(piece, thread); });
     fence_streaming_stores();
     barrier();
-    for_pieces(run_of(thread), all, false, [&](const Piece& own) {
-      if (own.whole || own.rows.begin > 0) return;  // the thread of the first part joins
-      join(own.image, [&](auto f) {
-        const std::int64_t begin = own.image * all, end = begin + all;
-        for (int other = thread; other < count && run_of(other).begin < end; ++other) {
-          const Range run = run_of(other);
-          const Range rows{run.begin > begin ? run.begin - begin : 0,
-                           run.end < end ? run.end - begin : all};
-          if (rows.size() > 0) f(piece_of(own.image, rows, all), other);
-        }
-      });
+    for_pieces(run, all, false, [&](const Piece& own) {
+      // the thread of the first part joins
+      if (!own.whole && own.rows.begin == 0) join({own.image, all, rows, thread, count});
     });
   });
 }

@@ -38,28 +38,30 @@ Image<X> image(const Output& t, std::int64_t n) {
   return {data ? data + n * t.image_stride : nullptr, t.channel_stride, t.pixel_stride};
 }
 
+// v to out[0], past the caches if streaming, which needs an aligned out.
+template <class A, class X>
+SE_INLINE void store_either(X* out, Vec<A> v, bool streaming) {
+  streaming ? store_streaming(Many<A>{}, out, v) : store(Many<A>{}, out, v);
+}
+
+// The loops below inline f a few times each, and it is most of what is compiled: no more often
+// than it pays.
+
 // out[i] = f(tag, i) for i in [0, n). An element may be computed twice, with the same result.
 template <class A, class X, class F>
 SE_INLINE void map_row(X* out, std::int64_t n, bool streaming, F f) {
   constexpr std::int64_t lanes = kLanes<A>;
-  std::int64_t i = 0;
-  if (streaming) {
-    constexpr std::uintptr_t size = lanes * sizeof(X);
-    for (; i < n && reinterpret_cast<std::uintptr_t>(out + i) % size; ++i)
-      store(One<A>{}, out + i, f(One<A>{}, i));
-    for (; i + lanes <= n; i += lanes) store_streaming(Many<A>{}, out + i, f(Many<A>{}, i));
-  } else {
-    for (; i + 2 * lanes <= n; i += 2 * lanes) {
-      store(Many<A>{}, out + i, f(Many<A>{}, i));
-      store(Many<A>{}, out + i + lanes, f(Many<A>{}, i + lanes));
-    }
-    for (; i + lanes <= n; i += lanes) store(Many<A>{}, out + i, f(Many<A>{}, i));
-    if (i < n && n >= lanes) {  // the last vector overlaps the one before
-      store(Many<A>{}, out + n - lanes, f(Many<A>{}, n - lanes));
-      return;
-    }
+  const std::int64_t last = n - lanes;
+  if (last < 0) {
+    for (std::int64_t i = 0; i < n; ++i) store(One<A>{}, out + i, f(One<A>{}, i));
+    return;
   }
-  for (; i < n; ++i) store(One<A>{}, out + i, f(One<A>{}, i));
+  const auto address = reinterpret_cast<std::uintptr_t>(out);
+  streaming = streaming && address % sizeof(X) == 0;
+  std::int64_t i = streaming ? std::int64_t(-address / sizeof(X) % lanes) : 0;
+  if (i > 0) store(Many<A>{}, out, f(Many<A>{}, 0));  // overlaps the next one
+  for (; i <= last; i += lanes) store_either<A>(out + i, f(Many<A>{}, i), streaming);
+  if (i < n) store(Many<A>{}, out + last, f(Many<A>{}, last));
 }
 
 // Σ f(tag, i) for i in [0, n). Sums of 128 vectors in A, their sum in double.
@@ -89,6 +91,13 @@ template <bool B>
 struct Flag {
   static constexpr bool value = B;
 };
+
+// f(Flag<true>) or f(Flag<false>).
+template <class F>
+void with_flag(bool value, F f) {
+  value ? f(Flag<true>{}) : f(Flag<false>{});
+}
+
 template <int N>
 struct Count {
   static constexpr int value = N;
@@ -99,17 +108,18 @@ struct Count {
 template <class A, int Rows, class F>
 SE_INLINE void sum_columns(Range pixels, std::int64_t n, A* partial, double* totals, F f) {
   constexpr std::int64_t lanes = kLanes<A>, chunk = 256;
-  const auto add_rows = [&](auto rows, std::int64_t p) __attribute__((always_inline)) {
-    constexpr int count = decltype(rows)::value;
-    const auto add = [&](auto tag, std::int64_t i) __attribute__((always_inline)) {
-      auto total = f(tag, p, i);
+  const auto add = [&](auto tag, auto rows, std::int64_t p, std::int64_t i)
+                       __attribute__((always_inline)) {
+                         auto total = f(tag, p, i);
 #pragma GCC unroll 8
-      for (int row = 1; row < count; ++row) total += f(tag, p + row, i);
-      store(tag, partial + i, load(tag, partial + i) + total);
-    };
+                         for (int row = 1; row < rows.value; ++row) total += f(tag, p + row, i);
+                         store(tag, partial + i, load(tag, partial + i) + total);
+                       };
+  const auto add_rows = [&](auto rows, std::int64_t p) __attribute__((always_inline)) {
     std::int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) add(Many<A>{}, i);
-    for (; i < n; ++i) add(One<A>{}, i);
+    for (; i + lanes <= n; i += lanes) add(Many<A>{}, rows, p, i);
+    for (; i < n; ++i)
+      for (int row = 0; row < rows.value; ++row) add(One<A>{}, Count<1>{}, p + row, i);
   };
   for (std::int64_t begin = pixels.begin; begin < pixels.end; begin += chunk) {
     const std::int64_t end = begin + chunk < pixels.end ? begin + chunk : pixels.end;

@@ -1,8 +1,7 @@
 // Threads: who works on which images and channels.
 #pragma once
 
-#include <type_traits>
-
+#include "function_ref.h"
 #include "plan.h"
 #include "plane.h"
 #include "threads.h"
@@ -28,8 +27,8 @@ struct Share {
 // work(share) for every group: whole images a thread, then the rest, each split among all threads.
 // When all are done, finish(channels, reduced), if any, with a thread's share of the rows of W2 and
 // of W1.
-template <class Work, class Finish>
-void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
+inline void share_out(const Problem& p, const Plan& plan, FunctionRef<void(const Share&)> work,
+                      const FunctionRef<void(Range, Range)>* finish = nullptr) {
   const bool rows = p.layout == Layout::nchw;
   parallel(plan.threads, [&](int thread, int count) {
     const Range own = part(plan.solo, thread, count);
@@ -51,17 +50,12 @@ void share_out(const Problem& p, const Plan& plan, Work work, Finish finish) {
       const std::int64_t end = n + plan.group < p.images ? n + plan.group : p.images;
       work(Share{{n, end}, region, channels, reduced, thread, 0, count});
     }
-    if constexpr (!std::is_null_pointer_v<Finish>) {
+    if (finish) {
       barrier();
-      finish(channels, reduced);
+      (*finish)(channels, reduced);
     }
     if (plan.streaming) fence_streaming_stores();
   });
-}
-
-template <class Work>
-void share_out(const Problem& p, const Plan& plan, Work work) {
-  share_out(p, plan, work, nullptr);
 }
 
 }  // namespace se_kernels::SE_ISA

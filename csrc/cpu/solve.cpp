@@ -188,13 +188,6 @@ Excited<A> excited(const NormBackward& b, const SolveScratch& scratch) {
           at(scratch.dz)};
 }
 
-// f(Type<A>)
-template <class F>
-void with_compute_type(const Problem& p, F f) {
-  const bool wide = p.x_type == DType::float64 || p.w_type == DType::float64;
-  wide ? f(Type<double>{}) : f(Type<float>{});
-}
-
 void run_norm(const Problem& p, const NormForward& f, const SolveScratch& scratch) {
   with_compute_type(p, [&](auto type) {
     by_team(p, scratch.threads, [&](const Share& share) {

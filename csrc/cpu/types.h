@@ -26,27 +26,34 @@ void with_weights(DType type, F f) {
   }
 }
 
-// f(Type<X>, Type<A>): sums in double where x or the weights are double. Double weights for a
-// narrower x are rare: dispatch.cpp runs them on the baseline, and only it compiles them.
+// f(Type<A>), the compute type. Sums in double are rare: build_for runs them on the baseline, and
+// only it compiles them.
+template <class F>
+void with_compute_type(const Problem& p, F f) {
+#ifdef SE_IS_BASELINE
+  if (is_wide(p)) return f(Type<double>{});
+#else
+  (void)p;
+#endif
+  f(Type<float>{});
+}
+
+// f(Type<X>, Type<A>)
 template <class F>
 void with_types(const Problem& p, F f) {
-#ifdef SE_IS_BASELINE
-  if (has_wide_weights(p)) {
-    if (p.x_type == DType::float32) return f(Type<float>{}, Type<double>{});
-    if (p.x_type == DType::bfloat16) return f(Type<BFloat16>{}, Type<double>{});
-    return f(Type<Float16>{}, Type<double>{});
-  }
-#endif
-  switch (p.x_type) {
-    case DType::float32:
-      return f(Type<float>{}, Type<float>{});
-    case DType::bfloat16:
-      return f(Type<BFloat16>{}, Type<float>{});
-    case DType::float16:
-      return f(Type<Float16>{}, Type<float>{});
-    case DType::float64:
-      return f(Type<double>{}, Type<double>{});
-  }
+  with_compute_type(p, [&](auto compute) {
+    switch (p.x_type) {
+      case DType::float32:
+        return f(Type<float>{}, compute);
+      case DType::bfloat16:
+        return f(Type<BFloat16>{}, compute);
+      case DType::float16:
+        return f(Type<Float16>{}, compute);
+      case DType::float64:
+        if constexpr (sizeof(typename decltype(compute)::type) == 8)
+          return f(Type<double>{}, compute);
+    }
+  });
 }
 
 }  // namespace se_kernels::SE_ISA

@@ -12,6 +12,13 @@
 #endif
 
 #define SE_INLINE inline __attribute__((always_inline))
+// Long and rare: inlined into every loop, it would be most of what is compiled.
+#define SE_APART inline __attribute__((noinline))
+#if defined(__F16C__)
+#define SE_HALF SE_INLINE
+#else
+#define SE_HALF SE_APART
+#endif
 
 namespace se_kernels::SE_ISA {
 
@@ -67,7 +74,7 @@ SE_INLINE float widen(float v) { return v; }
 SE_INLINE double widen(double v) { return v; }
 SE_INLINE float widen(BFloat16 v) { return bit_cast<float>(std::uint32_t(v.bits) << 16); }
 
-SE_INLINE float widen(Float16 v) {
+SE_HALF float widen(Float16 v) {
 #if defined(__F16C__)
   return _cvtsh_ss(v.bits);
 #else
@@ -82,7 +89,7 @@ SE_INLINE float widen(Float16 v) {
 }
 
 template <class X>
-SE_INLINE X narrow(float v);
+X narrow(float v);
 template <>
 SE_INLINE float narrow<float>(float v) {
   return v;
@@ -94,7 +101,7 @@ SE_INLINE BFloat16 narrow<BFloat16>(float v) {
   return {std::uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};  // nearest, ties to even
 }
 template <>
-SE_INLINE Float16 narrow<Float16>(float v) {
+SE_HALF Float16 narrow<Float16>(float v) {
 #if defined(__F16C__)
   return {std::uint16_t(_cvtss_sh(v, _MM_FROUND_TO_NEAREST_INT))};
 #else
@@ -160,7 +167,7 @@ SE_INLINE Vec<float> load(Many<float>, const BFloat16* p) {
   return bit_cast<Vec<float>>(__builtin_convertvector(load_raw<Narrow>(p), Wide) << 16);
 }
 
-SE_INLINE Vec<float> load(Many<float>, const Float16* p) {
+SE_HALF Vec<float> load(Many<float>, const Float16* p) {
 #if defined(__AVX512F__)
   return Vec<float>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__AVX2__) && defined(__F16C__)
@@ -180,7 +187,7 @@ SE_INLINE Vec<double> load(Many<double>, const float* p) {
 
 // 16-bit storage summed in double: only where the weights are double
 template <class X, std::enable_if_t<sizeof(X) == 2, int> = 0>
-SE_INLINE Vec<double> load(Many<double>, const X* p) {
+SE_APART Vec<double> load(Many<double>, const X* p) {
   Vec<double> v{};
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes<double>; ++i) v[i] = load(One<double>{}, p + i);
@@ -200,7 +207,7 @@ SE_INLINE auto pack(const BFloat16*, Vec<float> v) {
   return __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0u), Narrow);
 }
 
-SE_INLINE auto pack(const Float16*, Vec<float> v) {
+SE_HALF auto pack(const Float16*, Vec<float> v) {
 #if defined(__AVX512F__)
   return _mm512_cvtps_ph(__m512(v), _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__AVX2__) && defined(__F16C__)
@@ -218,7 +225,7 @@ SE_INLINE auto pack(const float*, Vec<double> v) {
 }
 
 template <class X, std::enable_if_t<sizeof(X) == 2, int> = 0>
-SE_INLINE auto pack(const X*, Vec<double> v) {
+SE_APART auto pack(const X*, Vec<double> v) {
   typename VectorOf<std::uint16_t, kLanes<double>>::type packed{};
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes<double>; ++i) packed[i] = narrow<X>(float(v[i])).bits;
@@ -268,9 +275,15 @@ SE_INLINE V select(M condition, V yes, V no) {
   return condition ? yes : no;
 }
 
+// v, or floor where it is below
+template <class V>
+SE_INLINE V at_least(V v, V floor) {
+  return select(v < floor, floor, v);
+}
+
 template <class V>
 SE_INLINE V relu(V v) {
-  return select(v < V{}, V{}, v);
+  return at_least(v, V{});
 }
 
 // v clamped to [0, high]

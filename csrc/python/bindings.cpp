@@ -1,12 +1,8 @@
 // The Python module se_kernels._C: integers and names in, exceptions out, the GIL released
 // meanwhile.
-#include <pybind11/pybind11.h>
-
-#include "arguments.h"
 #include "direct.h"
 #include "guard.h"
-#include "norm_bindings.h"
-#include "status.h"
+#include "reader.h"
 
 namespace py = pybind11;
 
@@ -14,106 +10,152 @@ namespace {
 
 using namespace se_kernels;
 
-// A tensor of images arrives as its address and three strides: image, channel, pixel.
-void run_forward(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
-                 bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
-                 int threads, Pointer x, Size x_i, Size x_c, Size x_p, Pointer residual, Size r_i,
-                 Size r_c, Size r_p, Pointer y, Size y_i, Size y_c, Size y_p, Pointer w1,
-                 Pointer w2, Pointer b1, Pointer b2, Pointer mask, Pointer z, Pointer a,
-                 Pointer s) {
-  const Problem p = problem(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
-                            act_slope, gate, post, threads);
-  const Forward f{input(x, x_i, x_c, x_p),
-                  input(residual, r_i, r_c, r_p),
-                  in(w1),
-                  in(w2),
-                  in(b1),
-                  in(b2),
-                  output(y, y_i, y_c, y_p),
-                  out(z),
-                  out(a),
-                  out(s),
-                  bits(mask)};
-  const py::gil_scoped_release release;
-  raise(forward(p, f));
+void run_forward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.problem();
+  Forward f{};
+  f.x = r.input(), f.residual = r.input(), f.y = r.output();
+  f.w1 = r.in(), f.w2 = r.in(), f.b1 = r.in(), f.b2 = r.in();
+  f.mask = r.bits(), f.z = r.out(), f.a = r.out(), f.s = r.out();
+  r.call(forward, p, f);
 }
 
-void run_backward(Size images, Size channels, Size reduced, Size pixels, int x_type, int w_type,
-                  bool nhwc, Name squeeze, Name act, double act_slope, Name gate, Name post,
-                  int threads, Pointer x, Size x_i, Size x_c, Size x_p, Pointer dy, Size dy_i,
-                  Size dy_c, Size dy_p, Pointer mask, Pointer dx, Size dx_i, Size dx_c, Size dx_p,
-                  Pointer dr, Size dr_i, Size dr_c, Size dr_p, Pointer w1, Pointer w2, Pointer z,
-                  Pointer a, Pointer s, Pointer dw1, Pointer dw2, Pointer db1, Pointer db2) {
-  const Problem p = problem(images, channels, reduced, pixels, x_type, w_type, nhwc, squeeze, act,
-                            act_slope, gate, post, threads);
-  const Backward b{input(x, x_i, x_c, x_p),
-                   input(dy, dy_i, dy_c, dy_p),
-                   in(w1),
-                   in(w2),
-                   in(z),
-                   in(a),
-                   in(s),
-                   output(dx, dx_i, dx_c, dx_p),
-                   output(dr, dr_i, dr_c, dr_p),
-                   out(dw1),
-                   out(dw2),
-                   out(db1),
-                   out(db2),
-                   bits(mask)};
-  const py::gil_scoped_release release;
-  raise(backward(p, b));
+void run_backward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.problem();
+  Backward b{};
+  b.x = r.input(), b.dy = r.input(), b.mask = r.bits(), b.dx = r.output(), b.dr = r.output();
+  b.w1 = r.in(), b.w2 = r.in(), b.z = r.in(), b.a = r.in(), b.s = r.in();
+  b.dw1 = r.out(), b.dw2 = r.out(), b.db1 = r.out(), b.db2 = r.out();
+  r.call(backward, p, b);
 }
 
-void run_squeeze(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
-                 Name squeeze_kind, Name post, int threads, Pointer x, Size x_i, Size x_c, Size x_p,
-                 Pointer z) {
-  const Problem p =
-      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
-  const SqueezeForward f{input(x, x_i, x_c, x_p), out(z)};
-  const py::gil_scoped_release release;
-  raise(squeeze(p, f));
+void run_squeeze(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  SqueezeForward f{};
+  f.x = r.input(), f.z = r.out();
+  r.call(squeeze, p, f);
 }
 
-void run_scale(Size images, Size channels, Size pixels, int x_type, int compute_type, bool nhwc,
-               Name squeeze_kind, Name post, int threads, Pointer x, Size x_i, Size x_c, Size x_p,
-               Pointer residual, Size r_i, Size r_c, Size r_p, Pointer y, Size y_i, Size y_c,
-               Size y_p, Pointer s, Pointer mask) {
-  const Problem p =
-      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
-  const ScaleForward f{input(x, x_i, x_c, x_p), input(residual, r_i, r_c, r_p), in(s),
-                       output(y, y_i, y_c, y_p), bits(mask)};
-  const py::gil_scoped_release release;
-  raise(scale(p, f));
+void run_scale(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  ScaleForward f{};
+  f.x = r.input(), f.residual = r.input(), f.y = r.output(), f.s = r.in(), f.mask = r.bits();
+  r.call(scale, p, f);
 }
 
-void run_scale_backward(Size images, Size channels, Size pixels, int x_type, int compute_type,
-                        bool nhwc, Name squeeze_kind, Name post, int threads, Pointer x, Size x_i,
-                        Size x_c, Size x_p, Pointer dy, Size dy_i, Size dy_c, Size dy_p,
-                        Pointer mask, Pointer dx, Size dx_i, Size dx_c, Size dx_p, Pointer dr,
-                        Size dr_i, Size dr_c, Size dr_p, Pointer s, Pointer ds) {
-  const Problem p =
-      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
-  const ScaleBackward b{input(x, x_i, x_c, x_p),
-                        input(dy, dy_i, dy_c, dy_p),
-                        in(s),
-                        output(dx, dx_i, dx_c, dx_p),
-                        output(dr, dr_i, dr_c, dr_p),
-                        out(ds),
-                        bits(mask)};
-  const py::gil_scoped_release release;
-  raise(scale_backward(p, b));
+void run_scale_backward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  ScaleBackward b{};
+  b.x = r.input(), b.dy = r.input(), b.mask = r.bits(), b.dx = r.output(), b.dr = r.output();
+  b.s = r.in(), b.ds = r.out();
+  r.call(scale_backward, p, b);
 }
 
-void run_squeeze_backward(Size images, Size channels, Size pixels, int x_type, int compute_type,
-                          bool nhwc, Name squeeze_kind, Name post, int threads, Pointer x, Size x_i,
-                          Size x_c, Size x_p, Pointer g, Size g_i, Size g_c, Size g_p, Pointer dx,
-                          Size dx_i, Size dx_c, Size dx_p, Pointer s, Pointer dz) {
-  const Problem p =
-      problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze_kind, post, threads);
-  const SqueezeBackward b{input(x, x_i, x_c, x_p), input(g, g_i, g_c, g_p), in(s), in(dz),
-                          output(dx, dx_i, dx_c, dx_p)};
-  const py::gil_scoped_release release;
-  raise(squeeze_backward(p, b));
+void run_squeeze_backward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  SqueezeBackward b{};
+  b.x = r.input(), b.g = r.input(), b.dx = r.output(), b.s = r.in(), b.dz = r.in();
+  r.call(squeeze_backward, p, b);
+}
+
+Norm read_norm(Reader& r) {
+  Norm of{};
+  of.mean = r.in(), of.scale = r.in(), of.bias = r.in(), of.pre = r.pre();
+  return of;
+}
+
+Vector read_vector(Reader& r) {
+  Vector v{};
+  v.data = r.in(), v.type = r.type();
+  return v;
+}
+
+void run_norm_moments(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  NormMoments f{};
+  f.x = r.input(), f.mean = r.out(), f.m2 = r.out();
+  r.call(norm_moments, p, f);
+}
+
+void run_norm_squeeze(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  NormSqueeze f{};
+  f.x = r.input(), f.norm = read_norm(r), f.z = r.out();
+  r.call(norm_squeeze, p, f);
+}
+
+void run_norm_scale(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  NormScale f{};
+  f.x = r.input(), f.residual = r.input(), f.y = r.output();
+  f.norm = read_norm(r), f.s = r.in(), f.mask = r.bits();
+  r.call(norm_scale, p, f);
+}
+
+void run_norm_scale_backward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  NormScaleBackward b{};
+  b.dy = r.input(), b.x = r.input(), b.dr = r.output();
+  b.norm = read_norm(r), b.mask = r.bits(), b.sums = r.out();
+  r.call(norm_scale_backward, p, b);
+}
+
+void run_norm_squeeze_backward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.phase();
+  NormSqueezeBackward b{};
+  b.g = r.input(), b.x = r.input(), b.dx = r.output();
+  b.norm = read_norm(r), b.mask = r.bits();
+  b.s = r.in(), b.d = r.in(), b.slope = r.in(), b.offset = r.in();
+  r.call(norm_squeeze_backward, p, b);
+}
+
+void run_norm_inference(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.problem();
+  NormInference f{};
+  f.x = r.input(), f.residual = r.input(), f.y = r.output();
+  f.mean = r.in(), f.var = r.in(), f.weight = r.in(), f.bias = r.in();
+  f.eps = r.number(), f.pre = r.pre();
+  f.w1 = r.in(), f.w2 = r.in(), f.b1 = r.in(), f.b2 = r.in();
+  r.call(norm_inference, p, f);
+}
+
+void run_norm_forward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.problem();
+  NormForward f{};
+  f.x = r.input(), f.residual = r.input(), f.y = r.output();
+  f.training = r.flag();
+  f.mean = read_vector(r), f.var = read_vector(r), f.means = static_cast<const double*>(r.in());
+  f.momentum = r.number(), f.eps = r.number();
+  f.weight = r.in(), f.bias = r.in(), f.pre = r.pre();
+  f.w1 = r.in(), f.w2 = r.in(), f.b1 = r.in(), f.b2 = r.in();
+  f.mask = r.bits(), f.moved = static_cast<double*>(r.out()), f.norm = r.out();
+  f.squeezed = r.out(), f.s = r.out(), f.a = r.out();
+  r.call(norm_forward, p, f);
+}
+
+void run_norm_backward(const py::args& arguments) {
+  Reader r(arguments);
+  const Problem p = r.problem();
+  NormBackward b{};
+  b.dy = r.input(), b.x = r.input(), b.dr = r.output(), b.dx = r.output();
+  b.mask = r.bits(), b.training = r.flag();
+  b.norm = r.in(), b.squeezed = r.in(), b.s = r.in(), b.a = r.in(), b.pre = r.pre();
+  b.w1 = r.in(), b.w2 = r.in();
+  b.dweight = r.out(), b.dbias = r.out(), b.d = r.out();
+  b.dw1 = r.out(), b.dw2 = r.out(), b.db1 = r.out(), b.db2 = r.out();
+  r.call(norm_backward, p, b);
 }
 
 }  // namespace
@@ -130,7 +172,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("scale", run_scale);
   m.def("scale_backward", run_scale_backward);
   m.def("squeeze_backward", run_squeeze_backward);
-  define_norm(m);
+  m.def("norm_moments", run_norm_moments);
+  m.def("norm_squeeze", run_norm_squeeze);
+  m.def("norm_scale", run_norm_scale);
+  m.def("norm_scale_backward", run_norm_scale_backward);
+  m.def("norm_squeeze_backward", run_norm_squeeze_backward);
+  m.def("norm_inference", run_norm_inference);
+  m.def("norm_forward", run_norm_forward);
+  m.def("norm_backward", run_norm_backward);
   m.def("instruction_set", instruction_set);
   static PyMethodDef direct[] = {
       {"direct_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_setup)),

@@ -192,6 +192,20 @@ def test_no_torch_is_told(monkeypatch):
         _requirements.check_torch()
 
 
+def test_the_library_loads_without_triton():
+    """torch for CPUs brings none."""
+    script = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch, se_kernels\n"
+        "x, w1, w2 = torch.ones(1, 4, 2, 2), torch.ones(2, 4), torch.ones(4, 2)\n"
+        "assert se_kernels.squeeze_excite(x, w1, w2).shape == x.shape\n"
+        "print(se_kernels.available_backends()['triton'])\n"
+    )
+    result = run([sys.executable, "-c", script], TRITON_INTERPRET="0")
+    assert result.stdout.strip() == "triton is not installed: pip install triton", result.stderr
+
+
 def test_the_oldest_torch_is_said_once():
     from se_kernels import _requirements
 

@@ -130,6 +130,18 @@ def test_a_full_disk_is_told_before_anything_is_installed(dev_env, monkeypatch):
         dev_env.install(["torch==2.13.0"])
 
 
+def test_an_old_python_is_refused_before_an_environment_is_made(tmp_path):
+    old = put_program(tmp_path, "python3", "exit 1")  # as of the question for its version
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "MAKEFLAGS")}
+    command = ["make", "-C", str(tmp_path), "bench", f"PYTHON={old}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert result.returncode != 0
+    assert "install Python 3.10 or later" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 @pytest.mark.parametrize("version, sign", [((3, 10, 9), "<="), ((3, 14, 0), "==")])
 def test_an_old_python_gets_what_still_runs_on_it(dev_env, monkeypatch, version, sign):
     monkeypatch.setattr(dev_env.sys, "version_info", version)
