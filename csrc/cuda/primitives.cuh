@@ -33,6 +33,7 @@ constexpr int kWarp = 32;
 #else
 
 #define SE_DEVICE __device__ __forceinline__
+#define SE_CALLED __device__ __noinline__  // compiled once for all kernels of a file
 #define SE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define SE_PARAMETER const __grid_constant__
 

@@ -14,6 +14,7 @@
 #include "cuda/survey.h"
 
 #define SE_DEVICE inline
+#define SE_CALLED inline
 #define SE_UNOBSERVED __attribute__((no_sanitize("thread"))) inline  // reads the stand-in's own
 #define SE_KERNEL(threads, blocks) void
 #define SE_PARAMETER const
