@@ -33,7 +33,7 @@ constexpr int kWarp = 32;
 #else
 
 #define SE_DEVICE __device__ __forceinline__
-#define SE_CALLED __device__ __noinline__  // compiled once for all kernels of a file
+#define SE_CALLED __device__ __noinline__  // a call, where its code is long and seldom runs
 #define SE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define SE_PARAMETER const __grid_constant__
 
@@ -83,23 +83,33 @@ SE_DEVICE std::uint64_t dropped_first() {
   return policy;
 }
 
-SE_DEVICE Vector16 load(const void* p, [[maybe_unused]] std::uint64_t policy) {
+SE_DEVICE Vector16 load(const void* p, [[maybe_unused]] std::uint64_t policy, bool on) {
   Vector16 v;
 #if __CUDA_ARCH__ >= 800
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "l"(p), "l"(policy));
+  asm volatile(
+      "{\n"
+      ".reg .pred on;\n"
+      "setp.ne.u32 on, %6, 0;\n"
+      "@on ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
+      "}"
+      : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+      : "l"(p), "l"(policy), "r"(int(on)));
 #else
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "l"(p));
+  asm volatile(
+      "{\n"
+      ".reg .pred on;\n"
+      "setp.ne.u32 on, %5, 0;\n"
+      "@on ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+      : "l"(p), "r"(int(on)));
 #endif
   return v;
 }
 
-// What is read again soon, and what is not.
-SE_DEVICE Vector16 load_keep(const void* p) { return load(p, kept_last()); }
-SE_DEVICE Vector16 load_drop(const void* p) { return load(p, dropped_first()); }
+// What is read again soon, and what is not; without a branch anything, unless `on`.
+SE_DEVICE Vector16 load_keep(const void* p, bool on) { return load(p, kept_last(), on); }
+SE_DEVICE Vector16 load_drop(const void* p, bool on) { return load(p, dropped_first(), on); }
 
 SE_DEVICE void store_keep(void* p, Vector16 v) {
 #if __CUDA_ARCH__ >= 800

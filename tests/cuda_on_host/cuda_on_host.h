@@ -90,14 +90,16 @@ SE_DEVICE int anew(int v) { return v; }
 SE_UNOBSERVED unsigned char* shared_memory() { return host::here->block->shared; }
 
 // ---- global memory
-SE_DEVICE Vector16 load_keep(const void* p) {
+SE_DEVICE Vector16 load_keep(const void* p, bool on) {
+  if (!on) return {};
   host::check_aligned(p, "load_keep");
   host::announce_vector();
   Vector16 v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
-SE_DEVICE Vector16 load_drop(const void* p) {
+SE_DEVICE Vector16 load_drop(const void* p, bool on) {
+  if (!on) return {};
   host::check_aligned(p, "load_drop");
   host::announce_vector();
   Vector16 v;

@@ -77,7 +77,7 @@ SE_KERNEL(64, 1) conversions(SE_PARAMETER Parameters p) {
 
 SE_KERNEL(64, 1) vectors(SE_PARAMETER Parameters p) {
   for (int i = 4 * thread_index(); i < p.size; i += 4 * thread_count()) {
-    const Vector16 v = i % 8 == 0 ? load_keep(p.in + i) : load_drop(p.in + i);
+    const Vector16 v = i % 8 == 0 ? load_keep(p.in + i, true) : load_drop(p.in + i, true);
     i % 8 == 0 ? store_keep(p.out + i, v) : store_stream(p.out + i, v);
   }
 }
@@ -133,7 +133,7 @@ SE_KERNEL(64, 1) shuffles_beyond_the_warp(SE_PARAMETER Parameters p) {
   p.out[thread_index()] = shuffle_xor(1.f, kWarp);
 }
 
-SE_KERNEL(64, 1) loads_misaligned(SE_PARAMETER Parameters p) { load_keep(p.in + 1); }
+SE_KERNEL(64, 1) loads_misaligned(SE_PARAMETER Parameters p) { load_keep(p.in + 1, true); }
 SE_KERNEL(64, 1) stores_misaligned(SE_PARAMETER Parameters p) { store_stream(p.out + 2, {}); }
 
 SE_KERNEL(64, 1) writes_past_its_shared_memory(SE_PARAMETER Parameters p) {
