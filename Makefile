@@ -73,8 +73,8 @@ test-all: test
 # The CUDA backend on the host, built to find races (GCC): its tests, and what finds them. Then, left
 # out one at a time, what keeps them away.
 RACES := $(CUDA_ON_HOST)_races
-RACES_TESTS := tests/test_cuda_races.py tests/test_cuda_traffic.py tests/test_cuda.py \
-  tests/test_cuda_norm.py tests/test_cuda_solve.py
+RACES_TESTS := tests/gpu/test_cuda_races.py tests/gpu/test_cuda_traffic.py tests/gpu/test_cuda.py \
+  tests/gpu/test_cuda_norm.py tests/gpu/test_cuda_solve.py
 
 cuda-on-host-races: env
 	@$(call build_cuda_on_host,$(RACES),-DSE_KERNELS_RACES=ON)
@@ -83,7 +83,7 @@ races: cuda-on-host-races
 	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PYTEST) $(PYTEST_ARGS) $(RACES_TESTS)
 
 mutants: cuda-on-host-races
-	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PY) tests/mutants.py $(ORDERS)
+	PYTHONPATH=tests/ops:tests/gpu SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PY) tests/mutants.py $(ORDERS)
 
 bench: $(PY)
 	$(call build,torch build bench)
@@ -104,8 +104,8 @@ cuda: $(PY)
 	SE_KERNELS_CPU=OFF SE_KERNELS_CUDA=ON CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_WERROR=ON" \
 	  $(PY) setup.py --quiet build_ext --build-lib $(CUDA)
 	@$(call build_cuda_on_host,$(CUDA_ON_HOST))
-	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/test_cuda_build.py \
-	  tests/test_cuda_instructions.py
+	SE_KERNELS_CUDA_BUILD=$(CUDA)/se_kernels $(PYTEST) $(PYTEST_ARGS) tests/gpu/test_cuda_build.py \
+	  tests/gpu/test_cuda_instructions.py
 	PYTHONPATH=tests:. $(PY) -m sass.table $(CUDA)/se_kernels/_cuda*.so $(CUDA)/kernels.jsonl
 
 # After `make cuda`: what the kernels execute, for `python -m benchmarks predict`. Minutes.
@@ -152,10 +152,10 @@ sanitize: env
 	SE_KERNELS_CPU=ON SE_KERNELS_CUDA=OFF CMAKE_ARGS="$${CMAKE_ARGS:-} -DSE_KERNELS_SANITIZE=ON" \
 	  $(PY) -m pip install --quiet --no-deps --no-build-isolation --target $(SANITIZED) .
 	$(call build_cuda_on_host,$(CUDA_ON_HOST)_sanitized,-DSE_KERNELS_SANITIZE=ON)
-	files="$$(grep -l 'mark\.native' tests/test_*.py)"; \
+	files="$$(grep -l 'mark\.native' tests/*/test_*.py)"; \
 	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	PYTHONPATH=$(SANITIZED):$(CURDIR) SE_KERNELS_SANITIZED=$(SANITIZED) \
+	PYTHONPATH=$(SANITIZED):$(CURDIR):$(CURDIR)/tests SE_KERNELS_SANITIZED=$(SANITIZED) \
 	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized \
 	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" -k "not triton" $(PYTEST_ARGS) $$files
 

@@ -12,7 +12,7 @@ import click
 import torch
 
 import se_kernels
-from se_kernels import dispatch
+from se_kernels.core import dispatch
 
 from . import (
     block,

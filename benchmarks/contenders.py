@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import se_kernels
-from se_kernels import dispatch
+from se_kernels.core import dispatch
 
 from .inputs import InputSet
 from .timing import Timed

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from se_kernels.backends import cuda
-from se_kernels.layout import empty_mask
+from se_kernels.core.layout import empty_mask
 
 from .block import Shape
 from .environment import ROOT, Environment

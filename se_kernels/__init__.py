@@ -1,20 +1,21 @@
 """Fused squeeze-and-excitation blocks ("Squeeze-and-Excitation Networks", Hu et al.)."""
 
 from se_kernels import _requirements, models, reference  # _requirements first
-from se_kernels import flops as _flops  # noqa: F401 - registers them
-from se_kernels.dispatch import available_backends
-from se_kernels.functional import scale, squeeze, squeeze_excite
-from se_kernels.fusion import Block, FuseReport, fuse, register_family, unfuse
+from se_kernels.core import flops as _flops  # noqa: F401 - registers them
+from se_kernels.core.dispatch import available_backends
+from se_kernels.functional import batch_norm_squeeze_excite, scale, squeeze, squeeze_excite
 from se_kernels.gates import ConstantGate, Gates, PruneReport, prune_by_gate, record_gates
-from se_kernels.module import SqueezeExcite
-from se_kernels.norm import BatchNormSqueezeExcite, batch_norm_squeeze_excite
+from se_kernels.modules import BatchNormSqueezeExcite, SqueezeExcite
+from se_kernels.surgery import ExcitationSteps, FuseReport, fuse, register_family, unfuse
+
+Block = ExcitationSteps  # its old name, for one release
 
 __version__ = _requirements.version()
 
 __all__ = [
     "BatchNormSqueezeExcite",
-    "Block",
     "ConstantGate",
+    "ExcitationSteps",
     "FuseReport",
     "Gates",
     "PruneReport",

@@ -1,21 +1,35 @@
-"""The block as a function, squeeze_excite, and its two passes over x: squeeze and scale."""
+"""The block as a function, with a batch norm before it or without, and its two passes over x."""
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from se_kernels import direct, dispatch, ops, reference
-from se_kernels.autograd import ScaleFunction, SqueezeExciteFunction, SqueezeFunction
-from se_kernels.checks import (
+from se_kernels import reference
+from se_kernels.core import dispatch, distributed, fast_path, ops
+from se_kernels.core.autograd import (
+    BatchNormSqueezeExciteFunction,
+    Joint,
+    SqueezeExciteFunction,
+)
+from se_kernels.core.checks import (
     check_arguments,
+    check_batch_norm,
     check_excitation,
     check_gates,
     check_scale,
     check_squeeze,
 )
-from se_kernels.variants import Variant
+from se_kernels.core.dispatch import under_transform
+from se_kernels.core.phases import ScaleFunction, SqueezeFunction
+from se_kernels.core.precision import (
+    compute_dtype,
+    norm_compute_dtype,
+    outside_autocast,
+)
+from se_kernels.core.running_statistics import Statistics, move_by_definition, of_group, store_moved
+from se_kernels.core.variants import Variant
 
 
 def squeeze_excite(
@@ -66,6 +80,12 @@ def squeeze_excite(
     Sums are carried in float32, or in float64 where x or the weights are float64. Results are
     bitwise the same from run to run at a fixed number of threads. Differentiable, twice too.
 
+    Example:
+        >>> x = torch.randn(2, 64, 7, 7)
+        >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
+        >>> se_kernels.squeeze_excite(x, w1, w2, residual=x, post="relu").shape
+        torch.Size([2, 64, 7, 7])
+
     Raises:
         TypeError: an argument of another type or dtype.
         ValueError: an argument of another shape or device, an unknown name, or a named backend
@@ -77,8 +97,8 @@ def squeeze_excite(
             x, excitation, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post
         )
         return _squeeze_excite_by(excitation, x, squeeze, residual, post, backend)
-    if direct.is_open(backend):
-        y = direct.run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
+    if fast_path.can_bypass_dispatcher(backend):
+        y = fast_path.run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
         if y is not None:
             return y
     check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post)
@@ -103,17 +123,151 @@ def squeeze_excite(
     )
 
 
+def batch_norm_squeeze_excite(
+    u: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    w1: Tensor,
+    w2: Tensor,
+    b1: Tensor | None = None,
+    b2: Tensor | None = None,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    pre: str = "identity",
+    squeeze: str = "avg",
+    act: str = "relu",
+    act_slope: float = 0.01,
+    gate: str = "sigmoid",
+    residual: Tensor | None = None,
+    post: str = "none",
+    y_is_kept: bool | None = None,
+    process_group=None,
+    backend: str | None = None,
+) -> Tensor:
+    """A batch norm, an activation and the squeeze-and-excitation block, fused.
+
+    v = pre(batch norm of u), y = post(s * v + residual), s = gate(W2 act(W1 z + b1) + b2),
+    z = squeeze of v over H and W: equations 2 to 4 of the paper with the norm before them (Fig. 3).
+
+    Args:
+        u: (N, C, H, W), float32, float64, bfloat16 or float16: what a convolution gives. It is read
+            where it lies as x is in ``squeeze_excite``.
+        bn_weight, bn_bias: (C,) or None for 1 and 0; any float dtype.
+        running_mean, running_var: (C,), any float dtype, updated in place in training mode; None
+            keeps none.
+        w1, w2, b1, b2, act, act_slope, gate, residual, post, backend: as in ``squeeze_excite``, of
+            v in place of x.
+        training: True normalises by the mean and the biased variance of the batch and moves the
+            running statistics towards them (the variance unbiased) as ``torch.nn.BatchNorm2d``
+            does; False normalises by the running statistics, which are then constants.
+        momentum: the share of the new statistics in the running ones.
+        eps: added to the variance; above 0 in training mode.
+        pre: between the norm and the squeeze: "identity", "relu", "silu" or "hardswish".
+        squeeze: "avg"; with "max" or "avgmax" the norm runs apart from the block, in eager.
+        y_is_kept: deprecated and without effect; backward always reads one bit per element.
+        process_group: of ``torch.distributed``: in training mode the statistics, and their
+            gradients, are those of all its processes' batches, as in ``torch.nn.SyncBatchNorm``.
+
+    Returns:
+        y (N, C, H, W) in u's dtype and layout.
+
+    Sums are carried in float32, or in float64 where u or a weight is float64; the variance is that
+    of the numbers less their mean, never a difference of squares. Results are bitwise the same from
+    run to run at a fixed number of threads. Differentiable, twice too. Backward keeps u and, for
+    post="relu", one bit per element.
+
+    Example:
+        >>> u = torch.randn(2, 64, 7, 7)
+        >>> weight = var = torch.ones(64)
+        >>> bias = mean = torch.zeros(64)
+        >>> w1, w2 = torch.randn(4, 64), torch.randn(64, 4)
+        >>> y = se_kernels.batch_norm_squeeze_excite(
+        ...     u, weight, bias, mean, var, w1, w2, residual=u, post="relu"
+        ... )
+        >>> y.shape
+        torch.Size([2, 64, 7, 7])
+
+    Raises:
+        TypeError: an argument of another type or dtype.
+        ValueError: an argument of another shape or device, an unknown name, one value per channel
+            in training mode (of one process), no running statistics in evaluation mode, or a named
+            backend that does not serve u's device.
+        RuntimeError: a named backend that was not built.
+    """
+    if y_is_kept is not None:
+        warnings.warn(
+            "y_is_kept is deprecated and has no effect: backward reads one bit per element",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    if training is False and fast_path.can_bypass_dispatcher(backend):
+        y = fast_path.run_norm(
+            u, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
+            bn_weight, bn_bias, running_mean, running_var, eps, pre,
+        )  # fmt: skip
+        if y is not None:
+            return y
+    check_batch_norm(
+        u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
+        distributed.size(process_group) > 1,
+    )  # fmt: skip
+    check_arguments(u, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post, images="u")
+    name = dispatch.choose(u, backend)
+    group = process_group if training else None
+    fcs, variant = (w1, w2, b1, b2, residual), (pre, act, act_slope, gate, post)
+    norm, running = (u, bn_weight, bn_bias), (running_mean, running_var)
+    # without an element the sweeps only serve the processes that have some
+    sweeps = squeeze == "avg" and name != dispatch.REFERENCE and not under_transform()
+    if not sweeps or (u.numel() == 0 and group is None):
+        return _norm_apart(
+            norm, running, fcs, training, momentum, name, eps=eps, pre=pre, squeeze=squeeze,
+            act=act, act_slope=act_slope, gate=gate, post=post, process_group=group,
+        )  # fmt: skip
+    grads = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*norm, *fcs)
+    )
+    if not (training or grads):
+        return ops.below(ops.norm_inference, *norm, *running, eps, *fcs, *variant, name)
+
+    of, joint = Statistics(*running), None
+    if group is not None:
+        wide = norm_compute_dtype(u, bn_weight, w1) == torch.float64
+        with torch.no_grad():
+            of = of_group(u, *running, momentum, wide, group, name)
+        joint = Joint(group, of.count)
+    arguments = (
+        *(*norm, of.mean, of.var, of.means, *fcs, training and group is None, momentum, eps),
+        *(*variant, grads and post == "relu", name),
+    )
+    # traced, the op itself: it has its gradients at hand, and nothing is written in a Function
+    traced = torch.compiler.is_compiling()
+    if grads and (joint is not None or not traced):
+        return BatchNormSqueezeExciteFunction.apply(joint, *arguments)
+    y, *_, moved = ops.below(ops.norm_forward, *arguments)
+    store_moved(*running, moved, name)
+    return y
+
+
 def squeeze(x: Tensor, squeeze: str = "avg", *, backend: str | None = None) -> Tensor:
     """Global pooling, equation 2: x (N, C, H, W) to z (N, C) in x's dtype.
 
     x, ``squeeze``, ``backend`` and the errors are those of ``squeeze_excite``. Differentiable,
     twice too; backward reads x only where there is a maximum.
+
+    Example:
+        >>> se_kernels.squeeze(torch.ones(2, 3, 4, 4), "max")
+        tensor([[1., 1., 1.],
+                [1., 1., 1.]])
     """
     check_squeeze(x, squeeze)
     name = dispatch.choose(x, backend)
     if name == dispatch.REFERENCE or under_transform():
-        with reference.outside_autocast(x.device.type):
-            dtype = reference.compute_dtype(x, x)
+        with outside_autocast(x.device.type):
+            dtype = compute_dtype(x, x)
             return reference.squeeze(x.to(dtype), squeeze).to(x.dtype)
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         return SqueezeFunction.apply(x, squeeze, name, False).to(x.dtype)
@@ -139,13 +293,17 @@ def scale(
         y (N, C, H, W) in x's dtype, computed in float32, or in float64 where x or s is float64.
 
     The errors are those of ``squeeze_excite``. Differentiable, twice too.
+
+    Example:
+        >>> se_kernels.scale(torch.ones(1, 2, 1, 2), torch.tensor([[0.5, 2.0]])).flatten()
+        tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
     check_scale(x, s, residual, post)
     name = dispatch.choose(x, backend)
-    dtype = reference.compute_dtype(x, s)
+    dtype = compute_dtype(x, s)
     s = s.flatten(1).to(dtype)
     if name == dispatch.REFERENCE or under_transform():
-        with reference.outside_autocast(x.device.type):
+        with outside_autocast(x.device.type):
             residual = None if residual is None else residual.to(dtype)
             return reference.scale(x.to(dtype), s, residual, post).to(x.dtype)
     return _scale(x, s, residual, None, None, post, name)
@@ -165,7 +323,7 @@ def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
         z = ops.below(ops.squeeze, x, squeeze, name)
     s = excitation(z.to(x.dtype)[:, :, None, None])
     check_gates("excitation(z)", s, x)
-    s = s.flatten(1).to(reference.compute_dtype(x, s))
+    s = s.flatten(1).to(compute_dtype(x, s))
     return _scale(x, s, residual, carrier, token, post, name)
 
 
@@ -178,7 +336,19 @@ def _scale(x, s, residual, carrier, token, post, name):
     return ops.below(ops.scale, x, s, residual, post, False, name)[0]
 
 
-def under_transform() -> bool:
-    """Whether the definition is to run: transforms do not see through the registered ops."""
-    # torch.func and forward-mode AD see through the definition, not through the registered ops
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+def _norm_apart(norm, running, fcs, training, momentum, backend, **variant) -> Tensor:
+    """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
+    (u, bn_weight, _), (*weights, residual) = norm, fcs
+    dtype = norm_compute_dtype(u, bn_weight, weights[0])
+    how = {name: variant[name] for name in ("eps", "pre", "process_group")}
+    if training:
+        with torch.no_grad(), outside_autocast(u.device.type):
+            move_by_definition(u.to(dtype), *running, momentum, how["eps"], how["process_group"])
+        running = None, None
+    if backend == dispatch.REFERENCE or under_transform() or variant["squeeze"] == "avg":
+        return reference.batch_norm_squeeze_excite(
+            *norm, *running, *weights, residual=residual, **variant
+        )
+    v = reference.normed(*norm, *running, dtype, **how).to(u.dtype)
+    block = {name: value for name, value in variant.items() if name not in how}
+    return squeeze_excite(v, *weights, residual=residual, backend=backend, **block)

@@ -4,20 +4,15 @@ Computed in the widest of float32, x's dtype and the weights' dtype, and rounded
 to x's dtype. The three phases carry the paper's names (section 3): squeeze, excite, scale.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from se_kernels.checks import check_gates
-
-
-def compute_dtype(x: Tensor, w: Tensor) -> torch.dtype:
-    """The dtype in which every sum is carried: float64 if x or w is float64, else float32."""
-    wide = torch.float64 in (x.dtype, w.dtype)
-    return torch.float64 if wide else torch.float32
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.checks import check_gates
+from se_kernels.core.precision import compute_dtype, norm_compute_dtype, outside_autocast
 
 
 def squeeze(v: Tensor, kind: str = "avg", keepdim: bool = False) -> Tensor:
@@ -29,34 +24,6 @@ def squeeze(v: Tensor, kind: str = "avg", keepdim: bool = False) -> Tensor:
         return v.mean((2, 3), keepdim)
     peak = v.amax((2, 3), keepdim)
     return peak if kind == "max" else 0.5 * (v.mean((2, 3), keepdim) + peak)
-
-
-def activate(a: Tensor, act: str = "relu", act_slope: float = 0.01) -> Tensor:
-    """δ of equation 3, elementwise; ``act`` is one of ``variants.ACTS``."""
-    if act == "relu":
-        return F.relu(a)
-    if act == "silu":
-        return F.silu(a)
-    if act == "gelu":
-        return F.gelu(a)
-    if act == "gelu_tanh":
-        return F.gelu(a, approximate="tanh")
-    if act == "hardswish":
-        return F.hardswish(a)
-    if act == "leaky_relu":
-        return F.leaky_relu(a, act_slope)
-    return a
-
-
-def open_gate(e: Tensor, gate: str = "sigmoid") -> Tensor:
-    """σ of equation 3 (Table 12 for tanh and ReLU), elementwise; one of ``variants.GATES``."""
-    if gate == "sigmoid":
-        return torch.sigmoid(e)
-    if gate == "hardsigmoid":
-        return F.relu6(e + 3) / 6  # F.hardsigmoid's own gradient is rounded to float32
-    if gate == "tanh":
-        return torch.tanh(e)
-    return F.relu(e)
 
 
 def excite(
@@ -235,20 +202,6 @@ def normed(
             mean, var = batch_statistics(t, process_group)
         weight, bias = (None if p is None else p.to(dtype) for p in (bn_weight, bn_bias))
         return activate(batch_norm(t, weight, bias, mean.to(dtype), var.to(dtype), eps), pre)
-
-
-def norm_compute_dtype(u: Tensor, bn_weight: Tensor | None, w1: Tensor) -> torch.dtype:
-    """``compute_dtype`` with a batch norm: float64 if u or a weight of norm or FC is float64."""
-    wide = bn_weight is not None and bn_weight.dtype == torch.float64
-    return torch.float64 if wide else compute_dtype(u, w1)
-
-
-def outside_autocast(device_type: str) -> contextlib.AbstractContextManager:
-    """A context in which autocast rewrites nothing; free of cost where autocast is off."""
-    available = torch.amp.is_autocast_available(device_type)  # not on meta
-    if available and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return contextlib.nullcontext()
 
 
 _squeeze = squeeze  # the argument of squeeze_excite hides the phase's name

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,19 @@ import se_kernels
 if not torch.cuda.is_available():
     lend_to_the_cuda_backend()
 
+QUICK_ROOMS = ("ops", "autograd", "modules", "surgery")
+# these compile, start processes or load whole networks
+NOT_QUICK = (
+    "test_compile",
+    "test_norm_compile",
+    "test_distributed",
+    "test_norm_distributed",
+    "test_fuse_models",
+    "test_integration_guide",
+    "test_op_gradients",
+    "test_tools_of_torch",
+)
+
 # Every backend but the definition itself: one registered in se_kernels joins the whole suite.
 KERNELS = [name for name in se_kernels.available_backends() if name != "reference"]
 
@@ -35,6 +49,7 @@ def pytest_collection_modifyitems(config, items):
     some thousand times as long; compiled, each variant first takes a second. With 0 the interpreter
     runs none. One in m on the stand-in for CUDA. SE_KERNELS_EVERY_CASE=1 runs all.
     """
+    mark_quick(items)
     if EVERY_CASE:
         return
     groups = {}
@@ -51,6 +66,20 @@ def pytest_collection_modifyitems(config, items):
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item in kept]
+
+
+def mark_quick(items) -> None:
+    """Marks ``quick`` the first case of each test of the ops, layers and surgery, on the CPU."""
+    seen = set()
+    for item in items:
+        path = Path(item.location[0])
+        backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        test = path, item.function
+        if path.parent.name not in QUICK_ROOMS or path.stem in NOT_QUICK or test in seen:
+            continue
+        if backend in (None, "cpu") and not item.get_closest_marker("slow"):
+            seen.add(test)
+            item.add_marker("quick")
 
 
 def one_in(backend: str, every: int, on_host: int = 1) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from operator_cases import DTYPES, NAMES, Case, NoInputs, check, make, storage_bytes
 from placements import IMAGES, MATRICES, VECTORS
 
-from se_kernels.variants import ACTS, GATES, POSTS, SQUEEZES
+from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 
 
 def random_cases(examples: int, backend: str) -> settings:

@@ -1,4 +1,4 @@
-// Whether a module is as it was when its call was fused with others: se_kernels/guards.py.
+// Whether a module is as it was when its call was fused with others: se_kernels/core/guards.py.
 #pragma once
 
 #include <Python.h>

@@ -16,8 +16,8 @@ from torch import nn
 from se_kernels.analysis.figures import draw_classes, draw_spread
 from se_kernels.analysis.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFolder
 from se_kernels.analysis.gates import gates_by_class, layer_statistics
-from se_kernels.fusion import fuse
 from se_kernels.gates import se_layers
+from se_kernels.surgery import fuse
 
 POSITIVE = click.IntRange(min=1)
 

@@ -4,8 +4,8 @@ import functools
 
 import torch
 
-from se_kernels.layout import empty_mask, empty_norm_gradients, empty_output
-from se_kernels.reference import norm_compute_dtype
+from se_kernels.core.layout import empty_mask, empty_norm_gradients, empty_output
+from se_kernels.core.precision import norm_compute_dtype
 
 
 def norm_moments(u, wide):

@@ -13,6 +13,10 @@ class ConstantGate(nn.Module):
         s: (C,), kept as a buffer; None for 1, which takes no multiplication.
         post: "none", or "relu" after the addition of the residual.
         nhwc: x is (N, H, W, C) rather than (N, C, H, W).
+
+    Example:
+        >>> se_kernels.ConstantGate(torch.tensor([0.5, 2.0]))(torch.ones(1, 2, 1, 1)).flatten()
+        tensor([0.5000, 2.0000])
     """
 
     def __init__(self, s: Tensor | None = None, *, post: str = "none", nhwc: bool = False):

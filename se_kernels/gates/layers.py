@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from se_kernels.fusion.run import gates, plan_of
 from se_kernels.models.se import EagerSqueezeExcite
-from se_kernels.module import SqueezeExcite
+from se_kernels.modules.squeeze_excite import SqueezeExcite
+from se_kernels.surgery.call import gates, plan_of
 
 
 def se_layers(model: nn.Module) -> dict[str, nn.Module]:

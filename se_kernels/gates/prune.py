@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from se_kernels import reference
-from se_kernels.fusion.run import plan_of
 from se_kernels.gates.constant import ConstantGate
 from se_kernels.gates.layers import se_layers
 from se_kernels.gates.moments import Moments
 from se_kernels.gates.prune_report import PruneReport
 from se_kernels.gates.record import record_gates
-from se_kernels.listening import inputs_of
+from se_kernels.modules.observers import inputs_of
+from se_kernels.surgery.call import plan_of
 
 CONSTANTS = ("one", "mean")
 BATCH = 64  # images of one call, where they come as one tensor
@@ -54,6 +54,12 @@ def prune_by_gate(
             to image, wherever they are, and a buffer of C numbers stays.
         tolerance: a block is removed only if the distance of its gates from the constant (root mean
             square) is at most this.
+
+    Example:
+        >>> model = se_kernels.models.se_mobilenet()
+        >>> report = se_kernels.prune_by_gate(model, torch.randn(8, 3, 64, 64), 0.25, tolerance=1.0)
+        >>> len(report.removed)
+        3
 
     Raises:
         TypeError: ``images`` are neither, or can be gone through once only.

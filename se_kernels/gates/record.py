@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from se_kernels import ops
+from se_kernels.core import ops
+from se_kernels.core.precision import compute_dtype
 from se_kernels.gates.layers import gates_of, se_layers
-from se_kernels.listening import Listener
-from se_kernels.reference import compute_dtype
+from se_kernels.modules.observers import Observer
 
 
 class Gates(Mapping):
@@ -68,10 +68,6 @@ class Gates(Mapping):
 def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Iterator[Gates]:
     """Records s, the gates of equation 3, of every SE block while the context lasts.
 
-        with torch.inference_mode(), record_gates(model.eval()) as gates:
-            model(images)
-        gates["layer3.5.se"]  # (N, C)
-
     The outputs are those of the model without a recorder. With gradients on, they flow as ever;
     what is recorded has none. Each image costs 4 bytes for each channel of an SE block, 60 kB in
     SE-ResNet-50, until the ``Gates`` are cleared or dropped; they stay readable after the context.
@@ -83,6 +79,13 @@ def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Itera
         model: any module, with ``se_kernels.SqueezeExcite``, blocks of ``se_kernels.models``,
             fused or eager, or other libraries' after ``fuse``.
         layers: the names of the blocks to listen to; None for all.
+
+    Example:
+        >>> model = se_kernels.models.se_resnet50().eval()
+        >>> with torch.inference_mode(), se_kernels.record_gates(model) as gates:
+        ...     y = model(torch.randn(2, 3, 64, 64))
+        >>> gates["layer1.0.se"].shape
+        torch.Size([2, 256])
 
     Raises:
         TypeError: ``model`` is not a module, or ``layers`` is one string.
@@ -107,7 +110,7 @@ def record_gates(model: nn.Module, layers: Iterable[str] | None = None) -> Itera
         yield gates
 
 
-class _Recorder(Listener):
+class _Recorder(Observer):
     """Records the calls of one SE block by the thread that has made it."""
 
     def __init__(self, name: str, module: nn.Module, gates: Gates):
@@ -126,7 +129,7 @@ class _Recorder(Listener):
     def begin(self) -> None:
         if self.is_open and threading.get_ident() == self.thread:
             _check_plain_call(self.name)
-            self.ears.append(_Ear())
+            self.ears.append(OpRecorder())
             self.ears[-1].__enter__()
 
     def end(self, y: Tensor | None, x_of: Callable[[], Tensor]) -> None:
@@ -139,7 +142,7 @@ class _Recorder(Listener):
             self.gates.add(self.name, s)
 
 
-class _Ear(TorchDispatchMode):
+class OpRecorder(TorchDispatchMode):
     """Hears the registered ops of one call of a block; ``s`` (N, C) or None."""
 
     s: Tensor | None = None

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_kernels.pieces import is_traced
+from se_kernels.modules.recognition import is_traced
 
 
 def relu(v: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from se_kernels.pieces import is_traced
+from se_kernels.modules.recognition import is_traced
 
 
 class Network(nn.Module):

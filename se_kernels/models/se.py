@@ -6,10 +6,11 @@ from numbers import Real
 from torch import Tensor, nn
 
 from se_kernels import reference
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.variants import ACTS, GATES, SQUEEZES
 from se_kernels.models import in_place
-from se_kernels.module import SqueezeExcite
-from se_kernels.norm.module import run_norm
-from se_kernels.variants import ACTS, GATES, SQUEEZES
+from se_kernels.modules.batch_norm import run_norm
+from se_kernels.modules.squeeze_excite import SqueezeExcite
 
 # Fig. 5, and "3x3" of Table 15
 INTEGRATIONS = ("standard", "pre", "post", "identity", "3x3")
@@ -133,8 +134,8 @@ class EagerSqueezeExcite(nn.Module):
     def excite(self, x: Tensor) -> Tensor:
         """s: (N, C, 1, 1), or (N, C, H, W) without a squeeze."""
         z = x if self.squeeze is None else reference.squeeze(x, self.squeeze)[:, :, None, None]
-        h = reference.activate(self.fc1(z), self.act)
-        return reference.open_gate(self.fc2(h), self.gate)
+        h = activate(self.fc1(z), self.act)
+        return open_gate(self.fc2(h), self.gate)
 
     def extra_repr(self) -> str:
         parts = f"squeeze={self.squeeze!r}, act={self.act!r}, gate={self.gate!r}"

@@ -12,7 +12,7 @@ from se_kernels.models.conv_norm import ConvNormReLU
 from se_kernels.models.network import Network
 from se_kernels.models.registry import register, with_se
 from se_kernels.models.se import SE, check_se
-from se_kernels.pieces import is_traced
+from se_kernels.modules.recognition import is_traced
 
 
 class Row(NamedTuple):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from se_kernels import dispatch
+from se_kernels.core import dispatch
 
 
 @dataclass(frozen=True)

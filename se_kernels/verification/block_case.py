@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from se_kernels import reference
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.precision import compute_dtype
 from se_kernels.functional import squeeze_excite
 from se_kernels.verification.judge import Mismatch, NoInputs, check_result
 
@@ -130,9 +132,9 @@ def _clear_of_jumps(case, inputs) -> bool:
     _, w1, w2, b1, b2, _ = _doubles(inputs).values()
     z = reference.squeeze(inputs["x"].double(), case.squeeze)
     a = F.linear(z, w1, b1)
-    h = reference.activate(a, case.act, case.act_slope)
+    h = activate(a, case.act, case.act_slope)
     e = F.linear(h, w2, b2)
-    s = reference.open_gate(e, case.gate)
+    s = open_gate(e, case.gate)
     gate_jumps = JUMPS.get(case.gate, ())
     if case.gate == "tanh" and case.post == "relu" and not case.residual:
         gate_jumps = (0.0,)  # where s, and so y, changes sign
@@ -209,7 +211,7 @@ def check(case: Case, inputs, dy, results) -> None:
     element. The sums here have so few terms that 8 roundings of each are ample."""
     need = [name[1:] for name in results if name != "y"]
     exact, scales = run_judge(case, inputs, dy, need), rounding_scales(case, inputs, dy)
-    sums = reference.compute_dtype(inputs["x"], inputs["w1"])
+    sums = compute_dtype(inputs["x"], inputs["w1"])
     for name, result in results.items():
         origin = inputs["x" if name == "y" else name[1:]]
         check_result(name, result, origin, exact[name], scales[name], sums, case)
@@ -253,7 +255,7 @@ def with_excitation(
     """The block with its FCs as the ``excitation`` of the library's squeeze and scale."""
 
     def excite(z):
-        dtype = reference.compute_dtype(z, w1)
+        dtype = compute_dtype(z, w1)
         weights = (
             None if t is None else t.to(dtype).flatten(1) if t.dim() > 1 else t.to(dtype)
             for t in (w1, w2, b1, b2)

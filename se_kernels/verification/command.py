@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from se_kernels import dispatch
+from se_kernels.core import dispatch
 from se_kernels.verification import gpu_facts, suites
 from se_kernels.verification.backends import Served, devices, served
 from se_kernels.verification.judge import Mismatch

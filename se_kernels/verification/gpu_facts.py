@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
-from se_kernels import dispatch
 from se_kernels.backends.cuda.residency import Launch, launches_of
-from se_kernels.layout import empty_mask
+from se_kernels.core import dispatch
+from se_kernels.core.layout import empty_mask
 from se_kernels.verification.backends import Served
 from se_kernels.verification.block_case import LAYOUTS
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from se_kernels import reference
+from se_kernels.core.activations import activate, open_gate
+from se_kernels.core.precision import norm_compute_dtype
 from se_kernels.verification import block_case
 from se_kernels.verification.block_case import (
     ACT_BENDS,
@@ -161,9 +163,9 @@ def _clear_of_jumps(case, inputs) -> bool:
     v = pre_module(case.pre)(t)
     z, size = (reference.squeeze(part, case.squeeze) for part in (v, v.abs()))
     a = F.linear(z, w1, b1)
-    h = reference.activate(a, case.act, case.act_slope)
+    h = activate(a, case.act, case.act_slope)
     e = F.linear(h, w2, b2)
-    s = reference.open_gate(e, case.gate)
+    s = open_gate(e, case.gate)
     gate_jumps = JUMPS.get(case.gate, ())
     if case.gate == "tanh" and case.post == "relu" and not case.residual:
         gate_jumps = (0.0,)
@@ -270,8 +272,8 @@ def rounding_errors(case: Case, inputs, dy) -> dict[str, Tensor]:
 
     pre, act, gate = (
         pre_module(case.pre),
-        partial(reference.activate, act=case.act, act_slope=case.act_slope),
-        partial(reference.open_gate, gate=case.gate),
+        partial(activate, act=case.act, act_slope=case.act_slope),
+        partial(open_gate, gate=case.gate),
     )
     pre_slope, pre_bend = _PRE_BENDS[case.pre]
     act_slope, act_bend = ACT_BENDS[case.act]
@@ -319,7 +321,7 @@ def check(case: Case, inputs, dy, *runs) -> None:
     exact, errors = run_judge(case, inputs, dy, need), rounding_errors(case, inputs, dy)
     if exact.keys() != runs[0].keys():
         raise Mismatch(f"expected {', '.join(exact)}, got {', '.join(runs[0])}; {case}")
-    sums = reference.norm_compute_dtype(inputs["u"], inputs["bn_weight"], inputs["w1"])
+    sums = norm_compute_dtype(inputs["u"], inputs["bn_weight"], inputs["w1"])
     for name, result in (pair for results in runs for pair in results.items()):
         origin = inputs["u" if name == "y" else name if name in RUNNING else name[1:]]
         check_result(name, result, origin, exact[name], errors[name], sums, case, near_zero=1e-30)

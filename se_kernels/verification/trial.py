@@ -10,8 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from se_kernels.functional import squeeze_excite
-from se_kernels.norm import batch_norm_squeeze_excite
+from se_kernels.functional import batch_norm_squeeze_excite, squeeze_excite
 from se_kernels.verification import block_case, norm_case
 from se_kernels.verification.judge import Mismatch
 

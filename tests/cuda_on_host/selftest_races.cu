@@ -1,4 +1,4 @@
-// Kernels for tests/test_cuda_races.py, of 64 threads a block: `size` says how much of what orders
+// Kernels for tests/gpu/test_cuda_races.py, of 64 threads a block: `size` says how much of what orders
 // their accesses is there.
 #include "selftest.h"
 

@@ -1,4 +1,4 @@
-// Kernels of known traffic, for tests/test_cuda_traffic.py.
+// Kernels of known traffic, for tests/gpu/test_cuda_traffic.py.
 #include "selftest.h"
 
 namespace se_kernels::cuda {

@@ -7,7 +7,7 @@ from host_gpu import Gpu, HostGpu
 
 from sass.machine import Launch
 from se_kernels.backends.cuda import block, norm
-from se_kernels.layout import empty_mask
+from se_kernels.core.layout import empty_mask
 
 REDUCTION = 16
 PLAIN = ("avg", "relu", 0.0, "sigmoid", "none")

@@ -42,7 +42,7 @@ def ask(host: bool) -> Machine:
 def main(arguments: Sequence[str]) -> None:
     import torch
 
-    from se_kernels import dispatch
+    from se_kernels.core import dispatch
 
     host = "host" in arguments
     name, capability = ("host stand-in", "9.0") if host else (None, None)

@@ -7,8 +7,10 @@ from typing import Any
 
 MODELS = ("seresnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnety_032")
 TESTS = (
-    *("gpu", "cuda", "squeeze_excite", "odd_tensors", "phases", "conversions", "properties"),
-    *("gradients", "norm_gpu", "norm_phases", "norm_squeeze_excite", "norm_gradients"),
+    *("gpu/test_gpu", "gpu/test_cuda", "gpu/test_norm_gpu", "ops/test_squeeze_excite"),
+    *("ops/test_odd_tensors", "ops/test_phases", "ops/test_conversions", "ops/test_properties"),
+    *("ops/test_norm_phases", "ops/test_norm_squeeze_excite"),
+    *("autograd/test_gradients", "autograd/test_norm_gradients"),
 )
 LAYOUTS = ("channels_last", "nchw")
 DTYPE = "bfloat16"
@@ -175,12 +177,12 @@ def _drop_in(sizes: Sizes) -> Step:
 def _tests(sizes: Sizes) -> Step:
     files: tuple[str, ...]
     if sizes is HOST:  # `make test` runs them there
-        files, which = ("cuda",), "one_launch_forward"
+        files, which = ("gpu/test_cuda",), "one_launch_forward"
         workers = "0"
     else:
         files, which = TESTS, "triton or cuda or gpu"
         workers = str(min(12, os.cpu_count() or 1))
-    names = (f"tests/test_{name}.py" for name in files)
+    names = (f"tests/{name}.py" for name in files)
     options = ("-q", "-n", workers, "-k", which, "-m", "not slow")
     return Step("operators", 55, ("-m", "pytest", *options, *names))
 

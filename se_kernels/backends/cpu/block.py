@@ -3,8 +3,8 @@
 import torch
 
 from se_kernels.backends.cpu.extension import _C
-from se_kernels.backends.cpu.places import phase, place, pointer, problem
-from se_kernels.layout import (
+from se_kernels.backends.cpu.native_args import phase, place, pointer, problem
+from se_kernels.core.layout import (
     empty_gradients,
     empty_mask,
     empty_output,
@@ -14,7 +14,7 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.reference import compute_dtype
+from se_kernels.core.precision import compute_dtype
 
 
 def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):

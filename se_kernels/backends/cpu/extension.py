@@ -38,7 +38,7 @@ _C, reason = _load()
 _SUPPORTED = ("float32", "float64", "bfloat16", "float16")
 DTYPES = {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED} if _C else {}
 
-native_direct = None  # the module with the calls of se_kernels.direct, where they work
+native_direct = None  # the module with the calls of se_kernels.core.fast_path, where they work
 if _C is not None:
     _exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if _exchange is not None and _C.direct_setup(

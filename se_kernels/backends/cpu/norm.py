@@ -3,8 +3,8 @@
 import torch
 
 from se_kernels.backends.cpu.extension import _C, DTYPES
-from se_kernels.backends.cpu.places import phase, place, pointer, problem
-from se_kernels.layout import (
+from se_kernels.backends.cpu.native_args import phase, place, pointer, problem
+from se_kernels.core.layout import (
     empty_mask,
     empty_norm_gradients,
     empty_output,
@@ -13,7 +13,7 @@ from se_kernels.layout import (
     places_of_numbers,
     readable,
 )
-from se_kernels.reference import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import compute_dtype, norm_compute_dtype
 
 
 def norm_moments(x, wide):

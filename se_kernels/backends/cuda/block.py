@@ -14,7 +14,7 @@ from se_kernels.backends.cuda.launch import (
     sizes_of,
     workspace_of,
 )
-from se_kernels.layout import (
+from se_kernels.core.layout import (
     empty_gradients,
     empty_mask,
     empty_output,
@@ -24,7 +24,7 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.reference import compute_dtype
+from se_kernels.core.precision import compute_dtype
 
 
 def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from se_kernels.backends.cuda import library
-from se_kernels.layout import walk
+from se_kernels.core.layout import walk
 
 
 def on_elements(*tensors):

@@ -14,7 +14,7 @@ from se_kernels.backends.cuda.launch import (
     sizes_of,
     type_of,
 )
-from se_kernels.layout import (
+from se_kernels.core.layout import (
     empty_mask,
     empty_norm_gradients,
     empty_output,
@@ -23,7 +23,7 @@ from se_kernels.layout import (
     places_of_numbers,
     readable,
 )
-from se_kernels.reference import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import compute_dtype, norm_compute_dtype
 
 
 def norm_moments(u, wide):

@@ -3,7 +3,7 @@
 import torch
 
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.layout import (
+from se_kernels.core.layout import (
     empty_gradients,
     empty_mask,
     empty_output,
@@ -13,7 +13,7 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.reference import compute_dtype
+from se_kernels.core.precision import compute_dtype
 
 
 def inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post):
@@ -76,7 +76,7 @@ def squeeze(x, squeeze):
     if squeeze == "avg":
         return _total(parts[0])
     peak = _peak(parts[1])
-    return peak if squeeze == "max" else 0.5 * (_total(parts[0]) + peak)
+    return peak.clone() if squeeze == "max" else 0.5 * (_total(parts[0]) + peak)
 
 
 def scale(x, s, residual, post, keep):

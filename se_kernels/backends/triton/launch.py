@@ -5,7 +5,6 @@ import math
 from contextlib import nullcontext
 
 import torch
-import triton.language as tl
 
 from se_kernels.backends.triton.plan import (
     SUMMED_BLOCKS,
@@ -18,7 +17,7 @@ from se_kernels.backends.triton.plan import (
     choose_sweep,
 )
 from se_kernels.backends.triton.target import HIP
-from se_kernels.layout import walk
+from se_kernels.core.layout import walk
 
 
 @functools.cache
@@ -135,6 +134,8 @@ def excitation_of(act: str, act_slope: float) -> dict:
 
 def triton_type(dtype: torch.dtype):
     """Of the sums."""
+    import triton.language as tl  # late: Triton may be absent
+
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 

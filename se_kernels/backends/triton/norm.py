@@ -4,7 +4,7 @@ solve between them."""
 import torch
 
 from se_kernels.backends.triton.launch import place_of
-from se_kernels.layout import (
+from se_kernels.core.layout import (
     empty_mask,
     empty_norm_gradients,
     empty_output,
@@ -13,7 +13,7 @@ from se_kernels.layout import (
     readable,
     row_major,
 )
-from se_kernels.reference import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import compute_dtype, norm_compute_dtype
 
 
 def norm_moments(u, wide):

@@ -446,7 +446,7 @@ def run_gradients(a, de, da, z, gradients, norm, act, act_slope) -> None:
     numbers, sums, splits, pixels, affine, *of_norm = norm or absent
     block_n, block_r, block_c = _blocks_of(a)[1]
     norm_blocks = ceil_div(channels, block_c) if norm else 0
-    row_blocks = ceil_div(reduced, block_r)
+    row_blocks = max(1, ceil_div(reduced, block_r))  # one for db2 if R = 0
     wanted = any(gradient is not None for gradient in gradients)
     tiles = row_blocks * ceil_div(channels, block_c) if wanted else 0
     if norm_blocks + tiles == 0:
@@ -467,7 +467,7 @@ def run_gradients(a, de, da, z, gradients, norm, act, act_slope) -> None:
             pixels,
             splits,
             norm_blocks,
-            max(1, row_blocks),
+            row_blocks,
             AFFINE=affine,
             **excitation_of(act, act_slope),
             **solve_constants(a, UNIT_C=channels, UNIT_R=reduced),
