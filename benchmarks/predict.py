@@ -93,11 +93,9 @@ def latency_of(line: dict, gpu: Gpu, batch: int) -> float:
     at_a_time = max(1, resident) * gpu.multiprocessors
     more, total, longest = batch / line["batch"], 0.0, 0.0
     for kind in line["kinds"]:
-        one = (
-            kind["wide_waits"] * MEMORY_WAIT
-            + kind["other_waits"] * CACHE_WAIT
-            + kind["fences"] * FENCE
-        )
+        of_x = kind["wide_waits"] if not kind["name"].endswith("_fc") else 0
+        others = kind["wide_waits"] + kind["other_waits"] - of_x
+        one = of_x * MEMORY_WAIT + others * CACHE_WAIT + kind["fences"] * FENCE
         total += kind["count"] * one
         longest = max(longest, one)
     return max(longest, more * total / at_a_time)

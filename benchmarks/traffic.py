@@ -29,7 +29,6 @@ WARP_BYTES = 512  # 16 bytes of each lane
 # An H200's, but for its multiprocessors: by 8 of the 132 a few images are cut into the tiles and
 # slices that 256 are by all.
 GPU = {
-    "capability": 90,
     "multiprocessors": 8,
     "l2_bytes": 50 << 20,
     "shared_bytes": 227 << 10,
@@ -265,7 +264,7 @@ def figures(launch: dict, x: Tensor, tensors: list[Tensor], traffic) -> dict:
 
 ACCESSES = (
     *("vector_loads", "vector_stores", "loads", "stores"),
-    *("shared_loads", "shared_stores", "remote_loads"),
+    *("shared_loads", "shared_stores"),
 )
 
 

@@ -143,9 +143,7 @@ def spills(kernel: Kernel | str) -> bool:
     """Whether it is one of the kernels that may spill a few words."""
     if isinstance(kernel, str) or kernel.number == "any":
         return False
-    if kernel.phase == "local":
-        return True
-    return kernel.phase.endswith("_backward") and kernel.layout == "nhwc" and not kernel.tail
+    return kernel.phase == "scale_backward" and kernel.layout == "nhwc" and not kernel.tail
 
 
 def least(kernel: Kernel | str, capability: int) -> dict[str, int]:

@@ -24,7 +24,6 @@ CUDA = FOLDER / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
 class Gpu:
     """Small, so that small tensors are cut into many parts."""
 
-    capability: int = 90
     multiprocessors: int = 4
     l2_bytes: int = 1 << 20
     shared_bytes: int = 227 << 10  # that a block may have
@@ -66,10 +65,9 @@ class HostGpu:
 
     @contextlib.contextmanager
     def order(self, seed: int, resident: int = 0):
-        """Meanwhile blocks, threads and copies come in the order that ``seed`` draws.
+        """Meanwhile blocks and threads come in the order that ``seed`` draws, in turn with 0.
 
-        With seed 0 all come in turn, and copies as late as they can. ``resident`` clusters run at
-        a time, all with 0.
+        ``resident`` blocks run at a time, all with 0.
         """
         before, self._order = self._order, (seed, resident)
         self.library.se_host_set_order(seed, resident)
@@ -105,16 +103,16 @@ class HostGpu:
 
     @contextlib.contextmanager
     def recording(self):
-        """Meanwhile launches are only recorded: (kernel, blocks, threads, cluster, bytes of shared
-        memory, bytes of the parameters) of each."""
+        """Meanwhile launches are only recorded: (kernel, blocks, threads, bytes of shared memory,
+        bytes of the parameters) of each."""
         recorded = []
 
         @ctypes.CFUNCTYPE(
-            None, ctypes.c_char_p, *[ctypes.c_int] * 4, ctypes.c_void_p, ctypes.c_size_t
+            None, ctypes.c_char_p, *[ctypes.c_int] * 3, ctypes.c_void_p, ctypes.c_size_t
         )
-        def record(kernel, blocks, threads, cluster, shared, parameters, size):
+        def record(kernel, blocks, threads, shared, parameters, size):
             raw = ctypes.string_at(parameters, size)
-            recorded.append((kernel.decode(), blocks, threads, cluster, shared, raw))
+            recorded.append((kernel.decode(), blocks, threads, shared, raw))
 
         self.library.se_host_set_recorder(record)
         try:

@@ -16,9 +16,9 @@ class Selftest(HostGpu):
     def launch(self, kernel, size=0, *, inputs=None, outputs=64, **shape):
         """Runs the kernel on arrays; gives ``outputs`` float32 numbers, -1 at first, and counters.
 
-        shape: blocks, threads, cluster, shared_bytes.
+        shape: blocks, threads, shared_bytes.
         """
-        shape = dict(blocks=1, threads=64, cluster=1, shared_bytes=128) | shape
+        shape = dict(blocks=1, threads=64, shared_bytes=128) | shape
         inputs = aligned(np.zeros(64) if inputs is None else inputs)
         results = aligned(np.full(outputs, -1))
         counters = np.zeros(4, np.uint32)

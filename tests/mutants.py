@@ -3,8 +3,7 @@ that it has: ``make mutants``. Each is left out of account in turn, while the ke
 small cases on the stand-in with races noted.
 
 One is *seen* if races come of it. Else it is *covered* by another: both left out, there is a race
-that there is not without either alone. What is neither orders nothing, and is to go, unless an
-instruction brings it along.
+that there is not without either alone. What is neither orders nothing, and is to go.
 """
 
 import argparse
@@ -22,20 +21,13 @@ from host_gpu import CUDA, ROOT, HostGpu
 MOST_WORKLOADS = 6  # on which it is found out what covers an order
 
 # Calls of these are named with the line that calls them.
-HELPERS = ("schedule.cuh", "cluster.cuh")
+HELPERS = ("schedule.cuh",)
 ORDERS = (
     "block_barrier",
-    "cluster_arrive",
-    "cluster_wait",
     "add_release",
     "count_in",
     "read_count",
-    "expect_bytes",
-    "wait_arrivals",
-    "order_before_bulk_load",
 )
-# What an instruction brings along: an arrival releases, and nothing else can be had before PTX 8.6.
-BY_DEFAULT = ("expect",)
 
 
 class Mutants:
@@ -235,7 +227,7 @@ def solve_workloads(host):
 
 def lines_with_an_order():
     """ "forward.cu:45" of every call in the kernels' source, and of the helpers that have one."""
-    calls = "|".join([*ORDERS, "publish", "completes", "wait_for", r"block\.(arrive|wait|join)"])
+    calls = "|".join([*ORDERS, "publish", "completes", "wait_for"])
     call = re.compile(rf"\b({calls})\(")
     for path in sorted((ROOT / "csrc" / "cuda").glob("*.cu*")):
         if path.name == "primitives.cuh":
@@ -251,7 +243,7 @@ def main():
         "filter", nargs="?", default="", help="only orders whose name has this (an expression)"
     )
     parser.add_argument(
-        "--every", type=int, default=5, help="one workload in so many, all of clusters and solves"
+        "--every", type=int, default=5, help="one workload in so many, and all solves"
     )
     options = parser.parse_args()
     import conftest  # noqa: F401  lends the stand-in to the CUDA backend
@@ -259,15 +251,13 @@ def main():
     host = HostGpu(CUDA)
     if not host.finds_races:
         sys.exit(f"{CUDA} was not built to find races: `make mutants` does that")
-    workloads = [*se_workloads(host), *norm_workloads(host)]
-    always = [workload for workload in workloads if workload[0].startswith("cluster")]
-    workloads = [w for w in workloads if w not in always][:: options.every]
-    workloads = [*always, *workloads, *solve_workloads(host)]
+    workloads = [*se_workloads(host), *norm_workloads(host)][:: options.every]
+    workloads += solve_workloads(host)
     mutants = Mutants(host, dict(workloads))
     print(f"{len(workloads)} workloads, {len(mutants.places)} orders", flush=True)
     lines = {line for name in mutants.places for line in re.findall(r"[\w.]+:\d+", name)}
     unused = sorted(set(lines_with_an_order()) - lines)
-    neither, seen, covered, by_default = [], 0, 0, 0
+    neither, seen, covered = [], 0, 0
     for name in sorted(mutants.places):
         if not re.search(options.filter, name):
             continue
@@ -277,13 +267,10 @@ def main():
         elif names := mutants.covered(name):
             print(f"covered  {name}: by {' with '.join(names)}", flush=True)
             covered += 1
-        elif name.startswith(BY_DEFAULT):
-            print(f"default  {name}", flush=True)
-            by_default += 1
         else:
             print(f"NEITHER  {name}", flush=True)
             neither.append(name)
-    print(f"{seen} seen, {covered} covered, {by_default} default, {len(neither)} neither")
+    print(f"{seen} seen, {covered} covered, {len(neither)} neither")
     if unused:
         print("never run: " + ", ".join(unused))
     sys.exit(bool(neither or unused))

@@ -12,7 +12,6 @@ namespace se_kernels::cuda {
 // What a plan asks of a GPU.
 struct Gpu {
   int device;
-  int capability;  // 90: 9.0
   int multiprocessors;
   int l2_bytes;
   int shared_bytes;         // that a block may have

@@ -47,35 +47,33 @@ backward_local(SE_PARAMETER BackwardParameters p) {
   };
 
   // da = δ'(a) W2ᵀ de
-  const auto second_fc_backward = [&](int n0, int images, const Item& item) {
-    wait_for(counters.reduced(item.part.n), images * cut.blocks);
-    const int first = item.part.block * cut.first_fc_rows;
-    multiply<true>(p.w2, static_cast<const A*>(de) + std::int64_t(n0) * C,
-                   {images, first, smaller(cut.first_fc_rows, R - first), R, C}, room.scratch,
-                   [&](int image, int r, A dh) {
-                     const std::int64_t at = std::int64_t(n0 + image) * R + r;
-                     da[at] = activate_backward(dh, a[at], p.variant);
-                     h[at] = activate(a[at], p.variant);
-                   });
-    publish(counters.hidden(room.words[1]));  // not in a register meanwhile
+  const auto second_fc_backward = [&] {
+    const auto product = [&] {
+      return product_of(room.words, cut, sizes, cut.first_fc_rows, R, C);
+    };
+    wait_for(counters.reduced(room.words[1]), product().images * cut.blocks);
+    multiply<true>(p.w2, static_cast<const A*>(de), product, room.scratch, [&](int n, int r, A dh) {
+      const std::int64_t at = std::int64_t(n) * R + r;
+      da[at] = activate_backward(dh, a[at], p.variant);
+      h[at] = activate(a[at], p.variant);
+    });
+    publish(counters.hidden(room.words[1]));
   };
 
   // dz = W1ᵀ da
-  const auto first_fc_backward = [&](int n0, int images, const Item& item) {
-    wait_for(counters.hidden(item.part.n), cut.first_fc_items);
-    const int first = item.part.block * cut.second_fc_rows;
-    multiply<true>(p.w1, static_cast<const A*>(da) + std::int64_t(n0) * R,
-                   {images, first, smaller(cut.second_fc_rows, C - first), C, R}, room.scratch,
-                   [&](int image, int c, A v) { dz[std::int64_t(n0 + image) * C + c] = v; });
+  const auto first_fc_backward = [&] {
+    const auto product = [&] {
+      return product_of(room.words, cut, sizes, cut.second_fc_rows, C, R);
+    };
+    wait_for(counters.hidden(room.words[1]), cut.first_fc_items);
+    multiply<true>(p.w1, static_cast<const A*>(da), product, room.scratch,
+                   [&](int n, int c, A v) { dz[std::int64_t(n) * C + c] = v; });
     publish(counters.excited(room.words[1]));
   };
 
   const Item item = take_item(counters, cut, sizes.images, room.words);
-  if (item.kind == Kind::first_fc || item.kind == Kind::second_fc) {
-    const int n0 = item.part.n * cut.images, images = smaller(cut.images, sizes.images - n0);
-    if (item.kind == Kind::first_fc) return second_fc_backward(n0, images, item);
-    return first_fc_backward(n0, images, item);
-  }
+  if (item.kind == Kind::first_fc) return second_fc_backward();
+  if (item.kind == Kind::second_fc) return first_fc_backward();
   const Tile tile = tile_of(item.part, sizes, cut);
   if (item.kind == Kind::first_sweep) return scale_backward(tile, item);
   // dx = g s + dz / P

@@ -46,39 +46,36 @@ forward_local(SE_PARAMETER ForwardParameters p) {
   };
 
   // equation 3: a = W1 z + b1, h = δ(a)
-  const auto first_fc = [&](int n0, int images, const Item& item) {
-    wait_for(counters.reduced(item.part.n), images * cut.blocks);
-    const int first = item.part.block * cut.first_fc_rows;
-    multiply<false>(p.w1, z + std::int64_t(n0) * C,
-                    {images, first, smaller(cut.first_fc_rows, R - first), R, C}, room.scratch,
-                    [&](int image, int r, A v) {
-                      const std::int64_t at = std::int64_t(n0 + image) * R + r;
-                      if (p.b1.data) v += p.b1.template at<A>(r);
-                      a[at] = v;
-                      hidden[at] = activate(v, p.variant);
-                    });
-    publish(counters.hidden(item.part.n));
+  const auto first_fc = [&] {
+    const auto product = [&] {
+      return product_of(room.words, cut, sizes, cut.first_fc_rows, R, C);
+    };
+    wait_for(counters.reduced(room.words[1]), product().images * cut.blocks);
+    multiply<false>(p.w1, z, product, room.scratch, [&](int n, int r, A v) {
+      const std::int64_t at = std::int64_t(n) * R + r;
+      if (p.b1.data) v += p.b1.template at<A>(r);
+      a[at] = v;
+      hidden[at] = activate(v, p.variant);
+    });
+    publish(counters.hidden(room.words[1]));
   };
 
   // equation 3: s = σ(W2 h + b2)
-  const auto second_fc = [&](int n0, int images, const Item& item) {
-    wait_for(counters.hidden(item.part.n), cut.first_fc_items);
-    const int first = item.part.block * cut.second_fc_rows;
-    multiply<false>(p.w2, hidden + std::int64_t(n0) * R,
-                    {images, first, smaller(cut.second_fc_rows, C - first), C, R}, room.scratch,
-                    [&](int image, int c, A e) {
-                      if (p.b2.data) e += p.b2.template at<A>(c);
-                      s[std::int64_t(n0 + image) * C + c] = open_gate(e, p.variant.gate);
-                    });
-    publish(counters.excited(item.part.n));
+  const auto second_fc = [&] {
+    const auto product = [&] {
+      return product_of(room.words, cut, sizes, cut.second_fc_rows, C, R);
+    };
+    wait_for(counters.hidden(room.words[1]), cut.first_fc_items);
+    multiply<false>(p.w2, hidden, product, room.scratch, [&](int n, int c, A e) {
+      if (p.b2.data) e += p.b2.template at<A>(c);
+      s[std::int64_t(n) * C + c] = open_gate(e, p.variant.gate);
+    });
+    publish(counters.excited(room.words[1]));
   };
 
   const Item item = take_item(counters, cut, sizes.images, room.words);
-  if (item.kind == Kind::first_fc || item.kind == Kind::second_fc) {
-    const int n0 = item.part.n * cut.images, images = smaller(cut.images, sizes.images - n0);
-    if (item.kind == Kind::first_fc) return first_fc(n0, images, item);
-    return second_fc(n0, images, item);
-  }
+  if (item.kind == Kind::first_fc) return first_fc();
+  if (item.kind == Kind::second_fc) return second_fc();
   const Tile tile = tile_of(item.part, sizes, cut);
   if (item.kind == Kind::first_sweep) return squeeze(tile, item);
   // equation 4

@@ -47,7 +47,7 @@ template <class Parameters>
 void launch_tickets(void (*kernel)(Parameters), const Parameters& p, const std::string& name,
                     const Gpu& gpu, void* stream) {
   const SweepParameters& sweep = p.sweep;
-  const Shape shape{name, sweep.cut.items, gpu.threads, 1, sweep.shared.bytes};
+  const Shape shape{name, sweep.cut.items, gpu.threads, sweep.shared.bytes};
   zero(p.counters,
        schedule_counters_bytes(sweep.cut) + split_counters_bytes(sweep.cut, sweep.sizes), shape,
        stream);
@@ -57,7 +57,7 @@ void launch_tickets(void (*kernel)(Parameters), const Parameters& p, const std::
 // A block a tile.
 inline void launch_tiles(void (*kernel)(SweepParameters), const SweepParameters& p,
                          const std::string& name, const Gpu& gpu, void* stream) {
-  const Shape shape{name, p.sizes.images * p.cut.blocks * p.cut.splits, gpu.threads, 1,
+  const Shape shape{name, p.sizes.images * p.cut.blocks * p.cut.splits, gpu.threads,
                     p.shared.bytes};
   launch(kernel, p, shape, stream);
 }

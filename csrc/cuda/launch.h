@@ -10,13 +10,12 @@ namespace se_kernels::cuda {
 
 struct Shape {
   std::string kernel;
-  int blocks, threads, cluster, shared_bytes;
+  int blocks, threads, shared_bytes;
 };
 
 inline std::string describe(const Shape& shape) {
   return "kernel " + shape.kernel + " with " + std::to_string(shape.blocks) + " blocks of " +
-         std::to_string(shape.threads) + " threads in clusters of " +
-         std::to_string(shape.cluster) + ", " + std::to_string(shape.shared_bytes) +
+         std::to_string(shape.threads) + " threads, " + std::to_string(shape.shared_bytes) +
          " bytes of shared memory each";
 }
 

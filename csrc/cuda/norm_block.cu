@@ -150,7 +150,7 @@ void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
   const OnDevice device(call.gpu.device);
 
   auto* counters = static_cast<std::uint32_t*>(at(call, space.counters_at));
-  zero(counters, space.counters() * sizeof(std::uint32_t), {"norm_scale_backward", 0, 0, 1, 0},
+  zero(counters, space.counters() * sizeof(std::uint32_t), {"norm_scale_backward", 0, 0, 0},
        call.stream);
   norm_scale_backward(sweep, {b.dy, b.x, b.mask, norm, b.dr, at(call, space.sums)},
                       counting(call, counters));

@@ -1,4 +1,6 @@
 // The operations with a batch norm before the block: how each is cut, what it launches.
+#include <algorithm>
+
 #include "kernels.cuh"
 #include "problem.cuh"
 
@@ -68,7 +70,7 @@ void launch(const Problem& p, SweepParameters& parameters, NormKernel kernel,
       kernel == NormKernel::scale_backward || kernel == NormKernel::squeeze_backward;
   const OnDevice device(call.gpu.device);
   if (parameters.counters && !call.counters)
-    zero(parameters.counters, split_counters_bytes(cut, sizes), {"with a norm", 0, 0, 1, 0},
+    zero(parameters.counters, split_counters_bytes(cut, sizes), {"with a norm", 0, 0, 0},
          call.stream);
   with_number(p, [&](auto number) {
     using X = decltype(number);

@@ -128,15 +128,23 @@ SE_DEVICE int divide(int i, const Divisor& divisor) {
 }
 
 // load(i), then use(i, what came), for i from begin to end by step; Batch loads under way at a
-// time.
+// time. load(i, on): anything, unless `on`.
 template <int Batch, class Load, class Use>
 SE_DEVICE void walk(int begin, int end, int step, const Load& load, const Use& use) {
   SE_ROLLED
   for (int i = begin; i < end; i += Batch * step) {
-    decltype(load(0)) batch[Batch];
+    constexpr bool guarded = std::is_invocable_v<Load, int, bool>;
+    using Loaded = std::conditional_t<guarded, std::invoke_result<Load, int, bool>,
+                                      std::invoke_result<Load, int>>;
+    typename Loaded::type batch[Batch];
     SE_UNROLL
-    for (int b = 0; b < Batch; ++b)
-      if (i + b * step < end) batch[b] = load(i + b * step);
+    for (int b = 0; b < Batch; ++b) {
+      const int at = i + b * step;
+      if constexpr (guarded)
+        batch[b] = load(at, at < end);
+      else if (at < end)
+        batch[b] = load(at);
+    }
     SE_UNROLL
     for (int b = 0; b < Batch; ++b)
       if (i + b * step < end) use(i + b * step, batch[b]);

@@ -70,21 +70,22 @@ struct Eight<M, false> {
   typename M::A numbers[kOctet];
 };
 
+// Anything, unless `on`.
 template <class M, Reuse reuse>
-SE_DEVICE Eight<M> load_eight(const Images& t, const Octet& at) {
+SE_DEVICE Eight<M> load_eight(const Images& t, const Octet& at, bool on) {
   const unsigned char* from = place_of<M>(t, at);
   Eight<M> out;
   if constexpr (M::wide) {
     SE_UNROLL
     for (int i = 0; i < int(sizeof(out) / sizeof(Vector16)); ++i)
-      out.words[i] = reuse == Reuse::keep ? load_keep(from + i * sizeof(Vector16))
-                                          : load_drop(from + i * sizeof(Vector16));
+      out.words[i] = reuse == Reuse::keep ? load_keep(from + i * sizeof(Vector16), on)
+                                          : load_drop(from + i * sizeof(Vector16), on);
   } else {
     with_type<typename M::X>(t.type, [&](auto number) {
       const auto* numbers = reinterpret_cast<const decltype(number)*>(from);
       SE_UNROLL
       for (int j = 0; j < kOctet; ++j)
-        out.numbers[j] = j < at.here ? typename M::A(widen(numbers[j])) : typename M::A(0);
+        out.numbers[j] = on && j < at.here ? typename M::A(widen(numbers[j])) : typename M::A(0);
     });
   }
   return out;
@@ -244,10 +245,11 @@ SE_DEVICE std::int64_t mask_place(const Octet& at, const Sizes& sizes) {
     return (std::int64_t(at.n) * sizes.pixels + at.p) * bytes + at.c / kOctet;
 }
 
-// A bit for each of eight numbers; all where there is no mask.
+// A bit for each of eight numbers; all where there is no mask, anything unless `on`.
 template <class M>
-SE_DEVICE unsigned load_mask(const std::uint8_t* mask, const Octet& at, const Sizes& sizes) {
-  if (!mask) return 0xffu;
+SE_DEVICE unsigned load_mask(const std::uint8_t* mask, const Octet& at, const Sizes& sizes,
+                             bool on) {
+  if (!mask || !on) return 0xffu;
   const std::uint8_t* from = mask + mask_place<M::layout>(at, sizes);
   if constexpr (!M::flat) return *from;
   const int row_bytes = mask_row_bytes(M::layout, sizes), byte = at.p / kOctet;

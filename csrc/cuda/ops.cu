@@ -1,4 +1,6 @@
 // The operations: where the numbers of each lie, what it launches.
+#include <algorithm>
+
 #include "kernels.cuh"
 #include "problem.cuh"
 

@@ -90,7 +90,9 @@ SE_DEVICE void reduce_x(const SweepParameters& p, const Room<X>& room, const Til
   with_mode<X, layout>(p.access, [&](auto mode) {
     using M = decltype(mode);
     constexpr int Batch = kOctets<M, bytes>;
-    const auto load = [&](const Octet& at) { return load_eight<M, Reuse::keep>(p.x, at); };
+    const auto load = [&](const Octet& at, bool on) {
+      return load_eight<M, Reuse::keep>(p.x, at, on);
+    };
     const auto begun = [&](const Octet& at) { return begin(mode, at); };
     if constexpr (M::flat) {
       walk_octets<M, Batch>(
@@ -171,10 +173,11 @@ SE_DEVICE void apply_forward(const SweepParameters& p, const Room<X>& room, cons
         [&](const Octet& at) {
           return constants_of<M, channels, normed ? 4 : 1>(room.table, tile, at);
         },
-        [&](const Octet& at) {
+        [&](const Octet& at, bool on) {
           Two raw;
-          raw.x = load_eight<M, Reuse::drop>(p.x, at);
-          if (tail && p.residual.data) raw.residual = load_eight<M, Reuse::drop>(p.residual, at);
+          raw.x = load_eight<M, Reuse::drop>(p.x, at, on);
+          if (tail && p.residual.data)
+            raw.residual = load_eight<M, Reuse::drop>(p.residual, at, on);
           return raw;
         },
         [&](const auto& constants, const Octet& at, const Two& raw) {
@@ -307,21 +310,21 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
     };
     // dy comes again, unless dr takes its place or this is the only sweep
     [[maybe_unused]] const bool again = !p.dr.data && !scales;
-    const auto load = [&](const Octet& at) {
+    const auto load = [&](const Octet& at, bool on) {
       Loaded raw;
       if constexpr (tail) {
         raw.dy = raw.x = Eight<M>{};
         if (p.dy.data)
-          raw.dy =
-              again ? load_eight<M, Reuse::keep>(p.dy, at) : load_eight<M, Reuse::drop>(p.dy, at);
+          raw.dy = again ? load_eight<M, Reuse::keep>(p.dy, at, on)
+                         : load_eight<M, Reuse::drop>(p.dy, at, on);
         if (p.x.data)
-          raw.x = normed || terms == Terms::peaks ? load_eight<M, Reuse::keep>(p.x, at)
-                                                  : load_eight<M, Reuse::drop>(p.x, at);
-        raw.bits = load_mask<M>(p.mask, at, p.sizes);
+          raw.x = normed || terms == Terms::peaks ? load_eight<M, Reuse::keep>(p.x, at, on)
+                                                  : load_eight<M, Reuse::drop>(p.x, at, on);
+        raw.bits = load_mask<M>(p.mask, at, p.sizes, on);
       } else {
-        raw.dy = load_eight<M, Reuse::keep>(p.dy, at);
-        raw.x = terms == Terms::peaks ? load_eight<M, Reuse::keep>(p.x, at)
-                                      : load_eight<M, Reuse::drop>(p.x, at);
+        raw.dy = load_eight<M, Reuse::keep>(p.dy, at, on);
+        raw.x = terms == Terms::peaks ? load_eight<M, Reuse::keep>(p.x, at, on)
+                                      : load_eight<M, Reuse::drop>(p.x, at, on);
       }
       return raw;
     };
@@ -431,17 +434,17 @@ SE_DEVICE void apply_backward(const SweepParameters& p, const Room<X>& room, con
     walk_octets<M, kOctets<M, bytes>>(
         tile, p.sizes,
         [&](const Octet& at) { return constants_of<M, kChannels<M>, K>(room.table, tile, at); },
-        [&](const Octet& at) {
+        [&](const Octet& at, bool on) {
           Loaded raw;
           if (tail && !from.data)
             raw.g = Eight<M>{};
           else
-            raw.g = load_eight<M, Reuse::drop>(from, at);
+            raw.g = load_eight<M, Reuse::drop>(from, at, on);
           if (terms != Terms::product) {
             raw.x = Eight<M>{};
-            if (reads) raw.x = load_eight<M, Reuse::drop>(p.x, at);
+            if (reads) raw.x = load_eight<M, Reuse::drop>(p.x, at, on);
           }
-          if (tail) raw.bits = load_mask<M>(mask, at, p.sizes);
+          if (tail) raw.bits = load_mask<M>(mask, at, p.sizes, on);
           return raw;
         },
         [&](const auto& constants, const Octet& at, const Loaded& raw) {

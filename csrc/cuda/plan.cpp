@@ -14,6 +14,7 @@ constexpr int kChannelsOfTile = 512;        // of nhwc, at most, and 64 at least
 constexpr int kLeastChannels = 64;
 constexpr int kStageShare = 4;    // of shared memory, that staged tensors may take
 constexpr int kScratchShare = 4;  // of shared memory, that a reduction may take
+constexpr int kTableShare = 4;    // of shared memory, that numbers per channel may take
 constexpr int kMostImages = 32;   // of a group
 constexpr int kGroupShare = 16;   // of the L2, that a group takes; twice where weights are large
 constexpr int kWeightsShare = 4;  // of a group, that the weights are less than then
@@ -67,24 +68,28 @@ int staged_bytes(int rows, const Sizes& sizes, const Traits& traits) {
 void cut_tile(Cut& cut, const Sizes& sizes, const Traits& traits, const Gpu& gpu, int target) {
   const int pixels = std::max(1, sizes.pixels), C = std::max(1, sizes.channels);
   const std::int64_t row_bytes = std::int64_t(pixels) * traits.item_bytes;
+  const int tabled =
+      gpu.shared_bytes / kTableShare / (std::max(1, traits.constants) * traits.sum_bytes);
   cut.span = pixels;
   if (traits.nhwc) {
     // as many channels as stay 64 at least and leave a few pixels for each thread
     const std::int64_t most = gpu.shared_bytes / kScratchShare / traits.sum_bytes;
     cut.channels = std::min(power_of_two(C), kChannelsOfTile);
     while (cut.channels > kLeastChannels && cut.channels * row_bytes > target) cut.channels /= 2;
-    while (cut.channels > kOctet && scratch_of(cut.channels, traits, gpu.threads) > most)
+    while (cut.channels > kOctet &&
+           (cut.channels > tabled || scratch_of(cut.channels, traits, gpu.threads) > most))
       cut.channels /= 2;
     const std::int64_t pixel_bytes = std::int64_t(cut.channels) * traits.item_bytes;
     cut.span = int(std::clamp<std::int64_t>(target / pixel_bytes, 1, pixels));
   } else {
     const int together = kOctet / int(std::gcd(kOctet, pixels));
-    cut.channels = int(std::clamp<std::int64_t>(target / row_bytes, 1, C));
+    const int fitting = int(std::clamp<std::int64_t>(target / row_bytes, 1, std::min(C, tabled)));
+    cut.channels = fitting;
     // so many channels that each flat tile starts at eight numbers
     if (together > 1) {
       cut.channels = std::max(together, cut.channels / together * together);
       if (std::int64_t(staged_bytes(cut.channels, sizes, traits)) > gpu.shared_bytes / kStageShare)
-        cut.channels = int(std::clamp<std::int64_t>(target / row_bytes, 1, C));
+        cut.channels = fitting;
     }
     cut.channels = std::min(cut.channels, round_up(C, together));
     if (row_bytes > 2 * target) cut.span = round_up(ceil_div(target, traits.item_bytes), kOctet);

@@ -1,5 +1,6 @@
 // How a problem is cut: plain arithmetic on shapes, no search on a GPU. docs/kernels.md has the
-// counted figures behind the numbers.
+// counted figures behind the numbers. Every cut fits in 24 KB of shared memory a block, of which
+// the reductions and FCs of float64 need 16 at 256 threads; GPUs from 7.5 on have 64 KB.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What the kernels ask of the machine: threads, barriers, shuffles, memory, clusters, bulk copies.
+// What the kernels ask of the machine: threads, barriers, shuffles, memory.
 // The only place for intrinsics and PTX. A host compiler gets the stand-in of the tests instead.
 #pragma once
 
@@ -33,14 +33,9 @@ constexpr int kWarp = 32;
 #else
 
 #define SE_DEVICE __device__ __forceinline__
+#define SE_CALLED __device__ __noinline__  // a call, where its code is long and seldom runs
 #define SE_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
 #define SE_PARAMETER const __grid_constant__
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define SE_HAS_CLUSTERS 1
-#else
-#define SE_HAS_CLUSTERS 0
-#endif
 
 namespace se_kernels::cuda {
 
@@ -88,23 +83,33 @@ SE_DEVICE std::uint64_t dropped_first() {
   return policy;
 }
 
-SE_DEVICE Vector16 load(const void* p, [[maybe_unused]] std::uint64_t policy) {
+SE_DEVICE Vector16 load(const void* p, [[maybe_unused]] std::uint64_t policy, bool on) {
   Vector16 v;
 #if __CUDA_ARCH__ >= 800
-  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "l"(p), "l"(policy));
+  asm volatile(
+      "{\n"
+      ".reg .pred on;\n"
+      "setp.ne.u32 on, %6, 0;\n"
+      "@on ld.global.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;\n"
+      "}"
+      : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+      : "l"(p), "l"(policy), "r"(int(on)));
 #else
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
-               : "l"(p));
+  asm volatile(
+      "{\n"
+      ".reg .pred on;\n"
+      "setp.ne.u32 on, %5, 0;\n"
+      "@on ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      "}"
+      : "=r"(v.words[0]), "=r"(v.words[1]), "=r"(v.words[2]), "=r"(v.words[3])
+      : "l"(p), "r"(int(on)));
 #endif
   return v;
 }
 
-// What is read again soon, and what is not.
-SE_DEVICE Vector16 load_keep(const void* p) { return load(p, kept_last()); }
-SE_DEVICE Vector16 load_drop(const void* p) { return load(p, dropped_first()); }
+// What is read again soon, and what is not; without a branch anything, unless `on`.
+SE_DEVICE Vector16 load_keep(const void* p, bool on) { return load(p, kept_last(), on); }
+SE_DEVICE Vector16 load_drop(const void* p, bool on) { return load(p, dropped_first(), on); }
 
 SE_DEVICE void store_keep(void* p, Vector16 v) {
 #if __CUDA_ARCH__ >= 800
@@ -223,84 +228,6 @@ SE_DEVICE void pause() { __nanosleep(32); }
 // Written by another block of this launch: past the L1.
 SE_DEVICE float load_shared_result(const float* p) { return __ldcg(p); }
 SE_DEVICE double load_shared_result(const double* p) { return __ldcg(p); }
-
-// ---- clusters (9.0 and later)
-#if SE_HAS_CLUSTERS
-
-SE_DEVICE int cluster_rank() {
-  std::uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return int(rank);
-}
-SE_DEVICE int cluster_size() {
-  std::uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return int(size);
-}
-
-// A cluster's barrier in two halves: what was written before arriving is seen after waiting.
-SE_DEVICE void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-SE_DEVICE void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// What lies at p, an address of this block's shared memory, in the block of that rank.
-SE_DEVICE float load_remote(const float* p, int rank) {
-  float v;
-  std::uint32_t here = std::uint32_t(__cvta_generic_to_shared(p)), there;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(there) : "memory");
-  return v;
-}
-
-// ---- bulk copies into shared memory; sizes and addresses are multiples of 16 bytes
-// A barrier that counts bytes; `once` by one thread, seen by all after a block_barrier.
-SE_DEVICE void start_arrivals(std::uint64_t* arrivals) {
-  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(arrivals));
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-
-// One thread: the phase under way ends when so many bytes have come.
-SE_DEVICE void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes) {
-  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(arrivals));
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
-               : "memory");
-}
-
-SE_DEVICE void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* arrivals) {
-  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(to)),
-                      barrier = std::uint32_t(__cvta_generic_to_shared(arrivals));
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
-      "[%0], [%1], %2, [%3], %4;" ::"r"(at),
-      "l"(from), "r"(bytes), "r"(barrier), "l"(dropped_first())
-      : "memory");
-}
-
-// Until the phase of that parity (0, 1, 0, ...) has ended; the bytes are seen from here on.
-SE_DEVICE void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity) {
-  const std::uint32_t at = std::uint32_t(__cvta_generic_to_shared(arrivals));
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(at),
-      "r"(parity)
-      : "memory");
-}
-
-// Between accesses of shared memory, reads too, and a bulk copy over them: by the thread that
-// accessed, or after a barrier by the one that copies.
-SE_DEVICE void order_before_bulk_load() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-#endif
 
 }  // namespace se_kernels::cuda
 #endif

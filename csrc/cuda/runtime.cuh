@@ -1,7 +1,6 @@
 // What the launchers ask of the CUDA runtime: the GPU, its memory, a launch.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
@@ -41,9 +40,6 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// A kernel like the others, to be asked what they were compiled for.
-static __global__ void any_kernel() {}
-
 inline Gpu properties_of(int device) {
   const OnDevice on(device);
   const auto get = [device](cudaDeviceAttr attribute) {
@@ -51,13 +47,7 @@ inline Gpu properties_of(int device) {
     check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
     return value;
   };
-  cudaFuncAttributes built{};
-  check(cudaFuncGetAttributes(&built, reinterpret_cast<const void*>(any_kernel)),
-        "cudaFuncGetAttributes");
-  const int capability =
-      10 * get(cudaDevAttrComputeCapabilityMajor) + get(cudaDevAttrComputeCapabilityMinor);
   return {device,
-          std::min(capability, built.ptxVersion),  // code for an older GPU has no clusters
           get(cudaDevAttrMultiProcessorCount),
           get(cudaDevAttrL2CacheSize),
           get(cudaDevAttrMaxSharedMemoryPerBlockOptin),
@@ -71,7 +61,7 @@ inline void zero(void* data, std::int64_t bytes, const Shape& shape, void* strea
         "the counters of " + describe(shape));
 }
 
-// kernel(parameters) by shape.blocks blocks, in clusters of shape.cluster; or asked about only.
+// kernel(parameters) by shape.blocks blocks; or asked about only.
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shape& shape,
             void* stream) {
@@ -84,29 +74,16 @@ void launch(void (*kernel)(Parameters), const Parameters& parameters, const Shap
   if (shape.shared_bytes > 48 * 1024)
     checked(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  shape.shared_bytes));
-  if (shape.cluster > 8)
-    checked(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = unsigned(shape.cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t configuration{};
-  configuration.gridDim = dim3(unsigned(shape.blocks));
-  configuration.blockDim = dim3(unsigned(shape.threads));
-  configuration.dynamicSmemBytes = std::size_t(shape.shared_bytes);
-  configuration.stream = static_cast<cudaStream_t>(stream);
-  configuration.attrs = &attribute;
-  configuration.numAttrs = shape.cluster > 1 ? 1 : 0;
   if (survey()) {
-    Surveyed found{shape, 0, 0};
+    Surveyed found{shape, 0};
     checked(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found.blocks, function, shape.threads,
                                                           std::size_t(shape.shared_bytes)));
-    if (shape.cluster > 1)
-      checked(cudaOccupancyMaxActiveClusters(&found.clusters, function, &configuration));
     return survey()->push_back(found);
   }
   void* arguments[] = {const_cast<Parameters*>(&parameters)};
-  checked(cudaLaunchKernelExC(&configuration, function, arguments));
+  checked(cudaLaunchKernel(function, dim3(unsigned(shape.blocks)), dim3(unsigned(shape.threads)),
+                           arguments, std::size_t(shape.shared_bytes),
+                           static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace se_kernels::cuda

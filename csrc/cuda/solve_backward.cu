@@ -228,7 +228,7 @@ void launch_solve_backward(BackwardSolve p, const Gpu&, void* stream) {
                                : weights;
   if (items == 0) return;
   const Shape shape{std::string("solve_backward<") + number_name<A>() + ">", items, kProductThreads,
-                    1, kSolveBytes};
+                    kSolveBytes};
   launch(solve_backward<A>, p, shape, stream);
 }
 template void launch_solve_backward<float>(BackwardSolve, const Gpu&, void*);

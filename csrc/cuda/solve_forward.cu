@@ -131,7 +131,7 @@ solve_excite(SE_PARAMETER ExciteSolve p) {
 template <class A>
 void launch_solve_norm(const NormSolve& p, const Gpu& gpu, void* stream) {
   const Shape shape{std::string("solve_norm<") + number_name<A>() + ">",
-                    parts_of(p.channels, kNormChannels), gpu.threads, 1,
+                    parts_of(p.channels, kNormChannels), gpu.threads,
                     gpu.threads * int(sizeof(double))};
   launch(solve_norm<A>, p, shape, stream);
 }
@@ -144,7 +144,7 @@ void launch_solve_excite(const ExciteSolve& p, const Gpu&, void* stream) {
   const int items =
       cut.image_tiles * (cut.hidden_tiles * cut.splits + cut.channel_tiles) + cut.pieces;
   const Shape shape{std::string("solve_excite<") + number_name<A>() + ">", items, kProductThreads,
-                    1, kSolveBytes};
+                    kSolveBytes};
   launch(solve_excite<A>, p, shape, stream);
 }
 template void launch_solve_excite<float>(const ExciteSolve&, const Gpu&, void*);

@@ -10,8 +10,7 @@ namespace se_kernels::cuda {
 
 struct Surveyed {
   Shape shape;
-  int blocks;    // resident on a multiprocessor
-  int clusters;  // resident on the GPU; 0 without clusters
+  int blocks;  // resident on a multiprocessor
 };
 
 // What this thread's survey has found so far; null while none is under way.

@@ -98,7 +98,7 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
   if constexpr (M::flat) {
     walk<Batch>(
         thread_index(), tile.channels * sizes.pixels / kOctet, thread_count(),
-        [&](int i) { return load(octet_of_run(tile, sizes, i)); },
+        [&](int i, bool on) { return load(octet_of_run(tile, sizes, i), on); },
         [&](int i, const auto& raw) {
           const Octet at = octet_of_run(tile, sizes, i);
           use(begin(at), at, raw);
@@ -111,7 +111,7 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
       const auto begun = begin(octet_of_row(tile, row, 0));
       walk<Batch>(
           lanes.lane(), loads, lanes.count(),
-          [&](int i) { return load(octet_of_row(tile, row, i)); },
+          [&](int i, bool on) { return load(octet_of_row(tile, row, i), on); },
           [&](int i, const auto& raw) { use(begun, octet_of_row(tile, row, i), raw); });
     }
   } else {
@@ -123,7 +123,7 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
       const auto begun = begin(octet_of_column(tile, column, tile.p0));
       walk<Batch>(
           tile.p0 + lanes.group(), tile.p1, lanes.groups(),
-          [&](int p) { return load(octet_of_column(tile, column, p)); },
+          [&](int p, bool on) { return load(octet_of_column(tile, column, p), on); },
           [&](int p, const auto& raw) { use(begun, octet_of_column(tile, column, p), raw); });
     }
   }
@@ -299,7 +299,8 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
         [&](auto& collect, int row, int lane) {
           const auto begun = begin(octet_of_row(tile, row, 0));
           walk<Batch>(
-              lane, loads, lanes.count(), [&](int i) { return load(octet_of_row(tile, row, i)); },
+              lane, loads, lanes.count(),
+              [&](int i, bool on) { return load(octet_of_row(tile, row, i), on); },
               [&](int i, const auto& raw) {
                 use(collect, begun, octet_of_row(tile, row, i), raw);
               });
@@ -312,7 +313,7 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
           const auto begun = begin(octet_of_column(tile, column, tile.p0));
           walk<Batch>(
               tile.p0 + row, tile.p1, rows,
-              [&](int p) { return load(octet_of_column(tile, column, p)); },
+              [&](int p, bool on) { return load(octet_of_column(tile, column, p), on); },
               [&](int p, const auto& raw) {
                 use(collect, begun, octet_of_column(tile, column, p), raw);
               });

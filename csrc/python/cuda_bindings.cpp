@@ -153,15 +153,14 @@ void begin_survey() {
   if (!cuda::survey()) cuda::survey() = new std::vector<cuda::Surveyed>;
 }
 
-// (kernel, blocks, threads, blocks of a cluster, bytes of shared memory, resident blocks of a
-// multiprocessor, resident clusters) of each launch since.
+// (kernel, blocks, threads, bytes of shared memory, resident blocks of a multiprocessor) of each
+// launch since.
 py::list end_survey() {
   py::list found;
   if (!cuda::survey()) return found;
   for (const cuda::Surveyed& one : *cuda::survey())
     found.append(py::make_tuple(one.shape.kernel, one.shape.blocks, one.shape.threads,
-                                one.shape.cluster, one.shape.shared_bytes, one.blocks,
-                                one.clusters));
+                                one.shape.shared_bytes, one.blocks));
   delete cuda::survey();
   cuda::survey() = nullptr;
   return found;

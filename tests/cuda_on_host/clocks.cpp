@@ -3,9 +3,7 @@
 #include <algorithm>
 
 namespace se_kernels::cuda::host {
-namespace {
 
-// The join of both; one of them, where the other is nothing.
 SharedClock joined(const SharedClock& a, const SharedClock& b) {
   // the threads of a block join the same two, one after another
   static thread_local SharedClock last_a, last_b, last;
@@ -18,16 +16,10 @@ SharedClock joined(const SharedClock& a, const SharedClock& b) {
   return last;
 }
 
-}  // namespace
-
 Epoch Clock::at(Agent agent) const {
-  if (!knows_any_of(agent.block)) return 0;
+  if (agent.block >= blocks_.size() || !blocks_[agent.block]) return 0;
   const Epochs& epochs = *blocks_[agent.block];
   return agent.index < epochs.size() ? epochs[agent.index] : 0;
-}
-
-bool Clock::knows_any_of(std::uint32_t block) const {
-  return block < blocks_.size() && blocks_[block];
 }
 
 void Clock::raise(Agent agent, Epoch epoch) {
@@ -62,32 +54,15 @@ void Clock::join(const Clock& other) {
   }
 }
 
-void Knowledge::join(const Knowledge& other) {
-  before = joined(before, other.before);
-  fenced = joined(fenced, other.fenced);
-}
-
-void Meeting::join(Clock& clock, const SharedClock& other, SharedClock& last) {
-  if (!other || other == last) return;
-  clock.join(*other);
-  last = other;
-}
-
-void Meeting::add(const Knowledge& knowledge, Agent agent, Epoch epoch, Epoch fenced) {
-  join(before_, knowledge.before, last_before_);
-  before_.raise(agent, epoch);
-  join(fenced_, knowledge.fenced, last_fenced_);
-  if (fenced > 0) fenced_.raise(agent, fenced);
-  any_fenced_ |= fenced > 0 || knowledge.fenced;
+void Meeting::add(const SharedClock& known, Agent agent, Epoch epoch) {
+  if (known && known != last_) all_.join(*known), last_ = known;
+  all_.raise(agent, epoch);
   changed_ = true;
 }
 
-const Knowledge& Meeting::result() {
-  if (changed_) {
-    result_.before = std::make_shared<Clock>(before_);
-    if (any_fenced_) result_.fenced = std::make_shared<Clock>(fenced_);
-    changed_ = false;
-  }
+const SharedClock& Meeting::result() {
+  if (changed_) result_ = std::make_shared<Clock>(all_);
+  changed_ = false;
   return result_;
 }
 

@@ -9,18 +9,17 @@ namespace se_kernels::cuda::host {
 
 using Epoch = std::uint32_t;  // of an agent; 0: nothing of it
 
-// A thread of the launch, or the bulk copies that one barrier counts.
+// A thread of the launch.
 struct Agent {
-  std::uint32_t block, index;  // copies come after the block's threads
+  std::uint32_t block, index;
   bool operator==(const Agent& other) const { return block == other.block && index == other.index; }
 };
 
-// Of each agent, up to which of its epochs. Copies share a block's epochs until one of them
-// changes.
+// Of each agent, up to which of its epochs. Copies of a clock share a block's epochs until one of
+// them changes.
 class Clock {
  public:
   Epoch at(Agent agent) const;
-  bool knows_any_of(std::uint32_t block) const;
   void raise(Agent agent, Epoch epoch);
   void join(const Clock& other);
 
@@ -29,33 +28,23 @@ class Clock {
   std::vector<std::shared_ptr<Epochs>> blocks_;
 };
 
-using SharedClock = std::shared_ptr<const Clock>;
+using SharedClock = std::shared_ptr<const Clock>;  // null: nothing happened before
 
-// before: what happened before. fenced: what of that has a proxy fence behind it, so that bulk
-// copies may follow. Null: nothing.
-struct Knowledge {
-  SharedClock before, fenced;
-
-  void join(const Knowledge& other);
-};
+// The join of both; one of them, if the other is nothing.
+SharedClock joined(const SharedClock& a, const SharedClock& b);
 
 // What several threads know, put together.
 class Meeting {
  public:
-  // `agent` comes: it knows `knowledge`, and of itself its epochs up to `epoch`; those up to
-  // `fenced` have a proxy fence behind them.
-  void add(const Knowledge& knowledge, Agent agent, Epoch epoch, Epoch fenced);
-  void add(Agent agent, Epoch epoch) { add({}, agent, epoch, 0); }
-  const Knowledge& result();
+  // `agent` comes: it knows `known`, and of itself its epochs up to `epoch`.
+  void add(const SharedClock& known, Agent agent, Epoch epoch);
+  const SharedClock& result();
 
  private:
-  void join(Clock& clock, const SharedClock& other, SharedClock& last);
-
-  Clock before_, fenced_;
-  bool any_fenced_ = false;
-  SharedClock last_before_, last_fenced_;  // joined last: the next often knows the same
+  Clock all_;
+  SharedClock last_;  // joined last: the next often knows the same
   bool changed_ = false;
-  Knowledge result_;
+  SharedClock result_;
 };
 
 }  // namespace se_kernels::cuda::host

@@ -14,18 +14,18 @@
 #include "cuda/survey.h"
 
 #define SE_DEVICE inline
+#define SE_CALLED inline
 #define SE_UNOBSERVED __attribute__((no_sanitize("thread"))) inline  // reads the stand-in's own
 #define SE_KERNEL(threads, blocks) void
 #define SE_PARAMETER const
-#define SE_HAS_CLUSTERS 1
 
 namespace se_kernels::cuda {
 
-// ---- the machine: schedule.cpp, barriers.cpp, counters.cpp, bulk_copies.cpp
+// ---- the machine: schedule.cpp, barriers.cpp, counters.cpp
 namespace host {
 
 struct BlockFacts {
-  int index, count, threads, rank, cluster;
+  int index, count, threads;
   unsigned char* shared;
 };
 struct ThreadFacts {
@@ -38,7 +38,6 @@ extern const ThreadFacts* here;  // the thread that runs
 void ask();                                       // others run first
 void interrupt();                                 // others may run first
 std::uint64_t exchange(std::uint64_t bits, int mask);
-const float* remote(const float* p, int rank);
 void run(const Shape& shape, void (*thread)(const void*), const void* arguments);
 void count_memset();
 // Where launches are only recorded: keeps this one, and says so.
@@ -91,14 +90,16 @@ SE_DEVICE int anew(int v) { return v; }
 SE_UNOBSERVED unsigned char* shared_memory() { return host::here->block->shared; }
 
 // ---- global memory
-SE_DEVICE Vector16 load_keep(const void* p) {
+SE_DEVICE Vector16 load_keep(const void* p, bool on) {
+  if (!on) return {};
   host::check_aligned(p, "load_keep");
   host::announce_vector();
   Vector16 v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
-SE_DEVICE Vector16 load_drop(const void* p) {
+SE_DEVICE Vector16 load_drop(const void* p, bool on) {
+  if (!on) return {};
   host::check_aligned(p, "load_drop");
   host::announce_vector();
   Vector16 v;
@@ -178,21 +179,6 @@ SE_DEVICE void pause() { host::ask(); }
 
 SE_DEVICE float load_shared_result(const float* p) { return *p; }
 SE_DEVICE double load_shared_result(const double* p) { return *p; }
-
-// ---- clusters
-SE_UNOBSERVED int cluster_rank() { return host::here->block->rank; }
-SE_UNOBSERVED int cluster_size() { return host::here->block->cluster; }
-
-void cluster_arrive();
-void cluster_wait();
-SE_DEVICE float load_remote(const float* p, int rank) { return *host::remote(p, rank); }
-
-// ---- bulk copies into shared memory
-void start_arrivals(std::uint64_t* arrivals);
-void expect_bytes(std::uint64_t* arrivals, std::uint32_t bytes);
-void bulk_load(void* to, const void* from, std::uint32_t bytes, std::uint64_t* arrivals);
-void wait_arrivals(std::uint64_t* arrivals, std::uint32_t parity);
-void order_before_bulk_load();
 
 // ---- the runtime
 Gpu properties_of(int device);

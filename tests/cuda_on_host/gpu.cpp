@@ -10,27 +10,24 @@ namespace host {
 namespace {
 
 std::mutex mutex;  // one launch at a time, of all threads of the process
-Gpu settings{0, 90, 4, 1 << 20, 227 << 10, 228 << 10, 64};
+Gpu settings{0, 4, 1 << 20, 227 << 10, 228 << 10, 64};
 unsigned seed = 1;
 int resident = 0;
 int launches = 0, memsets = 0;
 std::string last_launch;
-// Called with each launch that is recorded in place of being run: kernel, blocks, threads, cluster,
-// bytes of shared memory, parameters and their bytes.
-using Recorder = void (*)(const char*, int, int, int, int, const void*, std::size_t);
+// Called with each launch that is recorded in place of being run: kernel, blocks, threads, bytes of
+// shared memory, parameters and their bytes.
+using Recorder = void (*)(const char*, int, int, int, const void*, std::size_t);
 Recorder recorder = nullptr;
 
 void check(const Shape& shape) {
   const auto expect = [&](bool right, const std::string& what) {
     if (!right) fail(describe(shape) + ": invalid configuration: expected " + what);
   };
-  constexpr int kMostThreads = 1024, kMostCluster = 16;
+  constexpr int kMostThreads = 1024;
   expect(shape.blocks > 0, "a block");
   expect(shape.threads > 0 && shape.threads <= kMostThreads && shape.threads % kWarp == 0,
          "whole warps, 1024 threads at most");
-  expect(shape.cluster > 0 && shape.cluster <= kMostCluster && shape.blocks % shape.cluster == 0,
-         "whole clusters, of 16 blocks at most");
-  expect(shape.cluster == 1 || settings.capability >= 90, "no clusters before 9.0");
   expect(shape.shared_bytes >= 0 && shape.shared_bytes <= settings.shared_bytes,
          std::to_string(settings.shared_bytes) + " bytes of shared memory at most");
 }
@@ -54,8 +51,8 @@ bool records(const Shape& shape, const void* parameters, std::size_t bytes) {
   const std::lock_guard<std::mutex> lock(mutex);
   if (recorder && parameters) {
     check(shape);
-    recorder(shape.kernel.c_str(), shape.blocks, shape.threads, shape.cluster, shape.shared_bytes,
-             parameters, bytes);
+    recorder(shape.kernel.c_str(), shape.blocks, shape.threads, shape.shared_bytes, parameters,
+             bytes);
   }
   return recorder != nullptr;
 }
@@ -75,9 +72,8 @@ Surveyed survey_of(const Shape& shape) {
   host::check(shape);
   constexpr int kReserved = 1024, kThreadsInAll = 2048;  // bytes that a GPU keeps of each block
   const int blocks = std::min(kThreadsInAll / shape.threads, host::settings.shared_bytes_in_all /
-                                                                 (shape.shared_bytes + kReserved)),
-            clusters = blocks * host::settings.multiprocessors / shape.cluster;
-  return {shape, blocks, shape.cluster > 1 ? clusters : 0};
+                                                                 (shape.shared_bytes + kReserved));
+  return {shape, blocks};
 }
 
 }  // namespace se_kernels::cuda
@@ -86,14 +82,13 @@ Surveyed survey_of(const Shape& shape) {
 
 using namespace se_kernels::cuda::host;
 
-SE_EXPORT void se_host_set_gpu(int capability, int multiprocessors, int l2_bytes, int shared_bytes,
+SE_EXPORT void se_host_set_gpu(int multiprocessors, int l2_bytes, int shared_bytes,
                                int shared_bytes_in_all, int threads) {
   const std::lock_guard<std::mutex> lock(mutex);
-  settings = {0, capability, multiprocessors, l2_bytes, shared_bytes, shared_bytes_in_all, threads};
+  settings = {0, multiprocessors, l2_bytes, shared_bytes, shared_bytes_in_all, threads};
 }
 
-// seed 0: blocks, threads and copies in order, the copies as late as can be; else drawn.
-// resident: clusters at a time, 0 for all.
+// seed 0: blocks and threads in order; else drawn. resident: blocks at a time, 0 for all.
 SE_EXPORT void se_host_set_order(unsigned new_seed, int new_resident) {
   const std::lock_guard<std::mutex> lock(mutex);
   seed = new_seed;

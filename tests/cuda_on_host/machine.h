@@ -1,8 +1,7 @@
-// The stand-in's state: clusters of blocks of warps of threads, and who of them may run.
+// The stand-in's state: blocks of warps of threads, and who of them may run.
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -16,7 +15,7 @@
 namespace se_kernels::cuda::host {
 
 // What a thread waits for.
-enum Wait { at_turn, at_block_barrier, at_cluster_wait, at_shuffle, at_wait_arrivals, kWaits };
+enum Wait { at_turn, at_block_barrier, at_shuffle, kWaits };
 
 struct Call;
 struct Warp;
@@ -24,10 +23,8 @@ struct Warp;
 struct Thread : ThreadFacts {
   Warp* warp;
   Fiber* fiber;
-  bool arrived;            // at the cluster's barrier, and has not waited
-  unsigned cluster_phase;  // at its arrival
-  int slot;                // of all that may run at a time
-  const Call* call;        // that it is in: accesses.h
+  int slot;          // of all that may run at a time
+  const Call* call;  // that it is in: accesses.h
 
   std::uint32_t lane() const { return std::uint32_t(index % kWarp); }
 };
@@ -42,45 +39,17 @@ struct Warp {
   unsigned shuffles;
 };
 
-// A barrier that counts the bytes of bulk copies, phase by phase.
-struct Arrivals {
-  int starter;             // the thread
-  unsigned barriers;       // that the block had passed then
-  unsigned phase = 0;      // under way
-  bool expecting = false;  // expect_bytes was called in this phase
-  std::uint64_t expected = 0, issued = 0, come = 0;
-};
-
 struct Block : BlockFacts {
-  Block(const Shape& shape, Cluster* cluster, int rank);
+  explicit Block(const Shape& shape);
 
-  Cluster* cluster_of;
   SharedMemory memory;
   std::vector<Warp> warps;
-  bool begun;
   int alive, at_barrier;  // threads
-  unsigned barriers;      // passed, those of the cluster too
-  std::map<const std::uint64_t*, Arrivals> arrivals;
-};
-
-struct Cluster {
-  std::vector<Block> blocks;
-  int alive, arrived;  // threads
-  unsigned phase;
-};
-
-struct Copy {
-  Block* block;
-  const std::uint64_t* arrivals;
-  unsigned char* to;
-  const void* from;
-  std::uint32_t bytes;
 };
 
 class Launch {
  public:
-  // seed 0: everything in order, and copies as late as can be; else drawn.
-  // resident: clusters at a time, 0 for all.
+  // seed 0: everything in order; else drawn. resident: blocks at a time, 0 for all.
   Launch(const Shape&, void (*body)(const void*), const void* arguments, unsigned seed,
          int resident);
   ~Launch();
@@ -99,11 +68,10 @@ class Launch {
   std::size_t threads() const { return fibers_.size(); }  // that may run at a time
 
   Thread* running = nullptr;
-  std::vector<Copy> copies;  // under way
 
  private:
   static void run_threads();
-  void start_next(Cluster&);
+  void start_next(Block&);
   void end_thread();
   void go_on();
   Thread* draw();
@@ -115,9 +83,8 @@ class Launch {
   const void* const arguments_;
   const bool in_order_;
   std::mt19937 random_;
-  std::size_t copy_chance_ = 1;  // a copy is made at one draw in so many
-  std::vector<std::unique_ptr<Cluster>> slots_;
-  std::vector<int> order_;  // of the clusters
+  std::vector<std::unique_ptr<Block>> slots_;
+  std::vector<int> order_;  // of the blocks
   std::size_t started_ = 0, ended_ = 0;
   std::vector<Warp*> queue_;
   Warp* warp_ = nullptr;  // drawn: its ready lanes run before another's
@@ -132,13 +99,5 @@ extern Launch* under_way;
 
 std::string name_of(const Block&);
 std::string name_of(const Thread&);
-
-// barriers.cpp
-void release_if_all_arrived(Cluster&);
-
-// bulk_copies.cpp
-void make(const Copy&);
-void check_copies_ended(const Block&);
-std::string outstanding(const Block&);  // of whom more bytes are expected
 
 }  // namespace se_kernels::cuda::host

@@ -12,7 +12,7 @@ namespace se_kernels::cuda::host {
 
 struct Call;
 
-enum class Space { global, shared, remote };
+enum class Space { global, shared };
 
 // Where a lane reads or writes. `call`: that it is in; begins: nothing was under way before it.
 struct Instruction {

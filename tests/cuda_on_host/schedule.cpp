@@ -1,4 +1,4 @@
-// A launch: which thread runs next, which cluster starts, when a copy is made, and how it ends.
+// A launch: which thread runs next, which block starts, and how it ends.
 #include <algorithm>
 #include <exception>
 #include <numeric>
@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kMostThreads = 16384;    // at a time: each has a stack
 constexpr std::uint64_t kInVain = 20;  // questions for each thread, with nothing else happening
-constexpr unsigned kCopyChances[] = {1, 4, 16, 256};
 
 std::vector<std::unique_ptr<Fiber>> spare_fibers;
 
@@ -42,9 +41,8 @@ void fail(const std::string& what) {
 void ask() { under_way->ask(); }
 void interrupt() { under_way->interrupt(); }
 
-Block::Block(const Shape& shape, Cluster* cluster_of, int rank)
-    : BlockFacts{0, shape.blocks, shape.threads, rank, shape.cluster, nullptr},
-      cluster_of(cluster_of),
+Block::Block(const Shape& shape)
+    : BlockFacts{0, shape.blocks, shape.threads, nullptr},
       memory(shape.shared_bytes),
       warps(std::size_t(shape.threads / kWarp)) {
   shared = memory.data();
@@ -53,31 +51,23 @@ Block::Block(const Shape& shape, Cluster* cluster_of, int rank)
 Launch::Launch(const Shape& shape, void (*body)(const void*), const void* arguments, unsigned seed,
                int resident)
     : shape_(shape), body_(body), arguments_(arguments), in_order_(seed == 0), random_(seed) {
-  const int clusters = shape.blocks / shape.cluster,
-            most = std::max(1, kMostThreads / (shape.cluster * shape.threads));
-  order_.resize(std::size_t(clusters));
+  const int most = std::max(1, kMostThreads / shape.threads);
+  order_.resize(std::size_t(shape.blocks));
   std::iota(order_.begin(), order_.end(), 0);
-  if (!in_order_) {
-    std::shuffle(order_.begin(), order_.end(), random_);
-    copy_chance_ = kCopyChances[any_of(std::size(kCopyChances))];
-  }
+  if (!in_order_) std::shuffle(order_.begin(), order_.end(), random_);
 
-  for (int slot = std::min({resident > 0 ? resident : clusters, clusters, most}); slot > 0;
+  for (int slot = std::min({resident > 0 ? resident : shape.blocks, shape.blocks, most}); slot > 0;
        --slot) {
-    slots_.push_back(std::make_unique<Cluster>());
-    Cluster& cluster = *slots_.back();
-    cluster.blocks.reserve(std::size_t(shape.cluster));
-    for (int rank = 0; rank < shape.cluster; ++rank) {
-      Block& block = cluster.blocks.emplace_back(shape, &cluster, rank);
-      for (int i = 0; i < shape.threads; ++i) {
-        Warp& warp = block.warps[std::size_t(i / kWarp)];
-        warp.block = &block;
-        if (spare_fibers.empty()) spare_fibers.push_back(std::make_unique<Fiber>(run_threads));
-        fibers_.push_back(std::move(spare_fibers.back()));
-        spare_fibers.pop_back();
-        warp.lanes[i % kWarp] = {
-            {i, &block}, &warp, fibers_.back().get(), false, 0, int(fibers_.size()) - 1, nullptr};
-      }
+    slots_.push_back(std::make_unique<Block>(shape));
+    Block& block = *slots_.back();
+    for (int i = 0; i < shape.threads; ++i) {
+      Warp& warp = block.warps[std::size_t(i / kWarp)];
+      warp.block = &block;
+      if (spare_fibers.empty()) spare_fibers.push_back(std::make_unique<Fiber>(run_threads));
+      fibers_.push_back(std::move(spare_fibers.back()));
+      spare_fibers.pop_back();
+      warp.lanes[i % kWarp] = {
+          {i, &block}, &warp, fibers_.back().get(), int(fibers_.size()) - 1, nullptr};
     }
   }
   under_way = this;
@@ -92,7 +82,7 @@ Launch::~Launch() {
 
 void Launch::run() {
   observe(&Observer::on_launch_begin, shape_);
-  for (auto& cluster : slots_) start_next(*cluster);
+  for (auto& block : slots_) start_next(*block);
   running = draw();
   here = running;
   main_.switch_to(*running->fiber);
@@ -106,29 +96,20 @@ void Launch::fail(const std::string& what) {
   std::terminate();  // nobody switches back
 }
 
-void Launch::start_next(Cluster& cluster) {
-  const int index = order_[started_++];
-  cluster.alive = shape_.cluster * shape_.threads;
-  cluster.arrived = 0;
-  cluster.phase = 0;
-  for (Block& block : cluster.blocks) {
-    block.index = index * shape_.cluster + block.rank;
-    block.memory.poison();
-    block.begun = false;
-    block.alive = shape_.threads;
-    block.at_barrier = 0;
-    block.barriers = 0;
-    block.arrivals.clear();
-    for (Warp& warp : block.warps) {
-      for (Thread& thread : warp.lanes) thread.arrived = false, thread.call = nullptr;
-      std::fill(std::begin(warp.waiting), std::end(warp.waiting), 0);
-      warp.shuffles = 0;
-      warp.ready = ~std::uint32_t(0);
-      warp.queued = true;
-      queue_.push_back(&warp);
-    }
-    observe(&Observer::on_block_begin, block);
+void Launch::start_next(Block& block) {
+  block.index = order_[started_++];
+  block.memory.poison();
+  block.alive = shape_.threads;
+  block.at_barrier = 0;
+  for (Warp& warp : block.warps) {
+    for (Thread& thread : warp.lanes) thread.call = nullptr;
+    std::fill(std::begin(warp.waiting), std::end(warp.waiting), 0);
+    warp.shuffles = 0;
+    warp.ready = ~std::uint32_t(0);
+    warp.queued = true;
+    queue_.push_back(&warp);
   }
+  observe(&Observer::on_block_begin, block);
 }
 
 // What every fiber runs: one thread after another.
@@ -136,7 +117,6 @@ void Launch::run_threads() {
   for (;;) {
     std::string thrown;
     try {
-      under_way->running->warp->block->begun = true;
       under_way->body_(under_way->arguments_);
     } catch (const std::exception& error) {
       thrown = error.what();
@@ -152,28 +132,18 @@ void Launch::end_thread() {
   const Thread& thread = *running;
   Warp& warp = *thread.warp;
   Block& block = *warp.block;
-  Cluster& cluster = *block.cluster_of;
   progress();
   if (block.at_barrier > 0)
     fail("divergent barrier: " + name_of(thread) + " has returned, " +
          std::to_string(block.at_barrier) + " threads wait at a block_barrier");
   if (warp.waiting[at_shuffle] != 0)
     fail("divergent shuffle: " + name_of(thread) + " has returned, others wait at a shuffle_xor");
-  if (thread.arrived)
-    fail(name_of(thread) + " has returned between cluster_arrive and cluster_wait");
-  observe(&Observer::on_thread_end, thread);
-  --cluster.alive;
   if (--block.alive == 0) {
-    check_copies_ended(block);
     if (!block.memory.intact()) fail(name_of(block) + " wrote past its shared memory");
     observe(&Observer::on_block_end, block);
-  }
-  if (cluster.alive > 0) {
-    release_if_all_arrived(cluster);
-  } else {
     ++ended_;
     warp_ = nullptr;
-    if (started_ < order_.size()) start_next(cluster);
+    if (started_ < order_.size()) start_next(block);
   }
   go_on();
 }
@@ -238,52 +208,39 @@ Thread* Launch::draw() {
       return &warp_->lanes[lane];
     }
     if (Warp* const warp = std::exchange(warp_, nullptr)) wake(*warp, at_turn);
-    const bool stuck = queue_.empty() || in_vain_ > kInVain * fibers_.size();
-    if (!copies.empty() && (stuck || (!in_order_ && any_of(copy_chance_) == 0))) {
-      const auto at = copies.begin() + std::ptrdiff_t(any_of(copies.size()));
-      const Copy copy = *at;
-      copies.erase(at);
-      progress();
-      make(copy);
-    } else if (stuck) {
-      return nullptr;
-    } else {
-      const auto at = queue_.begin() + std::ptrdiff_t(any_of(queue_.size()));
-      warp_ = *at;
-      upwards_ = any_of(2) == 0;
-      warp_->queued = false;
-      queue_.erase(at);
-    }
+    if (queue_.empty() || in_vain_ > kInVain * fibers_.size()) return nullptr;
+    const auto at = queue_.begin() + std::ptrdiff_t(any_of(queue_.size()));
+    warp_ = *at;
+    upwards_ = any_of(2) == 0;
+    warp_->queued = false;
+    queue_.erase(at);
   }
 }
 
 std::string Launch::deadlock() const {
   static const char* const kPlaces[kWaits] = {"ask in vain (pause, read_count)",
-                                              "at a block_barrier", "at a cluster_wait",
-                                              "at a shuffle_xor", "at a wait_arrivals"};
+                                              "at a block_barrier", "at a shuffle_xor"};
   constexpr int kMostBlocks = 8;
   std::string report = "deadlock";
   int blocks = 0;
-  for (const auto& cluster : slots_)
-    for (const Block& block : cluster->blocks) {
-      if (block.alive == 0 || ++blocks > kMostBlocks) continue;
-      report += "; " + name_of(block) + ":";
-      for (int wait = 0; wait < kWaits; ++wait) {
-        int threads = 0;
-        for (const Warp& warp : block.warps)
-          threads += __builtin_popcount(warp.waiting[wait] | (wait == at_turn ? warp.ready : 0));
-        if (threads > 0)
-          report += " " + std::to_string(threads) + " threads " + kPlaces[wait] + ",";
-      }
-      if (block.alive < block.threads)
-        report += " " + std::to_string(block.threads - block.alive) + " threads have returned,";
-      report += outstanding(block);
-      if (report.back() == ',') report.pop_back();
+  for (const auto& slot : slots_) {
+    const Block& block = *slot;
+    if (block.alive == 0 || ++blocks > kMostBlocks) continue;
+    report += "; " + name_of(block) + ":";
+    for (int wait = 0; wait < kWaits; ++wait) {
+      int threads = 0;
+      for (const Warp& warp : block.warps)
+        threads += __builtin_popcount(warp.waiting[wait] | (wait == at_turn ? warp.ready : 0));
+      if (threads > 0) report += " " + std::to_string(threads) + " threads " + kPlaces[wait] + ",";
     }
+    if (block.alive < block.threads)
+      report += " " + std::to_string(block.threads - block.alive) + " threads have returned,";
+    if (report.back() == ',') report.pop_back();
+  }
   if (blocks > kMostBlocks)
     report += "; and " + std::to_string(blocks - kMostBlocks) + " blocks more";
   if (started_ < order_.size())
-    report += "; " + std::to_string(order_.size() - started_) + " clusters have not started";
+    report += "; " + std::to_string(order_.size() - started_) + " blocks have not started";
   return report;
 }
 

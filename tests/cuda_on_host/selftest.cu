@@ -9,56 +9,20 @@
 namespace se_kernels::cuda {
 namespace {
 
-SE_DEVICE float warp_sum(float v) {
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
-  return v;
-}
-
-SE_DEVICE float block_sum(float v, float* scratch) {
-  v = warp_sum(v);
-  if (thread_index() % kWarp == 0) scratch[thread_index() / kWarp] = v;
-  block_barrier();
-  float sum = 0;
-  for (int warp = 0; warp < thread_count() / kWarp; ++warp) sum += scratch[warp];
-  block_barrier();
-  return sum;
-}
-
 // ---- right
 
-// Each block has `size` numbers of `in`, which come in two halves, the second over the first; out
-// gets, of every block, the sum of its whole cluster.
-SE_KERNEL(256, 1) cluster_sums(SE_PARAMETER Parameters p) {
-  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
-  auto* total = reinterpret_cast<float*>(shared_memory() + 16);
-  auto* scratch = reinterpret_cast<float*>(shared_memory() + 128);
-  auto* x = reinterpret_cast<float*>(shared_memory() + 256);
-  const int half = p.size / 2;
-  if (thread_index() == 0) start_arrivals(arrivals);
-  block_barrier();
+// Each block has `size` numbers of `in`; its threads put theirs together, and out gets the sum.
+SE_KERNEL(256, 1) block_sums(SE_PARAMETER Parameters p) {
+  auto* scratch = reinterpret_cast<float*>(shared_memory());
   float sum = 0;
-  for (int phase = 0; phase < 2; ++phase) {
-    if (thread_index() == 0) {
-      order_before_bulk_load();
-      expect_bytes(arrivals, std::uint32_t(half * 4));
-      for (int part = 0; part < 2; ++part)
-        bulk_load(x + part * half / 2,
-                  p.in + block_index() * p.size + phase * half + part * half / 2,
-                  std::uint32_t(half * 2), arrivals);
-    }
-    wait_arrivals(arrivals, std::uint32_t(phase));
-    for (int i = thread_index(); i < half; i += thread_count()) sum += x[i];
-    sum = phase == 0 ? sum : block_sum(sum, scratch);
-    block_barrier();
-  }
-  if (thread_index() == 0) *total = sum;
-  cluster_arrive();
-  cluster_wait();
+  for (int i = thread_index(); i < p.size; i += thread_count())
+    sum += p.in[block_index() * p.size + i];
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
+  if (thread_index() % kWarp == 0) scratch[thread_index() / kWarp] = sum;
+  block_barrier();
   float all = 0;
-  for (int rank = 0; rank < cluster_size(); ++rank) all += load_remote(total, rank);
-  cluster_arrive();
+  for (int warp = 0; warp < thread_count() / kWarp; ++warp) all += scratch[warp];
   if (thread_index() == 0) p.out[block_index()] = all;
-  cluster_wait();
 }
 
 // Blocks take tickets until there are no more. The first half of the tickets writes; the second
@@ -113,7 +77,7 @@ SE_KERNEL(64, 1) conversions(SE_PARAMETER Parameters p) {
 
 SE_KERNEL(64, 1) vectors(SE_PARAMETER Parameters p) {
   for (int i = 4 * thread_index(); i < p.size; i += 4 * thread_count()) {
-    const Vector16 v = i % 8 == 0 ? load_keep(p.in + i) : load_drop(p.in + i);
+    const Vector16 v = i % 8 == 0 ? load_keep(p.in + i, true) : load_drop(p.in + i, true);
     i % 8 == 0 ? store_keep(p.out + i, v) : store_stream(p.out + i, v);
   }
 }
@@ -155,12 +119,10 @@ SE_KERNEL(64, 1) returns_before_a_barrier(SE_PARAMETER Parameters) {
 }
 
 SE_KERNEL(64, 1) waits_at_different_places(SE_PARAMETER Parameters) {
-  if (thread_index() % 2 == 0) {
+  if (thread_index() % 2 == 0)
     block_barrier();
-  } else {
-    cluster_arrive();
-    cluster_wait();
-  }
+  else
+    shuffle_xor(1.f, 1);
 }
 
 SE_KERNEL(64, 1) shuffles_without_a_lane(SE_PARAMETER Parameters p) {
@@ -171,35 +133,8 @@ SE_KERNEL(64, 1) shuffles_beyond_the_warp(SE_PARAMETER Parameters p) {
   p.out[thread_index()] = shuffle_xor(1.f, kWarp);
 }
 
-SE_KERNEL(64, 1) loads_misaligned(SE_PARAMETER Parameters p) { load_keep(p.in + 1); }
+SE_KERNEL(64, 1) loads_misaligned(SE_PARAMETER Parameters p) { load_keep(p.in + 1, true); }
 SE_KERNEL(64, 1) stores_misaligned(SE_PARAMETER Parameters p) { store_stream(p.out + 2, {}); }
-
-SE_KERNEL(64, 1) arrives_twice(SE_PARAMETER Parameters) {
-  cluster_arrive();
-  cluster_arrive();
-}
-SE_KERNEL(64, 1) waits_without_arriving(SE_PARAMETER Parameters) { cluster_wait(); }
-SE_KERNEL(64, 1) returns_before_waiting(SE_PARAMETER Parameters) { cluster_arrive(); }
-
-SE_KERNEL(64, 1) reads_a_block_that_has_ended(SE_PARAMETER Parameters p) {
-  cluster_arrive();
-  cluster_wait();
-  if (cluster_rank() == 0) return;
-  if (thread_index() == 0)
-    for (int i = 0; i < 1000; ++i) pause();
-  block_barrier();
-  p.out[0] = load_remote(reinterpret_cast<const float*>(shared_memory()), 0);
-}
-SE_KERNEL(64, 1) reads_a_block_that_has_not_begun(SE_PARAMETER Parameters p) {
-  if (block_index() == 0 && thread_index() == 0)
-    p.out[0] = load_remote(reinterpret_cast<const float*>(shared_memory()), 1);
-}
-SE_KERNEL(64, 1) reads_beyond_the_cluster(SE_PARAMETER Parameters p) {
-  p.out[0] = load_remote(reinterpret_cast<const float*>(shared_memory()), cluster_size());
-}
-SE_KERNEL(64, 1) reads_remote_global_memory(SE_PARAMETER Parameters p) {
-  p.out[0] = load_remote(p.in, 0);
-}
 
 SE_KERNEL(64, 1) writes_past_its_shared_memory(SE_PARAMETER Parameters p) {
   if (thread_index() == 0) shared_memory()[p.size] = 0;
@@ -211,118 +146,8 @@ SE_KERNEL(64, 1) throws(SE_PARAMETER Parameters) {
 
 SE_KERNEL(64, 1) asserts(SE_PARAMETER Parameters) { assert(thread_index() != 9); }
 
-// One thread, arrivals at 0 and room at 16 of the shared memory.
-template <class Body>
-SE_DEVICE void with_arrivals(const Body& body) {
-  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
-  if (thread_index() == 0) {
-    start_arrivals(arrivals);
-    body(arrivals, shared_memory() + 16);
-  }
-  block_barrier();
-}
-
-SE_KERNEL(64, 1) reads_before_waiting(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    auto* x = reinterpret_cast<float*>(room);
-    x[3] = 1;
-    expect_bytes(arrivals, 16);
-    bulk_load(x, p.in, 16, arrivals);
-    p.out[0] = x[3];
-    wait_arrivals(arrivals, 0);
-    p.out[1] = x[3];
-  });
-}
-SE_KERNEL(64, 1) expects_too_much(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    expect_bytes(arrivals, 64);
-    bulk_load(room, p.in, 32, arrivals);
-    wait_arrivals(arrivals, 0);
-  });
-}
-SE_KERNEL(64, 1) expects_too_little(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    expect_bytes(arrivals, 16);
-    bulk_load(room, p.in, 32, arrivals);
-  });
-}
-SE_KERNEL(64, 1) expects_too_little_afterwards(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    bulk_load(room, p.in, 32, arrivals);
-    expect_bytes(arrivals, 16);
-  });
-}
-SE_KERNEL(64, 1) expects_twice(SE_PARAMETER Parameters) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char*) {
-    expect_bytes(arrivals, 16);
-    expect_bytes(arrivals, 16);
-  });
-}
-SE_KERNEL(64, 1) waits_for_the_wrong_phase(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    expect_bytes(arrivals, 16);
-    bulk_load(room, p.in, 16, arrivals);
-    wait_arrivals(arrivals, 0);
-    wait_arrivals(arrivals, 1);
-    wait_arrivals(arrivals, 0);
-    p.out[0] = 1;
-    expect_bytes(arrivals, 16);
-    wait_arrivals(arrivals, 1);
-  });
-}
-SE_KERNEL(64, 1) waits_for_parity_two(SE_PARAMETER Parameters) {
-  with_arrivals([](std::uint64_t* arrivals, unsigned char*) { wait_arrivals(arrivals, 2); });
-}
-SE_KERNEL(64, 1) loads_an_odd_size(SE_PARAMETER Parameters p) {
-  with_arrivals(
-      [&](std::uint64_t* arrivals, unsigned char* room) { bulk_load(room, p.in, 24, arrivals); });
-}
-SE_KERNEL(64, 1) loads_from_an_odd_address(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    bulk_load(room, p.in + 1, 16, arrivals);
-  });
-}
-SE_KERNEL(64, 1) loads_past_its_shared_memory(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    bulk_load(room, p.in, std::uint32_t(p.size), arrivals);
-  });
-}
-SE_KERNEL(64, 1) loads_over_a_load(SE_PARAMETER Parameters p) {
-  with_arrivals([&](std::uint64_t* arrivals, unsigned char* room) {
-    expect_bytes(arrivals, 64);
-    bulk_load(room, p.in, 32, arrivals);
-    bulk_load(room + 16, p.in, 32, arrivals);
-  });
-}
-SE_KERNEL(64, 1) ends_before_a_load(SE_PARAMETER Parameters p) {
-  if (thread_index() != 0) return;
-  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
-  start_arrivals(arrivals);
-  expect_bytes(arrivals, 16);
-  bulk_load(shared_memory() + 16, p.in, 16, arrivals);
-}
-SE_KERNEL(64, 1) ends_before_its_bytes(SE_PARAMETER Parameters) {
-  with_arrivals([](std::uint64_t* arrivals, unsigned char*) { expect_bytes(arrivals, 16); });
-}
-SE_KERNEL(64, 1) starts_twice(SE_PARAMETER Parameters) {
-  with_arrivals([](std::uint64_t* arrivals, unsigned char*) { start_arrivals(arrivals); });
-}
-SE_KERNEL(64, 1) never_starts(SE_PARAMETER Parameters) {
-  wait_arrivals(reinterpret_cast<std::uint64_t*>(shared_memory()), 0);
-}
-SE_KERNEL(64, 1) waits_without_a_barrier(SE_PARAMETER Parameters p) {
-  auto* arrivals = reinterpret_cast<std::uint64_t*>(shared_memory());
-  if (thread_index() == 0) {
-    start_arrivals(arrivals);
-    expect_bytes(arrivals, 16);
-    bulk_load(shared_memory() + 16, p.in, 16, arrivals);
-  }
-  for (int i = 0; i < 10; ++i) pause();
-  wait_arrivals(arrivals, 0);
-}
-
 const std::vector<Named> kernels = {
-    SE_NAMED(cluster_sums),
+    SE_NAMED(block_sums),
     SE_NAMED(tickets),
     SE_NAMED(conversions),
     SE_NAMED(vectors),
@@ -336,32 +161,9 @@ const std::vector<Named> kernels = {
     SE_NAMED(shuffles_beyond_the_warp),
     SE_NAMED(loads_misaligned),
     SE_NAMED(stores_misaligned),
-    SE_NAMED(arrives_twice),
-    SE_NAMED(waits_without_arriving),
-    SE_NAMED(returns_before_waiting),
-    SE_NAMED(reads_a_block_that_has_ended),
-    SE_NAMED(reads_a_block_that_has_not_begun),
-    SE_NAMED(reads_beyond_the_cluster),
-    SE_NAMED(reads_remote_global_memory),
     SE_NAMED(writes_past_its_shared_memory),
     SE_NAMED(throws),
     SE_NAMED(asserts),
-    SE_NAMED(reads_before_waiting),
-    SE_NAMED(expects_too_much),
-    SE_NAMED(expects_too_little),
-    SE_NAMED(expects_too_little_afterwards),
-    SE_NAMED(expects_twice),
-    SE_NAMED(waits_for_the_wrong_phase),
-    SE_NAMED(waits_for_parity_two),
-    SE_NAMED(loads_an_odd_size),
-    SE_NAMED(loads_from_an_odd_address),
-    SE_NAMED(loads_past_its_shared_memory),
-    SE_NAMED(loads_over_a_load),
-    SE_NAMED(ends_before_a_load),
-    SE_NAMED(ends_before_its_bytes),
-    SE_NAMED(starts_twice),
-    SE_NAMED(never_starts),
-    SE_NAMED(waits_without_a_barrier),
 };
 
 }  // namespace
@@ -369,8 +171,8 @@ const std::vector<Named> kernels = {
 
 // Launches a kernel by its name; the launch's error, cut to the size, or nothing.
 extern "C" __attribute__((visibility("default"))) void se_selftest(
-    const char* name, int blocks, int threads, int cluster, int shared_bytes, const float* in,
-    float* out, std::uint32_t* counters, int size, char* error, std::size_t error_size) {
+    const char* name, int blocks, int threads, int shared_bytes, const float* in, float* out,
+    std::uint32_t* counters, int size, char* error, std::size_t error_size) {
   using namespace se_kernels::cuda;
   std::string what = std::string("no kernel ") + name;
   for (const auto* all : {&kernels, &race_kernels, &traffic_kernels})
@@ -378,7 +180,7 @@ extern "C" __attribute__((visibility("default"))) void se_selftest(
       if (std::string(name) == named.name) try {
           what.clear();
           launch<Parameters>(named.kernel, {in, out, counters, size},
-                             {name, blocks, threads, cluster, shared_bytes}, nullptr);
+                             {name, blocks, threads, shared_bytes}, nullptr);
         } catch (const std::exception& thrown) {
           what = thrown.what();
         }

@@ -27,9 +27,11 @@ SE_KERNEL(64, 1) too_many_barriers(SE_PARAMETER Parameters p) {
   block_barrier();  // the third
 }
 
+SE_DEVICE void put(float* to) { *to = 1; }
+
 // size 0: a shuffle between a lane's write and another's read; 1: a barrier too.
 SE_KERNEL(64, 1) lanes(SE_PARAMETER Parameters p) {
-  if (thread_index() == 0) numbers()[0] = 1;
+  if (thread_index() == 0) put(numbers());
   shuffle_xor(1.f, 1);
   if (p.size >= 1) block_barrier();
   if (thread_index() == 1) p.out[0] = numbers()[0];
@@ -93,114 +95,12 @@ SE_KERNEL(64, 1) counter_read(SE_PARAMETER Parameters p) {
   if (thread_index() == 1) p.out[0] = float(p.size == 0 ? *p.counters : read_count(p.counters));
 }
 
-// ---- clusters: each block reads the other's number
-// size 0: without waiting; 1: what is written after arriving; 2: without a second barrier, so that
-// the other may have ended; 3: without any, so that it may not have begun; 4: with all.
-SE_KERNEL(64, 1) cluster_numbers(SE_PARAMETER Parameters p) {
-  const int other = 1 - cluster_rank();
-  const auto read = [&] {
-    if (thread_index() == 0) p.out[block_index()] = load_remote(numbers(), other);
-  };
-  if (p.size == 3) return read();
-  cluster_arrive(), cluster_wait();
-  if (p.size != 1 && thread_index() == 0) numbers()[0] = 1;
-  cluster_arrive();
-  if (p.size == 0) read();
-  if (p.size == 1 && thread_index() == 0) numbers()[0] = 1;
-  cluster_wait();
-  read();
-  if (p.size != 2) cluster_arrive(), cluster_wait();
-}
-
-// ---- bulk copies
-struct Arrivals {
-  std::uint64_t* at = reinterpret_cast<std::uint64_t*>(shared_memory());
-  SE_DEVICE Arrivals() {
-    if (thread_index() == 0) start_arrivals(at);
-    block_barrier();
-  }
-  SE_DEVICE void copy(const float* from) const {
-    expect_bytes(at, 16);
-    bulk_load(numbers(), from, 16, at);
-  }
-};
-
-// size 0: a thread that has not waited reads what was copied; 1: all wait.
-SE_KERNEL(64, 1) copied(SE_PARAMETER Parameters p) {
-  const Arrivals arrivals;
-  if (thread_index() == 0) arrivals.copy(p.in);
-  if (p.size == 1 || thread_index() != 1) wait_arrivals(arrivals.at, 0);
-  if (thread_index() == 1) p.out[0] = numbers()[3];
-  block_barrier();
-}
-
-// What threads write before the arrival of the first, and others read after the phase. size 0: the
-// writer is another thread; 1: it writes after its arrival; 2: the first, before it arrives.
-SE_KERNEL(64, 1) carried(SE_PARAMETER Parameters p) {
-  const Arrivals arrivals;
-  float* word = numbers() + 4;
-  if (p.size == 0 && thread_index() == 1) *word = 1;
-  if (thread_index() == 0) {
-    if (p.size == 2) *word = 1;
-    expect_bytes(arrivals.at, 16);
-    if (p.size == 1) *word = 1;
-    bulk_load(numbers(), p.in, 16, arrivals.at);
-  }
-  wait_arrivals(arrivals.at, 0);
-  if (thread_index() == 2) p.out[0] = *word;
-  block_barrier();
-}
-
-// A copy over shared memory that the last thread accessed. size 0: no fence; 1: by the thread that
-// copies, before the barrier; 2: by it, after the barrier; 3: by the one that accessed, before the
-// barrier; 4: after it; 5: as 2, without the barrier.
-template <class Use>
-SE_DEVICE void copy_over(const Parameters& p, const Use& access) {
-  const Arrivals arrivals;
-  const bool first = thread_index() == 0, last = thread_index() == thread_count() - 1;
-  if (last) access();
-  if ((p.size == 1 && first) || (p.size == 3 && last)) order_before_bulk_load();
-  if (p.size != 5) block_barrier();
-  if ((p.size == 2 || p.size == 5) && first) order_before_bulk_load();
-  if (p.size == 4 && last) order_before_bulk_load();
-  if (first) arrivals.copy(p.in);
-  wait_arrivals(arrivals.at, 0);
-}
-SE_KERNEL(64, 1) copied_over_a_write(SE_PARAMETER Parameters p) {
-  copy_over(p, [] { numbers()[0] = 1; });
-}
-SE_KERNEL(64, 1) copied_over_a_read(SE_PARAMETER Parameters p) {
-  copy_over(p, [&] { p.out[0] = numbers()[0]; });
-}
-
-// A copy of global memory that this launch wrote. size 0: no fence; 1: a fence.
-SE_KERNEL(64, 1) copied_after_a_write(SE_PARAMETER Parameters p) {
-  const Arrivals arrivals;
-  if (thread_index() == 0) {
-    p.out[0] = 1;
-    if (p.size == 1) order_before_bulk_load();
-    arrivals.copy(p.out);
-  }
-  wait_arrivals(arrivals.at, 0);
-}
-
 }  // namespace
 
 const std::vector<Named> race_kernels = {
-    SE_NAMED(neighbours),
-    SE_NAMED(too_many_barriers),
-    SE_NAMED(lanes),
-    SE_NAMED(bytes),
-    SE_NAMED(counted),
-    SE_NAMED(counted_for_all),
-    SE_NAMED(last_to_come),
-    SE_NAMED(counter_read),
-    SE_NAMED(cluster_numbers),
-    SE_NAMED(copied),
-    SE_NAMED(carried),
-    SE_NAMED(copied_over_a_write),
-    SE_NAMED(copied_over_a_read),
-    SE_NAMED(copied_after_a_write),
+    SE_NAMED(neighbours),   SE_NAMED(too_many_barriers), SE_NAMED(lanes),
+    SE_NAMED(bytes),        SE_NAMED(counted),           SE_NAMED(counted_for_all),
+    SE_NAMED(last_to_come), SE_NAMED(counter_read),
 };
 
 }  // namespace se_kernels::cuda

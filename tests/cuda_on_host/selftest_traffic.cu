@@ -6,7 +6,7 @@ namespace {
 
 SE_KERNEL(64, 1) copies_vectors(SE_PARAMETER Parameters p) {
   for (int i = 4 * thread_index(); i < p.size; i += 4 * thread_count())
-    store_stream(p.out + i, load_keep(p.in + i));
+    store_stream(p.out + i, load_keep(p.in + i, true));
 }
 SE_KERNEL(64, 1) copies_from_the_second(SE_PARAMETER Parameters p) {
   p.out[thread_index()] = p.in[thread_index() + 1];
@@ -49,7 +49,8 @@ SE_KERNEL(64, 1) loads_ahead(SE_PARAMETER Parameters p) {
   for (int round = 0; round < 2; ++round) {
     Vector16 batch[4];
     for (int i = 0; i < p.size; ++i)
-      batch[i] = load_drop(p.in + 4 * ((round * p.size + i) * thread_count() + thread_index()));
+      batch[i] =
+          load_drop(p.in + 4 * ((round * p.size + i) * thread_count() + thread_index()), true);
     for (int i = 0; i < p.size; ++i) sum += word_to_float(batch[i].words[0]);
   }
   p.out[thread_index()] = sum;

@@ -14,7 +14,7 @@ namespace se_kernels::cuda::host {
 struct Call;
 
 struct Access {
-  enum Kind : std::uint8_t { plain, atomic, copy };  // copy: by a bulk copy, in the async proxy
+  enum Kind : std::uint8_t { plain, atomic };
 
   Agent agent;
   Epoch epoch;

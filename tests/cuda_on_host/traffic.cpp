@@ -73,11 +73,9 @@ std::string field(const char* name, Number number) {
   return ", " + quoted(name) + ": " + std::to_string(number);
 }
 std::string fields(const Count& c, Space space) {
-  const std::string asked =
-      field("requests", c.requests) + field("lanes", c.lanes) + field("bytes", c.bytes);
-  if (space == Space::remote) return asked;
   const bool global = space == Space::global;
-  return asked + field(global ? "sectors" : "wavefronts", c.units) +
+  return field("requests", c.requests) + field("lanes", c.lanes) + field("bytes", c.bytes) +
+         field(global ? "sectors" : "wavefronts", c.units) +
          field(global ? "least_sectors" : "least_wavefronts", c.least);
 }
 std::string object(const std::string& fields) { return "{" + fields.substr(2) + "}"; }
@@ -125,17 +123,16 @@ void Traffic::add(const Request& request) {
   const Count found = count(request, ledger);
   Launched& launch = now();
   launch.rounds += request.begins;
-  Count& total = request.space == Space::remote   ? launch.remote
-                 : request.space == Space::shared ? launch.shared[request.writes]
-                 : request.vector                 ? launch.vectors[request.writes]
-                                                  : launch.global[request.writes];
+  Count& total = request.space == Space::shared ? launch.shared[request.writes]
+                 : request.vector               ? launch.vectors[request.writes]
+                                                : launch.global[request.writes];
   total.add(found);
   launch.sites.try_emplace({request.call, request.pc}, request, Count{})
       .first->second.second.add(found);
 }
 
 std::string Traffic::json() const {
-  static const char* const kSpaces[] = {"global", "shared", "remote"};
+  static const char* const kSpaces[] = {"global", "shared"};
   std::string list;
   for (const Launched& l : launches_) {
     std::string sites;
@@ -147,22 +144,19 @@ std::string Traffic::json() const {
                              field("vector", int(instruction.vector)) +
                              field("each", instruction.bytes) + fields(count, instruction.space));
     }
-    list += ", " +
-            object(", \"kernel\": " + quoted(l.shape.kernel) + field("blocks", l.shape.blocks) +
-                   field("threads", l.shape.threads) + field("cluster", l.shape.cluster) +
-                   field("shared_bytes", l.shape.shared_bytes) +
-                   field("vector_loads", l.vectors[0], Space::global) +
-                   field("vector_stores", l.vectors[1], Space::global) +
-                   field("loads", l.global[0], Space::global) +
-                   field("stores", l.global[1], Space::global) +
-                   field("shared_loads", l.shared[0], Space::shared) +
-                   field("shared_stores", l.shared[1], Space::shared) +
-                   field("remote_loads", l.remote, Space::remote) + field("rounds", l.rounds) +
-                   field("tickets", l.tickets) + field("atomics", l.atomics) +
-                   field("polls", l.polls) + field("shuffles", l.shuffles) +
-                   field("barriers", l.barriers) + field("cluster_barriers", l.cluster_barriers) +
-                   field("bulk_copies", l.copies) + field("bulk_bytes", l.copied_bytes) +
-                   ", \"sites\": [" + (sites.empty() ? sites : sites.substr(2)) + "]");
+    list +=
+        ", " +
+        object(", \"kernel\": " + quoted(l.shape.kernel) + field("blocks", l.shape.blocks) +
+               field("threads", l.shape.threads) + field("shared_bytes", l.shape.shared_bytes) +
+               field("vector_loads", l.vectors[0], Space::global) +
+               field("vector_stores", l.vectors[1], Space::global) +
+               field("loads", l.global[0], Space::global) +
+               field("stores", l.global[1], Space::global) +
+               field("shared_loads", l.shared[0], Space::shared) +
+               field("shared_stores", l.shared[1], Space::shared) + field("rounds", l.rounds) +
+               field("tickets", l.tickets) + field("atomics", l.atomics) + field("polls", l.polls) +
+               field("shuffles", l.shuffles) + field("barriers", l.barriers) + ", \"sites\": [" +
+               (sites.empty() ? sites : sites.substr(2)) + "]");
   }
   return "[" + (list.empty() ? list : list.substr(2)) + "]";
 }
@@ -188,11 +182,8 @@ void Traffic::on_access(const Thread& thread, const void* address, unsigned byte
                         const void* pc) {
   Lane& own = lane(thread);
   Instruction one{call_of(thread), pc, Space::global, writes, own.vector, false, bytes};
-  if (own.remote)
-    one.space = Space::remote;
-  else if (thread.warp->block->memory.holds(address, bytes))
-    one.space = Space::shared;
-  own.vector = own.remote = false;
+  if (thread.warp->block->memory.holds(address, bytes)) one.space = Space::shared;
+  own.vector = false;
   if (writes) {
     own.under_way = 0;
   } else if (one.vector) {
@@ -207,9 +198,6 @@ void Traffic::on_access(const Thread& thread, const void* address, unsigned byte
     requests_.add(thread, one, static_cast<const unsigned char*>(address) + at);
 }
 
-void Traffic::on_remote_load(const Thread& thread, const Block&, const void*, const void*) {
-  lane(thread).remote = true;
-}
 void Traffic::on_vector(const Thread& thread) { lane(thread).vector = true; }
 void Traffic::on_use(const Thread& thread) { lane(thread).under_way = 0; }
 
@@ -226,13 +214,6 @@ void Traffic::on_barrier_arrive(const Thread& thread, const void*) { lane(thread
 void Traffic::on_barrier_complete(const Block& block) {
   ++now().barriers;
   requests_.pass_barrier(block);
-}
-void Traffic::on_cluster_complete(const Cluster& cluster) {
-  now().cluster_barriers += cluster.blocks.size();
-}
-void Traffic::on_bulk_load(const Thread&, const Copy& copy, const void*) {
-  ledger.add(reinterpret_cast<std::uintptr_t>(copy.from), copy.bytes, false);
-  ++now().copies, now().copied_bytes += copy.bytes;
 }
 
 }  // namespace se_kernels::cuda::host

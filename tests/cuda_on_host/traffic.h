@@ -33,28 +33,24 @@ class Traffic : public Observer {
   void on_return(const Thread&) override;
   void on_access(const Thread&, const void* address, unsigned bytes, bool writes,
                  const void* pc) override;
-  void on_remote_load(const Thread&, const Block& of, const void* address, const void* pc) override;
   void on_vector(const Thread&) override;
   void on_use(const Thread&) override;
   void on_counter(const Thread&, const std::uint32_t*, bool writes, Order, const void* pc) override;
   void on_shuffle(const Thread&) override;
   void on_barrier_arrive(const Thread&, const void* pc) override;
   void on_barrier_complete(const Block&) override;
-  void on_cluster_complete(const Cluster&) override;
-  void on_bulk_load(const Thread&, const Copy&, const void* pc) override;
 
  private:
   // What the lane is about to do, and bytes that it has loaded and not used.
   struct Lane {
-    bool vector = false, remote = false;
+    bool vector = false;
     unsigned under_way = 0;
   };
   struct Launched {
     Shape shape;
-    Count vectors[2], global[2], shared[2], remote;  // loads, stores; vectors are not in global
-    std::uint64_t rounds = 0;                        // of loads under way, of a warp
-    std::uint64_t tickets = 0, atomics = 0, polls = 0, shuffles = 0, barriers = 0,
-                  cluster_barriers = 0, copies = 0, copied_bytes = 0;
+    Count vectors[2], global[2], shared[2];  // loads, stores; vectors are not in global
+    std::uint64_t rounds = 0;                // of loads under way, of a warp
+    std::uint64_t tickets = 0, atomics = 0, polls = 0, shuffles = 0, barriers = 0;
     std::map<std::pair<const Call*, const void*>, std::pair<Instruction, Count>> sites;
   };
   void add(const Request&);

@@ -35,22 +35,15 @@ ORDERS = [(seed, resident) for seed in (0, 1, 2, 3) for resident in (1, 3, 0)]
 
 
 @pytest.mark.parametrize("seed, resident", ORDERS)
-def test_clusters_sum_with_bulk_copies_shuffles_and_remote_loads(host, seed, resident):
-    """Four clusters of 8 blocks of 256 threads; small integers, so that every sum is exact."""
-    clusters, ranks, size = 4, 8, 512
-    numbers = np.random.default_rng(0).integers(-8, 9, (clusters, ranks * size))
+def test_blocks_sum_with_shuffles_and_shared_memory(host, seed, resident):
+    """8 blocks of 256 threads; small integers, so that every sum is exact."""
+    blocks, size = 8, 512
+    numbers = np.random.default_rng(0).integers(-8, 9, (blocks, size))
     with host.order(seed, resident):
         sums, _ = host.launch(
-            "cluster_sums",
-            size,
-            inputs=numbers.ravel(),
-            outputs=clusters * ranks,
-            blocks=clusters * ranks,
-            threads=256,
-            cluster=ranks,
-            shared_bytes=256 + 2 * size,
+            "block_sums", size, inputs=numbers.ravel(), outputs=blocks, blocks=blocks, threads=256
         )
-    assert np.array_equal(sums.reshape(clusters, ranks).T, [numbers.sum(1)] * ranks)
+    assert np.array_equal(sums, numbers.sum(1))
 
 
 @pytest.mark.parametrize("seed, resident", ORDERS)
@@ -97,16 +90,15 @@ def test_vectors_are_copied(host):
 
 def test_launches_of_two_threads_do_not_meet(host):
     def sums(seed):
-        numbers = np.random.default_rng(seed).integers(-8, 9, 8 * 64)
-        shape = dict(blocks=8, cluster=8, shared_bytes=256 + 2 * 64)
-        results, _ = host.launch("cluster_sums", 64, inputs=numbers, outputs=8, **shape)
-        return set(results) == {numbers.sum()}
+        numbers = np.random.default_rng(seed).integers(-8, 9, (8, 64))
+        results, _ = host.launch("block_sums", 64, inputs=numbers.ravel(), outputs=8, blocks=8)
+        return np.array_equal(results, numbers.sum(1))
 
     before = host.launches()
     with ThreadPoolExecutor(2) as threads:
         assert all(threads.map(sums, range(20)))
     assert host.launches() == before + 20
-    assert host.last_launch().startswith("kernel cluster_sums with 8 blocks of 64 threads")
+    assert host.last_launch().startswith("kernel block_sums with 8 blocks of 64 threads")
 
 
 def test_conversions_round_as_eager_does(host):
@@ -147,44 +139,22 @@ def test_conversions_round_as_eager_does(host):
 # Each kernel of selftest.cu that is wrong, in blocks of 64 threads with 128 bytes of shared memory.
 MISUSES = {
     "returns_before_a_barrier": "divergent barrier: .* returned",
-    "waits_at_different_places": "deadlock.* 32 threads at a block_barrier, 32 .* cluster_wait",
+    "waits_at_different_places": "deadlock.* 32 threads at a block_barrier, 32 .* shuffle_xor",
     "shuffles_without_a_lane": "divergent shuffle: thread 33",
     "shuffles_beyond_the_warp": "expected a mask from 0 to 31, got 32",
     "loads_misaligned": "load_keep: the address is not a multiple of 16 bytes",
     "stores_misaligned": "store_stream: the address is not a multiple of 16 bytes",
-    "arrives_twice": "cluster_arrive twice",
-    "waits_without_arriving": "cluster_wait without a cluster_arrive",
-    "returns_before_waiting": "returned between cluster_arrive and cluster_wait",
-    "reads_a_block_that_has_ended": "load_remote of rank 0: that block has ended",
-    "reads_a_block_that_has_not_begun": "load_remote of rank 1: that block has not begun",
-    "reads_beyond_the_cluster": "load_remote of rank 2: the cluster has 2 blocks",
-    "reads_remote_global_memory": "the address is not of this block's shared memory",
     "throws": "thread 7 of block . threw: seven",
     "asserts": "thread 9 of block .: assertion 'thread_index\\(\\) != 9' failed",
-    "expects_too_much": "deadlock.* arrivals at 0: phase 0, 32 of 64 bytes have come",
-    "expects_too_little": "32 bytes are loaded in phase 0, but 16 are expected",
-    "expects_too_little_afterwards": "32 bytes are loaded in phase 0, but 16 are expected",
-    "expects_twice": "expect_bytes twice in phase 0",
-    "waits_for_the_wrong_phase": "deadlock.* 1 threads at a wait_arrivals",
-    "waits_for_parity_two": "expected a parity of 0 or 1, got 2",
-    "loads_an_odd_size": "multiples of 16 bytes",
-    "loads_from_an_odd_address": "multiples of 16 bytes",
-    "loads_past_its_shared_memory": "expected room in this block's shared memory",
-    "loads_over_a_load": "over another that is under way",
-    "ends_before_a_load": "ended with a bulk_load under way",
-    "ends_before_its_bytes": "ended, arrivals at 0: phase 0, 0 of 16 bytes have come",
-    "starts_twice": "started twice",
-    "never_starts": "used, but not started",
-    "waits_without_a_barrier": "no block_barrier between",
 }
 
 
 @pytest.mark.parametrize("kernel", MISUSES)
 def test_misuse_is_an_error_that_names_the_launch(host, kernel):
     with host.order(0), pytest.raises(LaunchError) as raised:
-        host.launch(kernel, 128, blocks=2, cluster=2)
+        host.launch(kernel, 128, blocks=2)
     message = str(raised.value)
-    assert message.startswith(f"kernel {kernel} with 2 blocks of 64 threads in clusters of 2, 128 ")
+    assert message.startswith(f"kernel {kernel} with 2 blocks of 64 threads, 128 ")
     assert re.search(MISUSES[kernel], message), message
     # and the next launch is not harmed
     host.launch("vectors")
@@ -196,15 +166,6 @@ def test_a_wait_for_a_block_that_cannot_start_is_a_deadlock(host):
         host.launch(**wait)
     with host.order(0, 2), pytest.raises(LaunchError, match=r"deadlock.*1 threads ask in vain"):
         host.launch(**wait)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_copy_is_not_there_before_somebody_waits(host, seed):
-    """Nor is what was there before it."""
-    with host.order(seed), host.races("ignore"):
-        before, after = host.launch("reads_before_waiting", inputs=np.arange(64), outputs=2)[0]
-    assert np.isnan(before)
-    assert after == 3
 
 
 PAST = dict(kernel="writes_past_its_shared_memory", size=128)
@@ -237,16 +198,13 @@ def test_a_write_past_the_shared_memory_is_found_by_the_sanitizer():
         (dict(blocks=0), "a block"),
         (dict(threads=48), "whole warps"),
         (dict(threads=1056), "1024 threads at most"),
-        (dict(blocks=6, cluster=4), "whole clusters"),
-        (dict(blocks=32, cluster=32), "16 blocks at most"),
         (dict(shared_bytes=1025), "1024 bytes of shared memory at most"),
-        (dict(blocks=2, cluster=2), "no clusters before 9.0"),
     ],
     ids=str,
 )
 def test_impossible_configurations(host, shape, expected):
     before = host.launches()
-    with host.gpu(replace(Gpu(), capability=80, shared_bytes=1024)):
+    with host.gpu(replace(Gpu(), shared_bytes=1024)):
         host.launch("vectors", shared_bytes=1024)
         with pytest.raises(LaunchError, match=f"invalid configuration: expected.*{expected}"):
             host.launch("vectors", **shape)

@@ -23,17 +23,13 @@ pytestmark = [
 ]
 
 SOURCE = ROOT / "tests" / "cuda_on_host" / "selftest_races.cu"
-READ, WRITE, COPY = "read by thread", "write by thread", "write by a bulk copy of block"
+READ, WRITE = "read by thread", "write by thread"
 
 
 def two(first, second, where=r"byte [0-9]+ of the shared memory of block [01]"):
     """Two accesses in either order, as an expression."""
     orders = f"{first}\\b.*; {second}\\b|{second}\\b.*; {first}\\b"
     return f"race: two accesses of {where}: ({orders})"
-
-
-def unfenced(first, second=COPY, where="byte 64 of the shared memory of block 0"):
-    return f"race: no proxy fence between two accesses of {where}: {first}\\b.*; {second}\\b"
 
 
 def in_global_memory(first, second):
@@ -55,30 +51,6 @@ EXPECTED = {
     ),
     "last_to_come": ({0: in_global_memory(WRITE, READ)}, [1]),
     "counter_read": ({0: in_global_memory(f"atomic {WRITE} 0", f"{READ} 1")}, [1]),
-    "cluster_numbers": (
-        {
-            0: two(f"{WRITE} 0 of block [01]", f"{READ} 0 of block [01]"),
-            1: two(f"{WRITE} 0 of block [01]", f"{READ} 0 of block [01]"),
-            # or it has, in the order that was drawn
-            2: "block ., which may have ended|that block has ended",
-            3: "block ., which may not have begun|that block has not begun",
-        },
-        [4],
-    ),
-    "copied": ({0: two(f"{COPY} 0", f"{READ} 1")}, [1]),
-    "carried": (dict.fromkeys([0, 1], two(f"{WRITE} [01]", f"{READ} 2")), [2]),
-    "copied_over_a_write": (
-        dict.fromkeys([0, 1, 4], unfenced(f"{WRITE} 63")) | {5: two(f"{WRITE} 63", COPY)},
-        [2, 3],
-    ),
-    "copied_over_a_read": (
-        dict.fromkeys([0, 1, 4], unfenced(f"{READ} 63")) | {5: two(f"{READ} 63", COPY)},
-        [2, 3],
-    ),
-    "copied_after_a_write": (
-        {0: unfenced(f"{WRITE} 0", "read by a bulk copy of block 0", "global memory at .*")},
-        [1],
-    ),
 }
 RACES = [(name, size) for name, (races, _) in EXPECTED.items() for size in races]
 CLEAN = [(name, size) for name, (_, clean) in EXPECTED.items() for size in clean]
@@ -86,8 +58,6 @@ SEEDS = (0, 1, 2, 3)
 
 
 def shape_of(name):
-    if name == "cluster_numbers":
-        return dict(blocks=2, cluster=2)
     return dict(blocks=2) if name in ("counted", "counted_for_all", "last_to_come") else {}
 
 
@@ -130,16 +100,15 @@ def line_of(text):
 def test_a_race_names_both_lines_and_those_that_call_them(selftest):
     """And the threads, the blocks and the launch; the next launch is not harmed."""
     with selftest.order(0), pytest.raises(LaunchError) as raised:
-        launch(selftest, "copied_over_a_write", 0)
-    access, call = line_of("numbers()[0] = 1; });"), line_of("if (last) access();")
-    copy, copies = line_of("bulk_load(numbers(), from"), line_of("if (first) arrivals.copy(p.in);")
-    assert str(raised.value).startswith(
-        "kernel copied_over_a_write with 1 blocks of 64 threads in clusters of 1, 512 bytes of "
-        "shared memory each: race: no proxy fence between two accesses of byte 64 of the shared "
-        f"memory of block 0: write by thread 63 of block 0, {access}, called at {call}, {access}"
+        launch(selftest, "lanes", 0)
+    write, call = line_of("void put(float* to)"), line_of("put(numbers());")
+    read = line_of("p.out[0] = numbers()[0];")
+    assert str(raised.value) == (
+        "kernel lanes with 1 blocks of 64 threads, 512 bytes of shared memory each: race: two "
+        "accesses of byte 64 of the shared memory of block 0: write by thread 0 of block 0, "
+        f"{write}, called at {call}; read by thread 1 of block 0, {read}"
     )
-    assert f"; write by a bulk copy of block 0, {copy}, called at {copies}" in str(raised.value)
-    launch(selftest, "copied_over_a_write", 2)
+    launch(selftest, "lanes", 1)
 
 
 # --- what a kernel would be without one of its orders (mutants.py) --------------------------------

@@ -92,7 +92,7 @@ def test_operands(text, kind, value):
 
 
 def executed(*lines: str, threads: int = 64, parameters: bytes = b"") -> Machine:
-    machine = Machine(listing(*lines), Launch("by hand", 1, threads, 1, 4096, parameters), None)
+    machine = Machine(listing(*lines), Launch("by hand", 1, threads, 4096, parameters), None)
     machine.run()
     return machine
 

@@ -28,7 +28,6 @@ class Launch:
     kernel: str
     blocks: int
     threads: int
-    cluster: int
     shared_bytes: int
     parameters: bytes
 
@@ -221,7 +220,6 @@ def constant_bank(launch: Launch, base: int = 0x210) -> np.ndarray:
     bank = np.zeros(0x2000 // 4, np.uint32)
     bank[0:3] = launch.threads, 1, 1
     bank[3:6] = launch.blocks, 1, 1
-    bank[0x140 // 4] = launch.cluster > 1
     raw = launch.parameters + bytes(-len(launch.parameters) % 4)
     bank[base // 4 : base // 4 + len(raw) // 4] = np.frombuffer(raw, np.uint32)
     return bank

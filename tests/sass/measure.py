@@ -92,7 +92,7 @@ def kinds_of(launch: Launch) -> list[Kind]:
     first_fc, second_fc, second = map(
         cut.ticket, (cut.first_fc_lag, cut.second_fc_lag, cut.lag + cut.groups - 1)
     )
-    if cut.second_fc_lag == cut.first_fc_lag:
+    if cut.second_fc_lag < cut.first_fc_lag + cut.groups:  # a later group's first FC comes before
         second_fc += cut.first_fc_items
     for lag, items in (
         (cut.first_fc_lag, cut.first_fc_items),

@@ -159,14 +159,11 @@ NOTHING = [
     "DEPBAR",
     "LDGDEPBAR",
     "FENCE",
-    "UCGABAR_ARV",
-    "UCGABAR_WAIT",
     "BMOV",
     "BREAK",
     "PREFETCH",
     "CCTLL",
     "CGAERRBAR",
-    "UBLKCP",
 ]
 
 
@@ -1013,15 +1010,6 @@ def elect(m, i):
         write((bits & (~bits + U32(1))) == m.bit, lanes)
 
     return run
-
-
-@builds("SYNCS")
-def arrivals(m, i):
-    """Bulk copies have always arrived."""
-    if "PHASECHK" not in i.modifiers:
-        return lambda on, lanes, mask: None
-    write = predicate_writer(m, next(o for o in i.operands if o.kind == "P"))
-    return lambda on, lanes, mask: write(np.True_, lanes)
 
 
 @builds("BRA")

@@ -24,7 +24,7 @@ from sass.loops import contents, dividing_subroutines, find_loops
 from sass.measure import UNIT, Measured, cut_of, measure
 
 BATCH, CAPABILITY = 256, 90
-H200 = Gpu(CAPABILITY, 132, 50 << 20, 227 << 10, 228 << 10, 256)
+H200 = Gpu(132, 50 << 20, 227 << 10, 228 << 10, 256)
 HOTTEST = 4  # loops that a line lists
 
 

@@ -77,7 +77,7 @@ def measure(function: Function, kernel, arguments, constants, shared_bytes: int)
     raw, values = packed(kernel, arguments, constants)
     groups, blocks, splits, excites = (values[n] for n in ("groups", "blocks", "splits", "excites"))
     cut = Cut(groups, blocks, splits, excites, values["lag"])
-    launch = Launch(kernel.__name__, cut.items, 32 * constants["num_warps"], 1, shared_bytes, raw)
+    launch = Launch(kernel.__name__, cut.items, 32 * constants["num_warps"], shared_bytes, raw)
     kinds = []
     for kind in sweep_kinds(cut):
 

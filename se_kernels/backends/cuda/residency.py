@@ -7,16 +7,13 @@ from se_kernels.backends.cuda import library
 
 
 class Launch(NamedTuple):
-    """One launch. ``resident_blocks``: of a multiprocessor, at a time; ``resident_clusters``: of
-    the GPU, 0 for a launch without clusters."""
+    """One launch. ``resident_blocks``: of a multiprocessor, at a time."""
 
     kernel: str
     blocks: int
     threads: int
-    cluster: int  # blocks of one
     shared_bytes: int  # of a block
     resident_blocks: int
-    resident_clusters: int
 
 
 def launches_of(call: Callable[[], object]) -> list[Launch]:
