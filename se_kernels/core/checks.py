@@ -94,6 +94,11 @@ def check_ratio(argument: str, value: object) -> None:
         raise ValueError(f"{argument}: expected a number above 0, got {value!r}")
 
 
+def check_tensor_type(argument: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+
+
 def check_excitation(
     x: Tensor, excitation: object, w1: Tensor | None, w2: Tensor | None, b1: Tensor | None,
     b2: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, residual: Tensor | None,
@@ -186,9 +191,8 @@ def _check_written(argument: str, value: Tensor) -> None:
         )
 
 
-def _check_tensor(argument: str, value: object) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{argument}: expected a torch.Tensor, got {type(value).__name__}")
+def _check_tensor(argument: str, value: Tensor) -> None:
+    check_tensor_type(argument, value)
     if value.dtype not in DTYPES:
         raise TypeError(f"{argument}: expected a dtype of {_DTYPE_NAMES}, got {value.dtype}")
     if value.layout is not torch.strided:
