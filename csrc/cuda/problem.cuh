@@ -13,9 +13,6 @@ inline std::int64_t aligned(std::int64_t size) {
   return (size + kAlignment - 1) / kAlignment * kAlignment;
 }
 
-inline bool is_wide(const Problem& p) {
-  return p.x_type == DType::float64 || p.w_type == DType::float64;
-}
 inline int bytes_of(DType type) {
   return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
 }
