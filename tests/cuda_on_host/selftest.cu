@@ -1,4 +1,4 @@
-// Kernels for tests/gpu/test_cuda_on_host.py: some are right, some misuse the machine in one way each.
+// Kernels for tests/gpu/test_cuda_on_host.py: some are right, some misuse the machine in one way.
 #undef NDEBUG
 #include <cassert>
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// Kernels for tests/gpu/test_cuda_races.py, of 64 threads a block: `size` says how much of what orders
-// their accesses is there.
+// Kernels for tests/gpu/test_cuda_races.py, of 64 threads a block: `size` says how much of what
+// orders their accesses is there.
 #include "selftest.h"
 
 namespace se_kernels::cuda {
