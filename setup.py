@@ -70,7 +70,7 @@ def _prepare_cuda() -> tuple[list[str], dict]:
     code, ptx = (here, []) if here else _architectures(wanted, known)
     names = ", ".join(f"{number / 10:.1f}" for number in code) or "none (PTX only)"
     reason = "as SE_KERNELS_CUDA_ARCHS says" if wanted else "found here" if here else "no GPU here"
-    minutes = math.ceil((24 + 21 * len(code or ptx)) / 60)  # measured, docs/build.md
+    minutes = math.ceil(55 * len(code or ptx) / 60)  # all seven took 380 s
     print(
         f"compiling the CUDA kernels for {names} ({reason}): about {minutes} minutes on "
         "2 cores. SE_KERNELS_CUDA_ARCHS=9.0 chooses another, SE_KERNELS_CUDA=OFF leaves them out.",
