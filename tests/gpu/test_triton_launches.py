@@ -83,7 +83,6 @@ def test_a_training_step_with_a_norm(launches, pre):
     torch.autograd.grad(y, leaves, dy)
     assert len(launches) <= 12, launches
     assert launches == [
-        "aten::add_.Tensor",  # num_batches_tracked
         "moments_kernel",
         "solve_norm_kernel",
         *(["squeeze_kernel"] if pre != "identity" else []),
@@ -91,6 +90,7 @@ def test_a_training_step_with_a_norm(launches, pre):
         "solve_s_kernel",
         "scale_kernel",
         "aten::_foreach_copy_",  # the running statistics
+        "aten::add_.Tensor",  # num_batches_tracked: a refused call counts none
         "scale_backward_kernel",
         "solve_da_kernel",
         "solve_gradients_kernel",
