@@ -41,7 +41,8 @@ inline SolveCut solve_cut(const Problem& p, bool apart, const Gpu& gpu) {
             splits = std::min(wanted, parts_of(p.channels, kLeastTerms));
   cut.terms = parts_of(parts_of(p.channels, splits), kLeastTerms) * kLeastTerms;
   cut.splits = parts_of(p.channels, cut.terms);
-  cut.pieces = parts_of(p.images * p.reduced, kPiece);
+  // one of no numbers where R = 0: it waits for what came before, and is waited for
+  cut.pieces = std::max(1, parts_of(p.images * p.reduced, kPiece));
   return cut;
 }
 

@@ -13,8 +13,8 @@ from se_kernels.core.precision import norm_compute_dtype
 
 def norm_moments(u: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     """mean and m2 (N, C) in float64."""
-    zeros = u.new_zeros((2, *u.shape[:2]), dtype=torch.float64)
-    return zeros[0], zeros[1]
+    mean, m2 = (u.new_zeros(u.shape[:2], dtype=torch.float64) for _ in range(2))
+    return mean, m2
 
 
 def norm_squeeze(u: Tensor, norm: Tensor, pre: str) -> Tensor:

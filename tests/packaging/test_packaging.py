@@ -323,7 +323,7 @@ def checkout(tmp_path):
         shutil.copy(ROOT / name, copy)
     (copy / "README.md").touch()
     shutil.copytree(ROOT / "csrc", copy / "csrc")
-    built = shutil.ignore_patterns("_C*", "_cuda*.so", "_build_info.py", "__pycache__")
+    built = shutil.ignore_patterns("_C*.so", "_cuda*.so", "_build_info.py", "__pycache__")
     shutil.copytree(ROOT / "se_kernels", copy / "se_kernels", ignore=built)
     return copy
 
@@ -404,7 +404,7 @@ def test_required_build_fails_loudly(install):
 def test_install_without_cuda_keeps_the_reason(install, environment, reason):
     target, result = install(**{"SE_KERNELS_CPU": "OFF", "SE_KERNELS_CUDA": "AUTO", **environment})
     assert result.returncode == 0, result.stderr
-    assert list((target / "se_kernels").glob("_cuda*")) == []
+    assert list((target / "se_kernels").glob("_cuda*.so")) == []
     shown = run_installed(target, "runpy.run_module('se_kernels', run_name='__main__')\n")
     assert shown.returncode == 0, shown.stderr
     (line,) = (line for line in shown.stdout.splitlines() if line.startswith("cuda "))
