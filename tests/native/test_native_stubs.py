@@ -48,4 +48,7 @@ def test_a_stub_is_what_the_library_has(name):
         elif value.__doc__:  # those of METH_FASTCALL have none
             arguments, returned = re.match(r"\w+\((.*)\) -> (\S+)", value.__doc__).groups()
             types = re.findall(r"arg\d+: ([\w.]+)", arguments)
+            if arguments == "*args":  # read one by one, csrc/python/reader.h
+                assert stub[key][1] == returned, key
+                continue
             assert stub[key] == ([TYPES.get(t, t) for t in types], returned), key
