@@ -3,8 +3,12 @@
 
 #include <pybind11/pybind11.h>
 
-#include "arguments.h"
-#include "status.h"
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+#include "names.h"
 
 namespace se_kernels {
 
@@ -13,18 +17,25 @@ class Reader {
   explicit Reader(const pybind11::args& arguments)
       : arguments_(arguments.ptr()), count_(PyTuple_GET_SIZE(arguments_)) {}
 
-  Size size() { return checked(PyLong_AsLongLong(next())); }
+  std::int64_t size() { return checked(PyLong_AsLongLong(next())); }
   double number() { return checked(PyFloat_AsDouble(next())); }
   bool flag() { return checked(PyObject_IsTrue(next())) != 0; }
-  Name name() { return checked(PyUnicode_AsUTF8(next())); }
   DType type() { return DType(size()); }
+  template <class Enum, std::size_t Count>
+  Enum name(const char* const (&names)[Count], const char* argument) {
+    const char* text = checked(PyUnicode_AsUTF8(next()));
+    Enum found;
+    if (find(names, text, found)) return found;
+    throw std::invalid_argument(std::string(argument) + ": unknown name '" + text + "'");
+  }
 
+  // Tensors arrive as addresses, 0 for none; images with their strides of image, channel, pixel.
   const void* in() { return address(); }
   void* out() { return address(); }
   std::uint8_t* bits() { return static_cast<std::uint8_t*>(address()); }
   Input input() {
     const void* data = in();
-    const Size image = size(), channel = size(), pixel = size();
+    const std::int64_t image = size(), channel = size(), pixel = size();
     return {data, image, channel, pixel};
   }
   Output output() {
@@ -32,40 +43,39 @@ class Reader {
     return {const_cast<void*>(t.data), t.image_stride, t.channel_stride, t.pixel_stride};
   }
 
-  // As places.py writes them.
+  // N, C, R, P, the types of x and the weights, whether nhwc; the variant is left as it is here.
+  Problem sizes() { return read_sizes(true); }
+  // The same without R, for a phase: the second type is that of the sums.
+  Problem phase_sizes() { return read_sizes(false); }
   Problem problem() {
-    Problem p{};
-    p.images = size(), p.channels = size(), p.reduced = size(), p.pixels = size();
-    p.x_type = type(), p.w_type = type();
-    p.layout = flag() ? Layout::nhwc : Layout::nchw;
-    p.squeeze = named<Squeeze>(kSqueezes, name(), "squeeze");
-    p.act = named<Act>(kActs, name(), "act");
-    p.act_slope = number();
-    p.gate = named<Gate>(kGates, name(), "gate");
-    p.post = named<Post>(kPosts, name(), "post");
-    p.threads = int(size());
+    Problem p = sizes();
+    p.squeeze = name<Squeeze>(kSqueezes, "squeeze"), p.act = name<Act>(kActs, "act");
+    p.act_slope = number(), p.gate = name<Gate>(kGates, "gate");
+    p.post = name<Post>(kPosts, "post"), p.threads = int(size());
     return p;
   }
   Problem phase() {
-    const Size images = size(), channels = size(), pixels = size();
-    const int x_type = int(size()), compute_type = int(size());
-    const bool nhwc = flag();
-    const Name squeeze = name(), post = name();
-    return se_kernels::problem(images, channels, pixels, x_type, compute_type, nhwc, squeeze, post,
-                               int(size()));
+    Problem p = phase_sizes();
+    p.squeeze = name<Squeeze>(kSqueezes, "squeeze"), p.post = name<Post>(kPosts, "post");
+    p.threads = int(size());
+    return p;
   }
-  Pre pre() { return named<Pre>(kPres, name(), "pre"); }
+  Pre pre() { return name<Pre>(kPres, "pre"); }
 
-  // function, with the GIL released, once all arguments have been read.
-  template <class Tensors>
-  void call(Status (*function)(const Problem&, const Tensors&), const Problem& p,
-            const Tensors& tensors) {
+  // Throws if arguments are left.
+  void end() const {
     if (at_ != count_) throw wrong_count();
-    const pybind11::gil_scoped_release release;
-    raise(function(p, tensors));
   }
 
  private:
+  Problem read_sizes(bool fcs) {
+    Problem p{};
+    p.images = size(), p.channels = size(), p.reduced = fcs ? size() : 0, p.pixels = size();
+    p.x_type = type(), p.w_type = type();
+    p.layout = flag() ? Layout::nhwc : Layout::nchw;
+    p.act = Act::identity, p.threads = 1;
+    return p;
+  }
   PyObject* next() {
     if (at_ == count_) throw wrong_count();
     return PyTuple_GET_ITEM(arguments_, at_++);

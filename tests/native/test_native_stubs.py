@@ -37,6 +37,7 @@ def test_a_stub_is_what_the_library_has(name):
         if isinstance(node, ast.FunctionDef):
             assert not node.args.args  # positional only, as in the bindings
             types = [ast.unparse(arg.annotation) for arg in node.args.posonlyargs]
+            types += ["*args"] * (node.args.vararg is not None)
             stub[node.name] = (types, ast.unparse(node.returns).partition("[")[0])
         elif isinstance(node, ast.AnnAssign):
             stub[node.target.id] = node.annotation.id
@@ -47,8 +48,19 @@ def test_a_stub_is_what_the_library_has(name):
             assert stub[key] == type(value).__name__, key
         elif value.__doc__:  # those of METH_FASTCALL have none
             arguments, returned = re.match(r"\w+\((.*)\) -> (\S+)", value.__doc__).groups()
-            types = re.findall(r"arg\d+: ([\w.]+)", arguments)
-            if arguments == "*args":  # read one by one, csrc/python/reader.h
-                assert stub[key][1] == returned, key
-                continue
+            # one by one, or all as csrc/python/reader.h reads them
+            types = re.findall(r"arg\d+: ([\w.]+)", arguments) or [arguments] * bool(arguments)
             assert stub[key] == ([TYPES.get(t, t) for t in types], returned), key
+
+
+@pytest.mark.parametrize("name", ["_C", "_cuda"])
+def test_a_wrong_number_of_arguments_is_refused(name):
+    squeeze = native(name).squeeze
+    with pytest.raises(TypeError, match="expected 0 arguments or more, got 0"):
+        squeeze()
+    phase = (*(1, 1, 1, 0, 0), False, "avg", "none", 1)
+    call = (0, 0, 0) * (name == "_cuda")
+    with pytest.raises(TypeError, match=r"expected \d+ arguments, got \d+"):
+        squeeze(*call, *phase, *(0, 0, 0, 0), 0, "one more")
+    with pytest.raises(ValueError, match="squeeze: unknown name 'sum'"):
+        squeeze(*call, *(1, 1, 1, 0, 0), False, "sum", "none", 1)

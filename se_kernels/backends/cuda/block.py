@@ -12,8 +12,10 @@ from se_kernels.backends.cuda.launch import (
     device_of,
     launch,
     on_elements,
+    phase,
     place,
     pointer,
+    problem,
     sizes_of,
     workspace_of,
 )
@@ -76,7 +78,7 @@ def _run_forward(
     workspace = workspace_of(x, sizes)
     library.native.forward(
         *launch(x, workspace),
-        *(*sizes, squeeze, act, act_slope, gate, post),
+        *problem(sizes, squeeze, act, act_slope, gate, post),
         *place(x),
         *place(residual),
         *place(y),
@@ -104,12 +106,13 @@ def backward(
     workspace = workspace_of(x, sizes)
     library.native.backward(
         *launch(x, workspace),
-        *(*sizes, squeeze, act, act_slope, gate),
+        *problem(sizes, squeeze, act, act_slope, gate, "none"),
         *place(x),
         *place(dy),
+        pointer(mask),
         *place(dx),
         *place(dr),
-        *map(pointer, (w1, w2, mask, a, s, de, da, h)),
+        *map(pointer, (w1, w2, a, s, de, da, h)),
     )
     if any(needs[2:]):
         library.native.weight_gradients(*launch(x), *sizes, *map(pointer, (de, da, h, z, *weights)))
@@ -124,7 +127,7 @@ def squeeze(x: Tensor, squeeze: str) -> Tensor:
         sizes = sizes_of(x, 0, z.dtype, layout)
         workspace = workspace_of(x, sizes)
         library.native.squeeze(
-            *launch(x, workspace), *alone(sizes), squeeze, *place(x), z.data_ptr()
+            *launch(x, workspace), *phase(alone(sizes), squeeze), *place(x), z.data_ptr()
         )
     return z
 
@@ -142,7 +145,7 @@ def scale(
         workspace = workspace_of(x, sizes)
         library.native.scale(
             *launch(x, workspace),
-            *(*alone(sizes), post),
+            *phase(alone(sizes), post=post),
             *place(x),
             *place(residual),
             *place(y),
@@ -165,12 +168,13 @@ def scale_backward(
         workspace = workspace_of(x, sizes)
         library.native.scale_backward(
             *launch(x, workspace),
-            *alone(sizes),
+            *phase(alone(sizes)),
             *place(x),
             *place(dy),
+            pointer(mask),
             *place(dx),
             *place(dr),
-            *map(pointer, (mask, s, ds)),
+            *map(pointer, (s, ds)),
         )
     return gradients
 
@@ -188,7 +192,7 @@ def squeeze_backward(
         workspace = workspace_of(x, sizes)
         library.native.squeeze_backward(
             *launch(x, workspace),
-            *(*alone(sizes), squeeze),
+            *phase(alone(sizes), squeeze),
             *place(x),
             *place(g),
             *place(dx),

@@ -46,6 +46,18 @@ def alone(sizes: Sizes) -> PhaseSizes:
     return images, channels, pixels, x_type, compute_type, nhwc
 
 
+def phase(sizes: PhaseSizes, squeeze: str = "avg", post: str = "none") -> tuple[int | str, ...]:
+    """What a phase needs to know, as the CPU's does; the threads are for the CPU alone."""
+    return *sizes, squeeze, post, 1
+
+
+def problem(
+    sizes: Sizes, squeeze: str, act: str, act_slope: float, gate: str, post: str
+) -> tuple[int | str | float, ...]:
+    """The same for a call with the FCs."""
+    return *sizes, squeeze, act, act_slope, gate, post, 1
+
+
 def device_of(x: Tensor) -> int:
     return x.device.index or 0
 

@@ -13,8 +13,10 @@ from se_kernels.backends.cuda.launch import (
     launch,
     on_elements,
     on_vectors,
+    phase,
     place,
     pointer,
+    problem,
     sizes_of,
     type_of,
 )
@@ -40,7 +42,7 @@ def norm_moments(u: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     sizes = alone(sizes_of(u, 0, dtype, layout))
     workspace = _workspace(u, sizes)
     library.native.norm_moments(
-        *launch(u, workspace), *sizes, *place(u), mean.data_ptr(), m2.data_ptr()
+        *launch(u, workspace), *phase(sizes), *place(u), mean.data_ptr(), m2.data_ptr()
     )
     return mean, m2
 
@@ -53,7 +55,7 @@ def norm_squeeze(u: Tensor, norm: Tensor, pre: str) -> Tensor:
     sizes = alone(sizes_of(u, 0, norm.dtype, layout))
     workspace = _workspace(u, sizes)
     library.native.norm_squeeze(
-        *launch(u, workspace), *sizes, *constants, pre, *place(u), z.data_ptr()
+        *launch(u, workspace), *phase(sizes), *place(u), *constants, pre, z.data_ptr()
     )
     return z
 
@@ -70,11 +72,12 @@ def norm_scale(
     s = on_vectors(s)
     library.native.norm_scale(
         *launch(u),
-        *alone(sizes_of(u, 0, norm.dtype, layout)),
-        *(*constants, pre, post),
+        *phase(alone(sizes_of(u, 0, norm.dtype, layout)), post=post),
         *place(u),
         *place(residual),
         *place(y),
+        *constants,
+        pre,
         s.data_ptr(),
         pointer(mask if keep else None),
     )
@@ -94,11 +97,13 @@ def norm_scale_backward(
     workspace = _workspace(u, sizes)
     library.native.norm_scale_backward(
         *launch(u, workspace),
-        *(*sizes, *constants, pre),
+        *phase(sizes),
         *place(dy),
         *place(u),
-        pointer(mask),
         *place(dr if write else None),
+        *constants,
+        pre,
+        pointer(mask),
         sums.data_ptr(),
     )
     return dr, sums
@@ -116,13 +121,14 @@ def norm_squeeze_backward(
     s, d, slope, offset = on_vectors(s), on_vectors(d), on_vectors(slope), on_vectors(offset)
     library.native.norm_squeeze_backward(
         *launch(u),
-        *alone(sizes_of(u, 0, norm.dtype, layout)),
-        *(*constants, pre),
+        *phase(alone(sizes_of(u, 0, norm.dtype, layout))),
         *place(g),
         *place(u),
+        *place(du),
+        *constants,
+        pre,
         pointer(mask),
         *map(pointer, (s, d, slope, offset)),
-        *place(du),
     )
     return du
 
@@ -165,7 +171,7 @@ def norm_forward(
     workspace = _bytes(u, library.native.norm_forward_workspace_bytes(device_of(u), *sizes))
     library.native.norm_forward(
         *launch(u, workspace),
-        *(*sizes, act, act_slope, gate, post),
+        *problem(sizes, "avg", act, act_slope, gate, post),
         *place(u),
         *place(residual),
         *place(y),
@@ -204,7 +210,7 @@ def norm_backward(
     workspace = _bytes(u, library.native.norm_backward_workspace_bytes(device_of(u), *sizes, pre))
     library.native.norm_backward(
         *launch(u, workspace),
-        *(*sizes, act, act_slope, gate),
+        *problem(sizes, "avg", act, act_slope, gate, "none"),
         *place(dy),
         *place(u),
         *place(dr),
