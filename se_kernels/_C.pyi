@@ -26,21 +26,21 @@ def scale_backward(*args: object) -> None: ...
 def squeeze(*args: object) -> None: ...
 def squeeze_backward(*args: object) -> None: ...
 
-# read by METH_FASTCALL, with no signature in their documentation; csrc/python/direct.h, guard.h
-def direct_setup(
+# read by METH_FASTCALL, with no signature in their documentation; csrc/python/fast_path.h, guard.h
+def fast_path_setup(
     exchange: object, tensor_types: tuple[type, ...], empty_like: Callable[..., Tensor],
     get_num_threads: Callable[[], int], /,
 ) -> bool: ...  # fmt: skip
-def direct_inference(
+def fast_path_inference(
     x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str, /,
 ) -> Tensor | None: ...  # fmt: skip
-def direct_norm_inference(
+def fast_path_norm_inference(
     x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
     bn_weight: Tensor | None, bn_bias: Tensor | None, mean: Tensor | None, var: Tensor | None,
     eps: float, pre: str, /,
 ) -> Tensor | None: ...  # fmt: skip
-def direct_are_plain(*args: object) -> bool: ...
+def fast_path_are_plain(*args: object) -> bool: ...
 def guard_setup(modules: dict[str, Any], tracer: dict[str, Any], /) -> None: ...
 def guard_is_valid(module: nn.Module, watch: tuple[Any, ...], /) -> bool: ...

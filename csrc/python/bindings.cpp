@@ -3,7 +3,7 @@
 #include <new>
 
 #include "calls.h"
-#include "direct.h"
+#include "fast_path.h"
 #include "guard.h"
 
 namespace py = pybind11;
@@ -61,20 +61,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("norm_forward", run<NormForward, norm_forward, &Reader::problem>);
   m.def("norm_backward", run<NormBackward, norm_backward, &Reader::problem>);
   m.def("instruction_set", instruction_set);
-  static PyMethodDef direct[] = {
-      {"direct_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_setup)),
+  static PyMethodDef fast_path[] = {
+      {"fast_path_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast_path_setup)),
        METH_FASTCALL, nullptr},
-      {"direct_are_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_are_plain)),
-       METH_FASTCALL, nullptr},
-      {"direct_inference", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_inference)),
-       METH_FASTCALL, nullptr},
-      {"direct_norm_inference",
-       reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(direct_norm_inference)), METH_FASTCALL,
+      {"fast_path_are_plain",
+       reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast_path_are_plain)), METH_FASTCALL,
        nullptr},
+      {"fast_path_inference",
+       reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast_path_inference)), METH_FASTCALL,
+       nullptr},
+      {"fast_path_norm_inference",
+       reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast_path_norm_inference)),
+       METH_FASTCALL, nullptr},
       {"guard_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(guard_setup)),
        METH_FASTCALL, nullptr},
       {"guard_is_valid", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(guard_is_valid)),
        METH_FASTCALL, nullptr},
       {nullptr, nullptr, 0, nullptr}};
-  if (PyModule_AddFunctions(m.ptr(), direct) != 0) throw py::error_already_set();
+  if (PyModule_AddFunctions(m.ptr(), fast_path) != 0) throw py::error_already_set();
 }

@@ -66,9 +66,9 @@ def choose(x: Tensor, backend: str | None = None) -> str:
     return name
 
 
-def native_direct() -> ModuleType | None:
+def native_fast_path() -> ModuleType | None:
     """The native module with the calls of ``fast_path``, or None if there is none."""
-    return cpu.native_direct
+    return cpu.native_fast_path
 
 
 def native_guard() -> ModuleType | None:

@@ -28,7 +28,7 @@ try:
 except ImportError:  # private names: without one of them, the long way always
     _native = None
 else:
-    _native = dispatch.native_direct()
+    _native = dispatch.native_fast_path()
     _PRE_DISPATCH = DispatchKey.PreDispatch
 
 
@@ -72,10 +72,10 @@ def is_op_seen() -> bool:
 if _native is not None:  # once it is open, called with no step of Python between
     # (x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post): y as of ``ops.inference``,
     # or None where the long way is to be taken, which checks and tells
-    run = _native.direct_inference
+    run = _native.fast_path_inference
     # the same with bn_weight, bn_bias, mean, var, eps and pre after them: as of
     # ``ops.norm_inference``
-    run_norm = _native.direct_norm_inference
+    run_norm = _native.fast_path_norm_inference
     # (arguments of an op): whether all its tensors are plain ones on the CPU with numbers, so that
     # the dispatcher would do no more than call the kernel
-    are_plain = _native.direct_are_plain
+    are_plain = _native.fast_path_are_plain

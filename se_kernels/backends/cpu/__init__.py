@@ -12,7 +12,7 @@ from se_kernels.backends.cpu.block import (
     squeeze,
     squeeze_backward,
 )
-from se_kernels.backends.cpu.extension import native_direct
+from se_kernels.backends.cpu.extension import native_fast_path
 from se_kernels.backends.cpu.norm import (
     norm_backward,
     norm_forward,
@@ -30,7 +30,7 @@ __all__ = [
     "forward",
     "inference",
     "instruction_set",
-    "native_direct",
+    "native_fast_path",
     "norm_backward",
     "norm_forward",
     "norm_inference",

@@ -43,10 +43,10 @@ DTYPES: dict[torch.dtype, int] = (
 )
 
 # the module with the calls of se_kernels.core.fast_path, where they work
-native_direct: ModuleType | None = None
+native_fast_path: ModuleType | None = None
 if _C is not None:
     _exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if _exchange is not None and _C.direct_setup(
+    if _exchange is not None and _C.fast_path_setup(
         _exchange, (torch.Tensor, torch.nn.Parameter), torch.empty_like, torch.get_num_threads
     ):
-        native_direct = _C
+        native_fast_path = _C

@@ -1,4 +1,4 @@
-#include "direct.h"
+#include "fast_path.h"
 
 #include <cstring>
 #include <initializer_list>
@@ -10,7 +10,7 @@
 namespace se_kernels {
 namespace {
 
-// What direct_setup gives; nothing runs before.
+// What fast_path_setup gives; nothing runs before.
 constexpr Py_ssize_t kMaxTypes = 4;
 const dlpack::Exchange* exchange = nullptr;
 PyObject* tensor_types[kMaxTypes];
@@ -179,7 +179,7 @@ PyObject* run_norm(PyObject* const* v) {
 
 }  // namespace
 
-PyObject* direct_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
+PyObject* fast_path_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (count != 4 || !PyTuple_Check(v[1]) || PyTuple_GET_SIZE(v[1]) > kMaxTypes) {
     PyErr_SetString(PyExc_TypeError, "expected (capsule, types, empty_like, get_num_threads)");
     return nullptr;
@@ -211,17 +211,17 @@ PyObject* y_or_none(PyObject* y) {
 
 }  // namespace
 
-PyObject* direct_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
+PyObject* fast_path_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (!exchange || count != 11) Py_RETURN_NONE;
   return y_or_none(run(v));
 }
 
-PyObject* direct_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
+PyObject* fast_path_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (!exchange || count != 17) Py_RETURN_NONE;
   return y_or_none(run_norm(v));
 }
 
-PyObject* direct_are_plain(PyObject*, PyObject* const* v, Py_ssize_t count) {
+PyObject* fast_path_are_plain(PyObject*, PyObject* const* v, Py_ssize_t count) {
   if (!exchange) Py_RETURN_FALSE;
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (v[i] == Py_None || PyUnicode_Check(v[i]) || PyFloat_Check(v[i]) || PyBool_Check(v[i]) ||
