@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from se_kernels.core.precision import compute_dtype, norm_compute_dtype
+
 OptionalTensor = TypeVar("OptionalTensor", Tensor, Tensor | None)
 
 # dx, dr, dw1, dw2, db1, db2; of a norm's weight and bias, du, dr, d, dw1, dw2, db1, db2; dx, dr, ds
@@ -116,6 +118,27 @@ def unpacked(mask: Tensor, x: Tensor, layout: str | None = None) -> Tensor:
 def masked(dy: Tensor, mask: Tensor, x: Tensor, layout: str) -> Tensor:
     """g (N, C, H, W): dy where its bit is set, else 0; ``layout`` as in ``unpacked``."""
     return torch.where(unpacked(mask, x, layout), dy, 0)
+
+
+def empty_forward(
+    x: Tensor, w1: Tensor, post: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Uninitialised y (N, C, H, W), its mask, z (N, C), a (N, R), s (N, C)."""
+    dtype, (images, channels) = compute_dtype(x, w1), x.shape[:2]
+    z = torch.empty(images, channels, dtype=dtype, device=x.device)
+    a = torch.empty(images, w1.shape[0], dtype=dtype, device=x.device)
+    return empty_output(x), empty_mask(x, post == "relu"), z, a, torch.empty_like(z)
+
+
+def empty_norm_numbers(
+    u: Tensor, bn_weight: Tensor | None, w1: Tensor, moves: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Uninitialised numbers (4 + 2 N, C), a (N, R), and moved (2, C), empty unless the running
+    statistics move."""
+    dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
+    numbers = torch.empty(4 + 2 * images, channels, dtype=dtype, device=u.device)
+    a = torch.empty(images, w1.shape[0], dtype=dtype, device=u.device)
+    return numbers, a, u.new_empty((2, channels) if moves else 0, dtype=torch.float64)
 
 
 def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: Sequence[bool]) -> Gradients:

@@ -20,13 +20,15 @@ from se_kernels.core.layout import (
     Gradients,
     NormGradients,
     ScaleGradients,
+    empty_forward,
     empty_gradients,
     empty_mask,
     empty_norm_gradients,
+    empty_norm_numbers,
     empty_output,
     empty_scale_gradients,
 )
-from se_kernels.core.precision import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import compute_dtype
 
 _VARIANT = "str squeeze, str act, float act_slope, str gate, str post"
 _INPUTS = "Tensor x, Tensor w1, Tensor w2, Tensor? b1, Tensor? b2, Tensor? residual"
@@ -92,10 +94,7 @@ def _forward_fake(
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
     backend: str,
 ) -> Forward:  # fmt: skip
-    images, channels = x.shape[:2]
-    new = partial(torch.empty, dtype=compute_dtype(x, w1), device=x.device)
-    z, s, a = new(images, channels), new(images, channels), new(images, w1.shape[0])
-    return empty_output(x), empty_mask(x, post == "relu"), z, a, s
+    return empty_forward(x, w1, post)
 
 
 def _backward_fake(
@@ -144,15 +143,8 @@ def _norm_forward_fake(
     b2: Tensor | None, residual: Tensor | None, training: bool, momentum: float, eps: float,
     pre: str, act: str, act_slope: float, gate: str, post: str, keep: bool, backend: str,
 ) -> NormForward:  # fmt: skip
-    (images, channels), dtype = u.shape[:2], norm_compute_dtype(u, bn_weight, w1)
-    moves = training and mean is not None
-    return (
-        empty_output(u),
-        empty_mask(u, keep),
-        u.new_empty((4 + 2 * images, channels), dtype=dtype),
-        u.new_empty((images, w1.shape[0]), dtype=dtype),
-        u.new_empty((2, channels) if moves else 0, dtype=torch.float64),
-    )
+    numbers = empty_norm_numbers(u, bn_weight, w1, training and mean is not None)
+    return empty_output(u), empty_mask(u, keep), *numbers
 
 
 def _norm_backward_fake(

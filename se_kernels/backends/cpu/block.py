@@ -11,6 +11,7 @@ from se_kernels.backends.protocol import Forward
 from se_kernels.core.layout import (
     Gradients,
     ScaleGradients,
+    empty_forward,
     empty_gradients,
     empty_mask,
     empty_output,
@@ -38,12 +39,7 @@ def forward(
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
 ) -> Forward:  # fmt: skip
     """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
-    dtype = compute_dtype(x, w1)
-    images, channels = x.shape[:2]
-    y, mask = empty_output(x), empty_mask(x, post == "relu")
-    z = torch.empty(images, channels, dtype=dtype)
-    a = torch.empty(images, w1.shape[0], dtype=dtype)
-    s = torch.empty_like(z)
+    y, mask, z, a, s = empty_forward(x, w1, post)
     variant = squeeze, act, act_slope, gate, post
     _run_forward(x, w1, w2, b1, b2, residual, *variant, y, mask, z, a, s)
     return y, mask, z, a, s

@@ -13,6 +13,7 @@ from se_kernels.core.layout import (
     OptionalTensor,
     empty_mask,
     empty_norm_gradients,
+    empty_norm_numbers,
     empty_output,
     flat,
     like_layout,
@@ -140,13 +141,11 @@ def norm_forward(
     pre: str, act: str, act_slope: float, gate: str, post: str, keep: bool,
 ) -> NormForward:  # fmt: skip
     """What ``ops.norm_forward`` returns."""
-    dtype, (images, channels) = norm_compute_dtype(x, bn_weight, w1), x.shape[:2]
+    dtype = norm_compute_dtype(x, bn_weight, w1)
     y = empty_output(x)
     mask = empty_mask(x, keep)
-    numbers = torch.empty(4 + 2 * images, channels, dtype=dtype)
-    a = torch.empty(images, w1.shape[0], dtype=dtype)
     moves = training and mean is not None
-    moved = torch.empty((2, channels) if moves else 0, dtype=torch.float64)
+    numbers, a, moved = empty_norm_numbers(x, bn_weight, w1, moves)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
@@ -172,7 +171,7 @@ def norm_forward(
         pointer(b2),
         mask.data_ptr() if keep else 0,
         moved.data_ptr() if moves else 0,
-        *places_of_numbers(numbers, images),
+        *places_of_numbers(numbers, x.shape[0]),
         a.data_ptr(),
     )
     return y, mask, numbers, a, moved

@@ -1,7 +1,6 @@
 """The block and its phases: one launch forward, one launch backward."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from se_kernels.backends.protocol import Forward
 from se_kernels.core.layout import (
     Gradients,
     ScaleGradients,
+    empty_forward,
     empty_gradients,
     empty_mask,
     empty_output,
@@ -51,14 +51,10 @@ def forward(
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
 ) -> Forward:  # fmt: skip
     """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
-    y = empty_output(x)
-    images, channels = x.shape[:2]
-    new = partial(torch.empty, dtype=compute_dtype(x, w1), device=x.device)
-    z, s, a = new(images, channels), new(images, channels), new(images, w1.shape[0])
-    if images == 0 or channels == 0:
+    y, mask, z, a, s = empty_forward(x, w1, post)
+    if z.numel() == 0:
         a.zero_()
-        return y, empty_mask(x, post == "relu"), z, a if b1 is None else a + b1, s
-    mask = empty_mask(x, post == "relu")
+        return y, mask, z, a if b1 is None else a + b1, s
     kept = (mask if post == "relu" else None, z, a, s)
     _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept)
     return y, mask, z, a, s

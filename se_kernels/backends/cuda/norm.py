@@ -25,6 +25,7 @@ from se_kernels.core.layout import (
     NormGradients,
     empty_mask,
     empty_norm_gradients,
+    empty_norm_numbers,
     empty_output,
     flat,
     like_layout,
@@ -152,13 +153,11 @@ def norm_forward(
     pre: str, act: str, act_slope: float, gate: str, post: str, keep: bool,
 ) -> NormForward:  # fmt: skip
     """What ``ops.norm_forward`` returns."""
-    dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
+    dtype = norm_compute_dtype(u, bn_weight, w1)
     y = empty_output(u)
     mask = empty_mask(u, keep)
-    numbers = u.new_empty((4 + 2 * images, channels), dtype=dtype)
-    a = u.new_empty((images, w1.shape[0]), dtype=dtype)
     moves = training and mean is not None
-    moved = u.new_empty((2, channels) if moves else 0, dtype=torch.float64)
+    numbers, a, moved = empty_norm_numbers(u, bn_weight, w1, moves)
     layout, u = readable(on_elements(u))
     residual = like_layout(on_elements(residual), layout)
     w1, w2, b1, b2 = _weights(dtype, w1, w2, b1, b2)
@@ -187,7 +186,7 @@ def norm_forward(
         *map(pointer, (w1, w2, b1, b2)),
         pointer(mask if keep else None),
         pointer(moved if moves else None),
-        *places_of_numbers(numbers, images),
+        *places_of_numbers(numbers, u.shape[0]),
         a.data_ptr(),
     )
     return y, mask, numbers, a, moved

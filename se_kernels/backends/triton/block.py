@@ -1,7 +1,6 @@
 """The block and its phases: torch tensors in, one launch forward, one launch backward."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from se_kernels.backends.triton.launch import Place, place_of
 from se_kernels.core.layout import (
     Gradients,
     ScaleGradients,
+    empty_forward,
     empty_gradients,
     empty_mask,
     empty_output,
@@ -38,11 +38,8 @@ def forward(
     """y (N, C, H, W), mask, z (N, C), a (N, R), s (N, C)."""
     from se_kernels.backends.triton.kernels.forward import run_forward
 
-    y, mask = empty_output(x), empty_mask(x, post == "relu")
-    new = partial(torch.empty, dtype=compute_dtype(x, w1), device=x.device)
-    images, channels = x.shape[:2]
-    z, s, a = new(images, channels), new(images, channels), new(images, w1.shape[0])
-    if images == 0 or channels == 0:
+    y, mask, z, a, s = empty_forward(x, w1, post)
+    if z.numel() == 0:
         a.zero_()
         return y, mask, z, a if b1 is None else a + b1, s
     layout, x = readable(x)

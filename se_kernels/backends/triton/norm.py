@@ -13,13 +13,14 @@ from se_kernels.core.layout import (
     NormGradients,
     empty_mask,
     empty_norm_gradients,
+    empty_norm_numbers,
     empty_output,
     flat,
     like_layout,
     readable,
     row_major,
 )
-from se_kernels.core.precision import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import compute_dtype
 
 
 def norm_moments(u: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
@@ -97,14 +98,11 @@ def norm_forward(
     """What ``ops.norm_forward`` returns."""
     from se_kernels.backends.triton.kernels.solve import run_excite, run_solve_norm
 
-    dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
-    pixels, affine = u.shape[2] * u.shape[3], pre == "identity"
-    numbers = torch.empty(4 + 2 * images, channels, dtype=dtype, device=u.device)
-    a = numbers.new_empty(images, w1.shape[0])
+    images, pixels, affine = u.shape[0], u.shape[2] * u.shape[3], pre == "identity"
     moves = training and mean is not None
-    moved = u.new_empty((2, channels) if moves else 0, dtype=torch.float64)
+    numbers, a, moved = empty_norm_numbers(u, bn_weight, w1, moves)
     if training or (means is None and affine):
-        parts: tuple[Tensor | None, Tensor | None, int, int] = _moments(u, dtype)
+        parts: tuple[Tensor | None, Tensor | None, int, int] = _moments(u, numbers.dtype)
     else:
         parts = flat(means), None, 1, pixels
     norm = flat(mean), flat(var), flat(bn_weight), flat(bn_bias), moved if moves else None
