@@ -138,7 +138,9 @@ def empty_norm_numbers(
     dtype, (images, channels) = norm_compute_dtype(u, bn_weight, w1), u.shape[:2]
     numbers = torch.empty(4 + 2 * images, channels, dtype=dtype, device=u.device)
     a = torch.empty(images, w1.shape[0], dtype=dtype, device=u.device)
-    return numbers, a, u.new_empty((2, channels) if moves else 0, dtype=torch.float64)
+    # torch.empty, not new_empty: one operation in place of two
+    moved = torch.empty((2, channels) if moves else 0, dtype=torch.float64, device=u.device)
+    return numbers, a, moved
 
 
 def empty_gradients(x: Tensor, w1: Tensor, w2: Tensor, needs: Sequence[bool]) -> Gradients:
