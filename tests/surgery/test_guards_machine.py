@@ -562,7 +562,7 @@ def fused_by_block(twin, piece):
 
 
 def patching(cls, name):
-    """The method of the class, or back what it was."""
+    """The method of the class, or the function of the module, or back what it was."""
 
     def patch(undo):
         key = cls, name
@@ -592,6 +592,9 @@ for cls, name in (
     (nn.Sequential, "forward"),
     (nn.Module, "__call__"),
     (nn.Module, "_call_impl"),
+    (F, "conv2d"),
+    (F, "batch_norm"),
+    (F, "leaky_relu"),
 ):
     GLOBAL[f"{cls.__name__}.{name}"] = patching(cls, name)
 
