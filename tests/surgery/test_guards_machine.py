@@ -122,7 +122,10 @@ class Twin:
     def at(self, piece):
         """conv, norm, act, se, fc1, δ, fc2, σ, by name: in whatever model it is."""
         paths = PATHS["tail" if hasattr(self.model, "se") else "sequence"]
-        return self.model.get_submodule(paths[piece])
+        found = self.model.get_submodule(paths[piece])
+        if found is vars(SEModule).get("gate"):
+            raise AttributeError(f"{piece}: both twins have it")
+        return found
 
     def holder(self, piece):
         paths = PATHS["tail" if hasattr(self.model, "se") else "sequence"]
