@@ -1,6 +1,7 @@
 """A batch norm module before the block: what its own forward would do, and the fused call."""
 
 import torch.distributed as dist
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
@@ -45,22 +46,34 @@ def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
         momentum = 1.0 / float(count + 1)
     kept = not training or norm.track_running_stats
     mean, var = (norm.running_mean, norm.running_var) if kept else (None, None)
-    y = batch_norm_squeeze_excite(
-        u,
-        norm.weight,
-        norm.bias,
-        mean,
-        var,
-        *fcs,
-        training=is_of_the_batch(norm),
-        momentum=_number(momentum),
-        eps=_number(norm.eps),
-        process_group=_group(norm),
-        **variant,
-    )
-    if count is not None:
-        count.add_(1)  # once nothing was refused
+    try:
+        y = batch_norm_squeeze_excite(
+            u,
+            norm.weight,
+            norm.bias,
+            mean,
+            var,
+            *fcs,
+            training=is_of_the_batch(norm),
+            momentum=_number(momentum),
+            eps=_number(norm.eps),
+            process_group=_group(norm),
+            **variant,
+        )
+    except _STOPPED:
+        _add_one(count)
+        raise
+    _add_one(count)  # once nothing was refused
     return y
+
+
+# a checkpoint that recomputes ends the call once it has what backward needs: statistics have moved
+_STOPPED = getattr(torch.utils.checkpoint, "_StopRecomputationError", ())
+
+
+def _add_one(count: Tensor | None) -> None:
+    if count is not None:
+        count.add_(1)
 
 
 def inferred_with(norm: nn.Module) -> tuple | None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from fused_twins import compare, draw, images, outcome, twins
 from ops_called import OpsCalled
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import se_kernels
 from se_kernels.surgery import block_specs
@@ -358,6 +359,16 @@ def test_left_apart_with_the_reason(reason, x):
     assert report.apart == {"": reason}
     assert not report.blocks
     compare(unfused, model, x, torch.float64)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_counts_and_moves_statistics_as_eager(use_reentrant, x):
+    unfused, fused = twins(draw(inverted()), "block")
+    for module in (unfused.double(), fused.double()):
+        inputs = x.clone().requires_grad_()
+        checkpoint(module, inputs, use_reentrant=use_reentrant).sum().backward()
+    assert fused[1][1].num_batches_tracked == 2
+    torch.testing.assert_close(fused.state_dict(), unfused.state_dict())
 
 
 @pytest.mark.parametrize("fc", ["fc1", "fc2"])
