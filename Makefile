@@ -175,7 +175,7 @@ arm: $(PY)
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM)-g++ \
 	  -DCMAKE_CROSSCOMPILING_EMULATOR="$(QEMU);-L;/usr/$(ARM)" > /dev/null
 	cmake --build build/arm
-	@$(ARM)-objdump -d build/arm/native_tests | grep -q 'fmla.*v[0-9]*\.4s' || \
+	@$(ARM)-objdump -d build/arm/native_tests | grep 'fmla.*v[0-9]*\.4s' > /dev/null || \
 	  { echo "no NEON in build/arm/native_tests" >&2; exit 1; }
 	ctest --test-dir build/arm --output-on-failure --verbose
 
@@ -186,6 +186,7 @@ wheels: $(PY)
 
 # The quick tests over each Python found and each torch that is supported.
 matrix: $(PY)
+	$(call need,wheels)
 	@$(PY) -m tools.matrix $(MATRIX_ARGS)
 
 clean:

@@ -66,8 +66,7 @@ def repair(wheel: Path, kind: str) -> tuple[Path, str]:
 def check(python: str, wheel: Path, torch: str, folder: Path) -> None:
     """``check`` in an empty environment."""
     own = run.environment(python, folder / "check")
-    pip = [own, "-m", "pip", "install", "--no-compile"]
-    run(f"{wheel.name} with {torch}", [*pip, torch, wheel])
+    run.install(own, torch, wheel)
     said = run(f"check of {wheel.name} with {torch}", [own, "-m", "se_kernels", "check"])
     info = run("what was installed", [own, "-m", "se_kernels"])
     if not re.search(r"^cpu +available", info, re.M):
