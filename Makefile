@@ -159,8 +159,8 @@ sanitize: env
 	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	PYTHONPATH=$(SANITIZED):$(CURDIR):$(CURDIR)/tests SE_KERNELS_SANITIZED=$(SANITIZED) \
-	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized \
-	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" -k "not triton" $(PYTEST_ARGS) $$files
+	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized SE_KERNELS_EXAMPLES=60 \
+	  pytest -n $(WORKERS) -o pythonpath= -m native -k "not triton" $(PYTEST_ARGS) $$files
 
 # aarch64: the core by a cross-compiler, its native tests under qemu, NEON in its machine code.
 # Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user.

@@ -11,7 +11,10 @@ import se_kernels
 from se_kernels import reference
 from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
+pytestmark = [
+    pytest.mark.sampled(every=0, on_host=5),  # a backend's gradients: test_squeeze_excite.py
+    pytest.mark.usefixtures("poisoned_outputs"),
+]
 
 
 def leaves_of(case, device="cpu"):
@@ -31,7 +34,7 @@ def as_function(function, case, leaves):
     return block, [leaves[name] for name in present]
 
 
-@pytest.mark.sampled(every=0, on_host=5)  # interpreted, minutes each
+@pytest.mark.sampled(every=0, on_host=29)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("act", ACTS)
@@ -54,7 +57,6 @@ def test_gradcheck(kernel, device, squeeze, act, gate, layout):
         assert torch.autograd.gradgradcheck(block, tensors, fast_mode=True)
 
 
-@pytest.mark.sampled(every=0)  # as above
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 @pytest.mark.parametrize("post, residual", [("none", False), ("relu", True), ("relu", False)])
@@ -123,7 +125,6 @@ def penalised_training(function, case, steps, device):
     return losses, first
 
 
-@pytest.mark.sampled(every=3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_gradient_penalty_trains(kernel, device, layout, dtype):
@@ -203,7 +204,7 @@ class Calls(TorchDispatchMode):
 OP_ORDER = ("x", "residual", "w1", "w2", "b1", "b2")
 
 
-@pytest.mark.sampled(every=11)
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize(
     "need", [s for k in range(1, 7) for s in itertools.combinations(NAMES, k)], ids="-".join

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from se_kernels import reference
 
-pytestmark = [pytest.mark.sampled(every=0, on_host=3), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.sampled(every=0, on_host=7), pytest.mark.usefixtures("one_thread")]
 
 TAIL = dict(post="relu", residual=True)
 

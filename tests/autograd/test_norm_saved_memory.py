@@ -10,7 +10,7 @@ from operator_cases import LAYOUTS
 
 from se_kernels.core.variants import POSTS, PRES
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 def run_and_collect(norm_kernel, inputs, need, variant):

@@ -9,7 +9,7 @@ from operator_cases import LAYOUTS, Case, make
 
 from se_kernels.core.variants import POSTS, SQUEEZES
 
-pytestmark = [pytest.mark.native, pytest.mark.usefixtures("poisoned_outputs")]
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 def run_and_collect(kernel, leaves, variant):

@@ -183,7 +183,7 @@ def _tests(sizes: Sizes) -> Step:
         files, which = TESTS, "triton or cuda or gpu"
         workers = str(min(12, os.cpu_count() or 1))
     names = (f"tests/{name}.py" for name in files)
-    options = ("-q", "-n", workers, "-k", which, "-m", "not slow")
+    options = ("-q", "-n", workers, "-k", which)
     return Step("operators", 55, ("-m", "pytest", *options, *names))
 
 
