@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 from case_selection import EVERY_CASE, select
 from host_gpu import is_on_host, lend_to_the_cuda_backend
 from interpreter import interpreted
+from operators import OPERATORS, Operator
 
 import se_kernels
 
@@ -139,6 +140,12 @@ def norm_kernel(backend):
         return se_kernels.batch_norm_squeeze_excite(*args, **options, backend=backend)
 
     return batch_norm_squeeze_excite
+
+
+@pytest.fixture(scope="session", params=OPERATORS)
+def op(request, backend) -> Operator:
+    """The block, or it behind a norm, on ``backend``."""
+    return OPERATORS[request.param].on(backend)
 
 
 @pytest.fixture(scope="module")
