@@ -3,10 +3,10 @@
     python -m tools.wheels [--python PATH ...] [--torch REQUIREMENT ...] [--cpu-only]
 
 For each CPython from 3.10 on that is found, one wheel without CUDA (dist/cpu) and, if there is
-nvcc, one with its kernels for all GPUs, or those of SE_KERNELS_CUDA_ARCHS (dist/cuda). auditwheel grafts nothing, as nothing is
-linked: it says for which Linux the wheel is good, and renames it. Then each wheel is installed into
-an empty environment, with each torch that is asked for, and `python -m se_kernels check` must pass
-there. A line for each wheel; an error at the end if one of them failed.
+nvcc, one with its kernels for all GPUs, or for SE_KERNELS_CUDA_ARCHS (dist/cuda). auditwheel grafts
+nothing, as nothing is linked: it says for which Linux the wheel is good, and renames it. Then each
+wheel is installed into an empty environment, with each torch that is asked for, and `python -m
+se_kernels check` must pass there. A line for each wheel; an error at the end if one of them failed.
 """
 
 import argparse
