@@ -83,7 +83,8 @@ cuda-on-host-races: env
 	@$(call build_cuda_on_host,$(RACES),-DSE_KERNELS_RACES=ON)
 
 races: cuda-on-host-races
-	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PYTEST) $(PYTEST_ARGS) $(RACES_TESTS)
+	SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PYTEST) -k "not same_bits and not its_own_size" \
+	  $(PYTEST_ARGS) $(RACES_TESTS)
 
 mutants: cuda-on-host-races
 	PYTHONPATH=tests/ops:tests/gpu SE_KERNELS_CUDA_ON_HOST=$(RACES) $(PY) tests/mutants.py $(ORDERS)
@@ -159,8 +160,8 @@ sanitize: env
 	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so) $(call runtime,libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	PYTHONPATH=$(SANITIZED):$(CURDIR):$(CURDIR)/tests SE_KERNELS_SANITIZED=$(SANITIZED) \
-	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized \
-	  pytest -n $(WORKERS) -o pythonpath= -m "native and not slow" -k "not triton" $(PYTEST_ARGS) $$files
+	SE_KERNELS_CUDA_ON_HOST=$(CUDA_ON_HOST)_sanitized SE_KERNELS_EXAMPLES=60 \
+	  pytest -n $(WORKERS) -o pythonpath= -m native -k "not triton" $(PYTEST_ARGS) $$files
 
 # aarch64: the core by a cross-compiler, its native tests under qemu, NEON in its machine code.
 # Debian, Ubuntu: apt install g++-aarch64-linux-gnu qemu-user.

@@ -934,13 +934,18 @@ def test_pickles_name_what_stays(level):
     assert {n for n in named if n.startswith("se_kernels")} == {"se_kernels.pickles"}
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("level", ["layer", "block"])
-def test_a_pickle_of_an_earlier_version_is_read_anew(level):
+def test_a_pickle_of_an_earlier_version_is_read_anew(level, weights_only):
     """Before se_kernels.pickles: names of modules that are gone, plans of other fields."""
 
     def global_(name):
         module, _, name = name.rpartition(".")
-        return pickle.loads(f"c{module}\n{name}\n.".encode())
+        text = f"c{module}\n{name}\n.".encode()
+        if not weights_only:
+            return pickle.loads(text)
+        with torch.serialization.safe_globals([*se_kernels.surgery.SAFE_GLOBALS]):
+            return torch._weights_only_unpickler.load(io.BytesIO(text))
 
     model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.ReLU(), SEModule(CHANNELS))
     unfused = copy.deepcopy(model)

@@ -362,7 +362,14 @@ def test_left_apart_with_the_reason(reason, x):
 
 @pytest.mark.parametrize(
     "module",
-    [nn.Identity(), nn.GroupNorm(2, INNER), nn.InstanceNorm2d(INNER), nn.Conv2d(INNER, INNER, 1)],
+    [
+        nn.Identity(),
+        nn.GroupNorm(2, INNER),
+        nn.InstanceNorm2d(INNER),
+        nn.Conv2d(INNER, INNER, 1),
+        None,
+        nn.Sequential(nn.BatchNorm2d(INNER), None),
+    ],
     ids=lambda module: type(module).__name__,
 )
 def test_no_batch_norm_is_no_block(module):
