@@ -181,7 +181,7 @@ _FUNCTIONS: dict[str, tuple[tuple[Any, object], ...]] = {
 }
 _TRACER = vars(torch.fx._symbolic_trace)
 _native: Callable[[nn.Module, Watch], bool] | None = None
-_library = dispatch.native_guard()
+_library = dispatch.native_core()
 if _library is not None:
     _library.guard_setup(torch_module.__dict__, _TRACER, _FUNCTIONS)
     _native = _library.guard_is_valid
