@@ -3,10 +3,10 @@
     python -m tools.wheels [--python PATH ...] [--torch REQUIREMENT ...] [--cpu-only]
 
 For each CPython from 3.10 on that is found, one wheel without CUDA (dist/cpu) and, if there is
-nvcc, one with its kernels for all GPUs (dist/cuda). auditwheel grafts nothing, as nothing is
-linked: it says for which Linux the wheel is good, and renames it. Then each wheel is installed into
-an empty environment, with each torch that is asked for, and `python -m se_kernels check` must pass
-there. A line for each wheel; an error at the end if one of them failed.
+nvcc, one with its kernels for all GPUs, or for SE_KERNELS_CUDA_ARCHS (dist/cuda). auditwheel grafts
+nothing, as nothing is linked: it says for which Linux the wheel is good, and renames it. Then each
+wheel is installed into an empty environment, with each torch that is asked for, and `python -m
+se_kernels check` must pass there. A line for each wheel; an error at the end if one of them failed.
 """
 
 import argparse
@@ -43,7 +43,8 @@ run = Runner("wheels")
 
 
 def build(python: str, kind: str, folder: Path) -> Path:
-    cuda = {"SE_KERNELS_CUDA": "ON", "SE_KERNELS_CUDA_ARCHS": ALL_GPUS}
+    architectures = os.environ.get("SE_KERNELS_CUDA_ARCHS", ALL_GPUS)
+    cuda = {"SE_KERNELS_CUDA": "ON", "SE_KERNELS_CUDA_ARCHS": architectures}
     return run.wheel(python, folder, **(cuda if kind == "cuda" else {}))
 
 

@@ -360,6 +360,17 @@ def test_left_apart_with_the_reason(reason, x):
     compare(unfused, model, x, torch.float64)
 
 
+@pytest.mark.parametrize("fc", ["fc1", "fc2"])
+def test_fusing_again_goes_by_no_plan_of_before(fc):
+    model = inverted()
+    assert se_kernels.fuse(model, level="block").blocks
+    setattr(model[2], fc, None)
+    report = se_kernels.fuse(model, level="block")
+    assert report.skipped["2"].startswith(f"{fc}: expected an nn.Conv2d or nn.Linear")
+    assert report.apart == {"": "2 is not fused itself"}
+    assert se_kernels.unfuse(model) == []
+
+
 @pytest.mark.parametrize(
     "module",
     [
