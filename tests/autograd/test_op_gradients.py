@@ -169,6 +169,26 @@ def test_what_has_no_gradient(backend, post):
         assert mask.shape == ((2, 8, 3) if keep else (0,))
 
 
+class Stops(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y):
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None
+
+
+def test_where_y_has_no_gradient_no_input_has(backend):
+    x, w1, w2 = (torch.randn(size, requires_grad=True) for size in ((2, 8, 4, 5), (4, 8), (8, 4)))
+    fcs, variant = (w1, w2, None, None, None), Variant()
+    norm = (x, None, None, None, None, None, *fcs, True, 0.1, 1e-5, "silu", *variant[1:], False)
+    for op, arguments in ((ops.forward, (x, *fcs, *variant)), (ops.norm_forward, norm)):
+        y, *_ = op(*arguments, backend)
+        Stops.apply(y).sum().backward()
+        assert x.grad is w1.grad is None
+
+
 @pytest.mark.parametrize("post", ["none", "relu"])
 def test_opcheck_with_gradients(backend, post):
     """Against AOTAutograd's trace of them too."""
