@@ -13,11 +13,10 @@ from torch import nn
 from se_kernels.core.guards import Watch, functions_of
 from se_kernels.modules.batch_norm import BatchNormSqueezeExcite
 from se_kernels.modules.squeeze_excite import SqueezeExcite
-from se_kernels.surgery.block_call import Tail
-from se_kernels.surgery.call import Plan
+from se_kernels.surgery.call import BlockPlan
 from se_kernels.surgery.swap import class_named, fused_class
 
-for _part in (Plan, Tail, Watch, functions_of):
+for _part in (BlockPlan, Watch, functions_of):
     _part.__module__ = __name__
 
 
@@ -25,20 +24,23 @@ def __getattr__(name: str) -> type[nn.Module]:
     return class_named(name)
 
 
-class Outdated(tuple):
+class Outdated(tuple[()]):
     """What was part of a plan, without its fields."""
 
-    def __new__(cls, *fields):
+    def __new__(cls, *fields: object) -> "Outdated":
         return super().__new__(cls)
 
 
-def restore(cls: type[nn.Module], way: str, *arguments) -> nn.Module:
+Plan = Tail = Outdated  # of a layer and of a block, before they were one
+
+
+def restore(cls: type[nn.Module], way: str, *arguments: object) -> nn.Module:
     """A fused module of original class ``cls``, still empty."""
-    fused = fused_class(cls, way)
+    fused = fused_class(cls)
     return fused.__new__(fused, *arguments)
 
 
-_MOVED = {
+_MOVED: dict[str, dict[str, object]] = {
     "se_kernels.fusion.swap": dict(restore=restore, __getattr__=__getattr__),
     "se_kernels.fusion.run": dict(Plan=Outdated, Piece=Outdated),
     "se_kernels.fusion.tail": dict(Tail=Outdated, Part=Outdated),

@@ -16,7 +16,7 @@ from se_kernels.gates.moments import Moments
 from se_kernels.gates.prune_report import PruneReport
 from se_kernels.gates.record import record_gates
 from se_kernels.modules.observers import inputs_of
-from se_kernels.surgery.call import plan_of
+from se_kernels.surgery.call import layer_plan_of
 
 CONSTANTS = ("one", "mean")
 BATCH = 64  # images of one call, where they come as one tensor
@@ -93,7 +93,7 @@ def prune_by_gate(
             name: ConstantGate(
                 None if constant == "one" else moments.mean(name).to(_dtype_of(layers[name])),
                 post=getattr(layers[name], "post", "none"),
-                nhwc=getattr(plan_of(layers[name]), "nhwc", False),
+                nhwc=getattr(layer_plan_of(layers[name]), "nhwc", False),
             )
             for name in removed
         }

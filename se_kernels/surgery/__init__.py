@@ -5,14 +5,13 @@ computes) → swap (the class of the module) → call. See ``fuse``.
 """
 
 from se_kernels.core.guards import Watch, functions_of
-from se_kernels.surgery.block_call import Tail
-from se_kernels.surgery.call import Plan
+from se_kernels.surgery.call import BlockPlan
 from se_kernels.surgery.fuse import fuse, unfuse
 from se_kernels.surgery.report import FuseReport
 from se_kernels.surgery.specs import register_family
 from se_kernels.surgery.steps import ExcitationSteps
 
 # what a pickle of a fused model names beside the classes of its modules
-SAFE_GLOBALS = (Plan, Tail, Watch, functions_of)
+SAFE_GLOBALS = (BlockPlan, Watch, functions_of)
 
 __all__ = ["SAFE_GLOBALS", "ExcitationSteps", "FuseReport", "fuse", "register_family", "unfuse"]
