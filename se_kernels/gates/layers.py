@@ -1,5 +1,7 @@
 """The SE blocks of a model whose gates can be had, and how each computes s."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from se_kernels.models.se import EagerSqueezeExcite
@@ -25,14 +27,15 @@ def se_layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def gates_of(module: nn.Module, x: Tensor) -> Tensor:
+def gates_of(module: Any, x: Tensor) -> Tensor:
     """s (N, C) of x by the definition of ``module``, one of ``se_layers``."""
     plan = layer_plan_of(module)
     if plan is not None:
         return gates(module, plan, x)
     if isinstance(module, EagerSqueezeExcite):
         return module.excite(x).flatten(1)
-    return module.gates(x)
+    s: Tensor = module.gates(x)
+    return s
 
 
 def _has_gates(module: nn.Module) -> bool:

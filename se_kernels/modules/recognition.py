@@ -22,7 +22,7 @@ from se_kernels.core.checks import DTYPES
 TENSORS: frozenset[type] = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
 Fcs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w1, w2, b1, b2
 
-ACT_MODULES = {
+ACT_MODULES: dict[type, str] = {
     nn.ReLU: "relu",
     nn.SiLU: "silu",
     nn.GELU: "gelu",
@@ -30,7 +30,7 @@ ACT_MODULES = {
     nn.LeakyReLU: "leaky_relu",
     nn.Identity: "identity",
 }
-GATE_MODULES = {
+GATE_MODULES: dict[type, str] = {
     nn.Sigmoid: "sigmoid",
     nn.Hardsigmoid: "hardsigmoid",
     nn.Tanh: "tanh",
