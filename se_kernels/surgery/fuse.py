@@ -63,12 +63,16 @@ def fuse(model: nn.Module, level: str = "layer") -> FuseReport:
 
 
 def _fuse(model: nn.Module, level: str) -> FuseReport:
-    plans, refused = _fuse_all(model, layer_family_of, {})
-    # after the layers in them
-    blocks, apart = _fuse_all(model, block_family_of, plans) if level == "block" else ({}, {})
+    plans, refused = _read_all(model, layer_family_of, {})
     for module in list(model.modules()):
-        if plan_of(module) is not None and module not in plans and module not in blocks:
+        if plan_of(module) is not None:  # of before
             swap_back(module)
+    for module, plan in plans.items():
+        swap(module, plan)
+    # by the plans of the layers in them
+    blocks, apart = _read_all(model, block_family_of, plans) if level == "block" else ({}, {})
+    for module, plan in blocks.items():
+        swap(module, plan)
     report = FuseReport(original_class(model).__name__)
     for name, module in model.named_modules(remove_duplicate=False):
         if module in plans:
@@ -82,7 +86,7 @@ def _fuse(model: nn.Module, level: str) -> FuseReport:
     return report
 
 
-def _fuse_all(
+def _read_all(
     model: nn.Module,
     family_of: Callable[[nn.Module], Family | None],
     fused: dict[nn.Module, BlockPlan],
@@ -103,8 +107,6 @@ def _fuse_all(
                 label = f"{class_path(family.cls)} {name!r}" if name else class_path(family.cls)
                 raise ValueError(f"adapter of {label}: {refusal}") from refusal.__cause__
             refused[module] = str(refusal)
-    for module, plan in plans.items():
-        swap(module, plan)
     return plans, refused
 
 

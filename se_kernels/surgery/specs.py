@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 
@@ -227,9 +227,9 @@ def _in_sequence(module: nn.Module) -> BlockSpec | None:
     return None
 
 
-def _steps_of(module: Any, name: str) -> list[str]:
+def _steps_of(module: nn.Module | None, name: str) -> list[str]:
     """A sequence's children, those of its last child in its place; of another module itself."""
-    if type(module).forward is not nn.Sequential.forward or not module._modules:
+    if module is None or type(module).forward is not nn.Sequential.forward or not module._modules:
         return [name]
     *first, last = module._modules
     return [*(f"{name}.{n}" for n in first), *_steps_of(module._modules[last], f"{name}.{last}")]

@@ -30,7 +30,7 @@ class Fused(nn.Module):
         plan, tail = (self.__dict__.pop(f"se_kernels_{way}", None) for way in ("plan", "tail"))
         if isinstance(plan, BlockPlan):
             swap(self, plan)
-        elif plan is not None or tail is not None:  # of an earlier version: see se_kernels.pickles
+        elif plan is not None or tail is not None:  # of an earlier version: see earlier_pickles
             from se_kernels.surgery.fuse import fuse  # which makes these classes
 
             fuse(self, "layer" if tail is None else "block")
