@@ -3,6 +3,7 @@
 
 import platform
 import sys
+from typing import Any
 
 import torch
 
@@ -25,9 +26,10 @@ def main() -> None:
 def compiled_for() -> str | None:
     """The compute capabilities that the CUDA kernels are built for, and the compiler."""
     try:
-        from se_kernels import _build_info as built
+        from se_kernels import _build_info
     except ImportError:
         return None
+    built: Any = _build_info  # it has what the build has written
     if not getattr(built, "CUDA_BUILT", False):
         return None
     code, ptx = (

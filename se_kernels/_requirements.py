@@ -31,7 +31,7 @@ def version() -> str:
 
 
 def _numbers(version: str) -> tuple[int, int]:
-    major, minor = re.match(r"(\d+)\.(\d+)", version).groups()
+    major, minor, *_ = re.findall(r"\d+", version)
     return int(major), int(minor)
 
 

@@ -2,8 +2,10 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from se_kernels import reference
@@ -98,14 +100,18 @@ def squeeze_excite(
         )
         return _squeeze_excite_by(excitation, x, squeeze, residual, post, backend)
     if fast_path.can_bypass_dispatcher(backend):
-        y = fast_path.run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
-        if y is not None:
-            return y
-    check_arguments(x, w1, w2, b1, b2, squeeze, act, act_slope, gate, residual, post)
+        inferred = fast_path.run(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post)
+        if inferred is not None:
+            return inferred
+    weights: tuple[Any, Any] = (w1, w2)  # None is refused
+    check_arguments(x, *weights, b1, b2, squeeze, act, act_slope, gate, residual, post)
+    assert w1 is not None
+    assert w2 is not None
     name = dispatch.choose(x, backend)
     if name == dispatch.REFERENCE or under_transform():
-        variant = Variant(squeeze, act, act_slope, gate, post)
-        return reference.squeeze_excite(x, w1, w2, b1, b2, residual=residual, **variant._asdict())
+        choice = Variant(squeeze, act, act_slope, gate, post)._asdict()
+        return reference.squeeze_excite(x, w1, w2, b1, b2, residual=residual, **choice)
+    y: Tensor
     if torch.is_grad_enabled() and (
         x.requires_grad
         or w1.requires_grad
@@ -116,11 +122,14 @@ def squeeze_excite(
     ):
         inputs, variant = (x, w1, w2, b1, b2, residual), (squeeze, act, act_slope, gate, post)
         if torch.compiler.is_compiling():
-            return ops.forward(*inputs, *variant, name)[0]
-        return SqueezeExciteFunction.apply(*inputs, variant, name)
-    return ops.below(
+            y = ops.forward(*inputs, *variant, name)[0]
+        else:
+            y = SqueezeExciteFunction.apply(*inputs, variant, name)  # type: ignore[no-untyped-call]
+        return y
+    y = ops.below(
         ops.inference, x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, name
     )
+    return y
 
 
 def batch_norm_squeeze_excite(
@@ -145,7 +154,7 @@ def batch_norm_squeeze_excite(
     residual: Tensor | None = None,
     post: str = "none",
     y_is_kept: bool | None = None,
-    process_group=None,
+    process_group: "dist.ProcessGroup | None" = None,
     backend: str | None = None,
 ) -> Tensor:
     """A batch norm, an activation and the squeeze-and-excitation block, fused.
@@ -205,12 +214,12 @@ def batch_norm_squeeze_excite(
             stacklevel=2,
         )
     if training is False and fast_path.can_bypass_dispatcher(backend):
-        y = fast_path.run_norm(
+        inferred = fast_path.run_norm(
             u, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post,
             bn_weight, bn_bias, running_mean, running_var, eps, pre,
         )  # fmt: skip
-        if y is not None:
-            return y
+        if inferred is not None:
+            return inferred
     check_batch_norm(
         u, bn_weight, bn_bias, running_mean, running_var, training, momentum, eps, pre,
         distributed.size(process_group) > 1,
@@ -230,21 +239,25 @@ def batch_norm_squeeze_excite(
     grads = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*norm, *fcs)
     )
+    y: Tensor
     if not (training or grads):
-        return ops.below(ops.norm_inference, *norm, *running, eps, *fcs, *variant, name)
+        y = ops.below(ops.norm_inference, *norm, *running, eps, *fcs, *variant, name)
+        return y
 
     of, joint = Statistics(*running), None
     if group is not None:
         wide = norm_compute_dtype(u, bn_weight, w1) == torch.float64
         with torch.no_grad():
             of = of_group(u, *running, momentum, wide, group, name)
+        assert of.count is not None
         joint = Joint(group, of.count)
     tensors = *norm, of.mean, of.var, of.means, *fcs
     settings = training and group is None, momentum, eps, *variant, grads and post == "relu"
     # traced, the op itself: it has its gradients at hand, and nothing is written in a Function
     traced = torch.compiler.is_compiling()
     if grads and (joint is not None or not traced):
-        return BatchNormSqueezeExciteFunction.apply(joint, *tensors, settings, name)
+        y = BatchNormSqueezeExciteFunction.apply(joint, *tensors, settings, name)  # type: ignore[no-untyped-call]
+        return y
     y, *_, moved = ops.below(ops.norm_forward, *tensors, *settings, name)
     store_moved(*running, moved, name)
     return y
@@ -268,8 +281,10 @@ def squeeze(x: Tensor, squeeze: str = "avg", *, backend: str | None = None) -> T
             dtype = compute_dtype(x, x)
             return reference.squeeze(x.to(dtype), squeeze).to(x.dtype)
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
-        return SqueezeFunction.apply(x, squeeze, name, False).to(x.dtype)
-    return ops.below(ops.squeeze, x, squeeze, name).to(x.dtype)
+        z: Tensor = SqueezeFunction.apply(x, squeeze, name, False)  # type: ignore[no-untyped-call]
+    else:
+        z = ops.below(ops.squeeze, x, squeeze, name)
+    return z.to(x.dtype)
 
 
 def scale(
@@ -307,7 +322,14 @@ def scale(
     return _scale(x, s, residual, None, None, post, name)
 
 
-def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
+def _squeeze_excite_by(
+    excitation: Callable[[Tensor], Tensor],
+    x: Tensor,
+    squeeze: str,
+    residual: Tensor | None,
+    post: str,
+    backend: str | None,
+) -> Tensor:
     name = dispatch.choose(x, backend)
     if name == dispatch.REFERENCE or under_transform():
         return reference.squeeze_excite(
@@ -316,7 +338,7 @@ def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
     carrier = token = None
     # an exported graph holds ops alone: x gets the gradients of both, one from each
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_exporting():
-        z, carrier, token = SqueezeFunction.apply(x, squeeze, name, True)
+        z, carrier, token = SqueezeFunction.apply(x, squeeze, name, True)  # type: ignore[no-untyped-call]
     else:
         z = ops.below(ops.squeeze, x, squeeze, name)
     s = excitation(z.to(x.dtype)[:, :, None, None])
@@ -325,16 +347,34 @@ def _squeeze_excite_by(excitation, x, squeeze, residual, post, backend):
     return _scale(x, s, residual, carrier, token, post, name)
 
 
-def _scale(x, s, residual, carrier, token, post, name):
+def _scale(
+    x: Tensor,
+    s: Tensor,
+    residual: Tensor | None,
+    carrier: Tensor | None,
+    token: Tensor | None,
+    post: str,
+    name: str,
+) -> Tensor:
     grads = torch.is_grad_enabled() and (
         x.requires_grad or s.requires_grad or (residual is not None and residual.requires_grad)
     )
     if carrier is not None or (grads and not torch.compiler.is_compiling()):
-        return ScaleFunction.apply(x, s, residual, carrier, token, post, name)
-    return ops.below(ops.scale, x, s, residual, post, False, name)[0]
+        y: Tensor = ScaleFunction.apply(x, s, residual, carrier, token, post, name)  # type: ignore[no-untyped-call]
+    else:
+        y = ops.below(ops.scale, x, s, residual, post, False, name)[0]
+    return y
 
 
-def _norm_apart(norm, running, fcs, training, momentum, backend, **variant) -> Tensor:
+def _norm_apart(
+    norm: tuple[Tensor, Tensor | None, Tensor | None],
+    running: tuple[Tensor | None, Tensor | None],
+    fcs: tuple[Any, ...],
+    training: bool,
+    momentum: float,
+    backend: str,
+    **variant: Any,
+) -> Tensor:
     """The norm in eager, then the block: by its definition, or with a maximum on its backend."""
     (u, bn_weight, _), (*weights, residual) = norm, fcs
     dtype = norm_compute_dtype(u, bn_weight, weights[0])

@@ -3,33 +3,34 @@
 import ast
 import importlib
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from se_kernels.analysis.figures import draw_classes, draw_spread
 from se_kernels.analysis.folder import IMAGENET_MEAN, IMAGENET_STD, ImageFolder
 from se_kernels.analysis.gates import gates_by_class, layer_statistics
-from se_kernels.gates import se_layers
+from se_kernels.gates import Moments, se_layers
 from se_kernels.surgery import fuse
 
 POSITIVE = click.IntRange(min=1)
 
 
-def _numbers(_context, _parameter, text: str) -> tuple[float, ...]:
+def _numbers(_context: object, _parameter: object, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise click.BadParameter(f"expected numbers like 0.5,0.5,0.5, got {text!r}") from None
 
 
-def _device(_context, _parameter, name: str) -> torch.device:
+def _device(_context: object, _parameter: object, name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -41,8 +42,8 @@ def _device(_context, _parameter, name: str) -> torch.device:
     return device
 
 
-def _arguments(_context, _parameter, pairs) -> dict:
-    found = {}
+def _arguments(_context: object, _parameter: object, pairs: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name.isidentifier() and equals):
@@ -86,8 +87,18 @@ def _arguments(_context, _parameter, pairs) -> dict:
     help="Folder for classes.png and spread.png.",
 )
 def main(
-    folder, function, arguments, weights, layers, classes, channels, output, batch, device, **images
-):
+    folder: Path,
+    function: str,
+    arguments: dict[str, Any],
+    weights: Path | None,
+    layers: tuple[str, ...],
+    classes: tuple[str, ...],
+    channels: int,
+    output: Path,
+    batch: int,
+    device: torch.device,
+    **images: Any,
+) -> None:
     """Draw the gates of a network by class, from FOLDER/class/image.png.
 
     classes.png is the paper's Fig. 6: the mean gate of each channel by class, and over all classes.
@@ -105,7 +116,9 @@ def main(
         _check_known("--layer", layers, se_layers(model))
         gates = _gates(model, found, batch, device)
         output.mkdir(parents=True, exist_ok=True)
-        chosen = dict(classes=classes or None, layers=layers or None, channels=channels)
+        chosen: dict[str, Any] = dict(
+            classes=classes or None, layers=layers or None, channels=channels
+        )
         draw_classes(gates, output / "classes.png", **chosen)
         draw_spread(gates, output / "spread.png", **{**chosen, "classes": classes[:2] or None})
     except ValueError as error:
@@ -115,7 +128,7 @@ def main(
     console.print(f"{output / 'classes.png'} and {output / 'spread.png'}", soft_wrap=True)
 
 
-def _model(function: str, arguments: dict, weights: Path | None) -> nn.Module:
+def _model(function: str, arguments: dict[str, Any], weights: Path | None) -> nn.Module:
     module, colon, name = function.partition(":")
     if not (module and colon and name):
         raise ValueError(f"--model: expected MODULE:FUNCTION, got {function!r}")
@@ -148,7 +161,9 @@ def _check_known(option: str, chosen: Iterable[str], known: Iterable[str]) -> No
             raise ValueError(f"{option}: expected some of {', '.join(known)}; got {name!r}")
 
 
-def _gates(model: nn.Module, images: ImageFolder, batch: int, device: torch.device):
+def _gates(
+    model: nn.Module, images: ImageFolder, batch: int, device: torch.device
+) -> dict[str, Moments]:
     """One pass over the images, with a bar on standard error."""
     columns = (
         BarColumn(bar_width=20),
@@ -159,7 +174,7 @@ def _gates(model: nn.Module, images: ImageFolder, batch: int, device: torch.devi
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(images))
 
-        def batches():
+        def batches() -> Iterator[tuple[str, Tensor]]:
             for name, pixels in images.batches(batch):
                 bar.update(task, description=name)
                 yield name, pixels.to(device)
@@ -168,7 +183,7 @@ def _gates(model: nn.Module, images: ImageFolder, batch: int, device: torch.devi
         return gates_by_class(model, batches())
 
 
-def _table(gates) -> Table:
+def _table(gates: dict[str, Moments]) -> Table:
     """Section 7.2 in numbers: how far apart classes and images are, and how far from one."""
     rows = Table("SE block", "channels", "mean gate", "between classes", "within a class", "from 1")
     for row in layer_statistics(gates):

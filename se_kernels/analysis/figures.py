@@ -1,7 +1,7 @@
 """Figs. 6 and 7 of the paper."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -89,7 +89,9 @@ def _layers(gates: Mapping[str, Moments], layers: Sequence[str] | None) -> list[
     return _chosen("layers", layers, default_layers(names), names)
 
 
-def _chosen(argument, wanted, default, known) -> list[str]:
+def _chosen(
+    argument: str, wanted: Sequence[str] | None, default: list[str], known: Iterable[str]
+) -> list[str]:
     if wanted is None:
         return default
     wanted = list(wanted)

@@ -8,7 +8,9 @@ autograd), and nothing about the arguments is out of the ordinary, neither is ta
 for figures.
 """
 
-from torch import is_grad_enabled
+from collections.abc import Callable
+
+from torch import Tensor, is_grad_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -72,10 +74,10 @@ def is_op_seen() -> bool:
 if _native is not None:  # once it is open, called with no step of Python between
     # (x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post): y as of ``ops.inference``,
     # or None where the long way is to be taken, which checks and tells
-    run = _native.fast_path_inference
+    run: Callable[..., Tensor | None] = _native.fast_path_inference
     # the same with bn_weight, bn_bias, mean, var, eps and pre after them: as of
     # ``ops.norm_inference``
-    run_norm = _native.fast_path_norm_inference
+    run_norm: Callable[..., Tensor | None] = _native.fast_path_norm_inference
     # (arguments of an op): whether all its tensors are plain ones on the CPU with numbers, so that
     # the dispatcher would do no more than call the kernel
     are_plain = _native.fast_path_are_plain

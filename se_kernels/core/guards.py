@@ -166,7 +166,8 @@ def _is_as_watched(
     return True
 
 
-@torch.compiler.assume_constant_result  # a compiled call goes by those of when it was traced
+# a compiled call goes by those of when it was traced
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _are_own(names: tuple[str, ...]) -> bool:
     """Whether the functions of torch by these names are torch's own."""
     entries = ((name, *entry) for name in names for entry in _FUNCTIONS.get(name, ()))

@@ -25,6 +25,8 @@ class ConstantGate(nn.Module):
         tensor([0.5000, 2.0000])
     """
 
+    s: Tensor | None
+
     def __init__(self, s: Tensor | None = None, *, post: str = "none", nhwc: bool = False):
         super().__init__()
         if s is not None:

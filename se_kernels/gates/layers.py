@@ -1,10 +1,12 @@
 """The SE blocks of a model whose gates can be had, and how each computes s."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from se_kernels.models.se import EagerSqueezeExcite
 from se_kernels.modules.squeeze_excite import SqueezeExcite
-from se_kernels.surgery.call import gates, plan_of
+from se_kernels.surgery.call import gates, layer_plan_of
 
 
 def se_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -25,17 +27,18 @@ def se_layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-def gates_of(module: nn.Module, x: Tensor) -> Tensor:
+def gates_of(module: Any, x: Tensor) -> Tensor:
     """s (N, C) of x by the definition of ``module``, one of ``se_layers``."""
-    plan = plan_of(module)
+    plan = layer_plan_of(module)
     if plan is not None:
         return gates(module, plan, x)
     if isinstance(module, EagerSqueezeExcite):
         return module.excite(x).flatten(1)
-    return module.gates(x)
+    s: Tensor = module.gates(x)
+    return s
 
 
 def _has_gates(module: nn.Module) -> bool:
     if isinstance(module, EagerSqueezeExcite):
         return module.squeeze is not None  # without a squeeze s has a number for every pixel
-    return isinstance(module, SqueezeExcite) or plan_of(module) is not None
+    return isinstance(module, SqueezeExcite) or layer_plan_of(module) is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 class Moments:
     """For every SE block the mean and the standard deviation of s over images, by channel."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sums: dict[str, tuple[int, Tensor, Tensor]] = {}
 
     def add(self, gates: Mapping[str, Tensor]) -> None:

@@ -1,10 +1,10 @@
 """prune_by_gate: a network without the SE blocks whose gates do nothing (sections 7.2 and 8)."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from se_kernels.gates.layers import se_layers
 from se_kernels.gates.moments import Moments
 from se_kernels.gates.prune_report import PruneReport
 from se_kernels.gates.record import record_gates
-from se_kernels.modules.observers import inputs_of
-from se_kernels.surgery.call import plan_of
+from se_kernels.modules.observers import Args, Kwargs, inputs_of
+from se_kernels.surgery.call import layer_plan_of
 
 CONSTANTS = ("one", "mean")
 BATCH = 64  # images of one call, where they come as one tensor
@@ -24,7 +24,7 @@ BATCH = 64  # images of one call, where they come as one tensor
 
 def prune_by_gate(
     model: nn.Module,
-    images: Tensor | Iterable,
+    images: Tensor | Iterable[Any],
     fraction: float,
     *,
     constant: str = "one",
@@ -93,7 +93,7 @@ def prune_by_gate(
             name: ConstantGate(
                 None if constant == "one" else moments.mean(name).to(_dtype_of(layers[name])),
                 post=getattr(layers[name], "post", "none"),
-                nhwc=getattr(plan_of(layers[name]), "nhwc", False),
+                nhwc=getattr(layer_plan_of(layers[name]), "nhwc", False),
             )
             for name in removed
         }
@@ -122,11 +122,12 @@ def prune_by_gate(
     )
 
 
-def _batches(images) -> Iterable[Tensor]:
+def _batches(images: Any) -> Iterable[Any]:
     if isinstance(images, Tensor):
         if images.dim() != 4:
             raise ValueError(f"images: expected (N, C, H, W), got {tuple(images.shape)}")
-        return images.split(BATCH)
+        parts: tuple[Tensor, ...] = images.split(BATCH)
+        return parts
     if not isinstance(images, Iterable) or isinstance(images, Iterator):
         raise TypeError(
             "images: expected a tensor, or batches that can be gone through twice (a list, a "
@@ -135,7 +136,7 @@ def _batches(images) -> Iterable[Tensor]:
     return images
 
 
-def _tensors(batches) -> Iterator[Tensor]:
+def _tensors(batches: Iterable[Any]) -> Iterator[Tensor]:
     for batch in batches:
         images = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
         if not isinstance(images, Tensor):
@@ -147,7 +148,7 @@ def _tensors(batches) -> Iterator[Tensor]:
             yield images
 
 
-def _moments(model, batches) -> tuple[Moments, int]:
+def _moments(model: nn.Module, batches: Iterable[Any]) -> tuple[Moments, int]:
     moments, count = Moments(), 0
     with record_gates(model) as gates:
         for images in _tensors(batches):
@@ -175,9 +176,12 @@ class _Differences(NamedTuple):
     rounding: float  # the most that ``exact`` may be: √ε of the largest output
 
 
-def _compare(model, batches, replacements: dict[nn.Module, ConstantGate]) -> _Differences:
+def _compare(
+    model: nn.Module, batches: Iterable[Any], replacements: dict[nn.Module, ConstantGate]
+) -> _Differences:
     """The model as it was, with constant gates, and with the replacements, batch by batch."""
-    sizes, changed, eps = [(0.0, 0.0, 0.0, 0.0)], 0, 0.0
+    sizes, eps = [[0.0, 0.0, 0.0, 0.0]], 0.0
+    changed: int | None = 0
     for images in _tensors(batches):
         original = _outputs(model(images))
         with _held(replacements):
@@ -188,7 +192,7 @@ def _compare(model, batches, replacements: dict[nn.Module, ConstantGate]) -> _Di
         sizes.append([_largest(outputs) for outputs in compared])
         eps = torch.finfo(original.dtype).eps
         if original.dim() == 2 and changed is not None:
-            changed += (pruned.argmax(1) != original.argmax(1)).sum().item()
+            changed += int((pruned.argmax(1) != original.argmax(1)).sum())
         else:
             changed = None
     # NaN, where one was NaN
@@ -200,7 +204,7 @@ def _largest(outputs: Tensor) -> float:
     return outputs.abs().max().item() if outputs.numel() else 0.0
 
 
-def _outputs(outputs) -> Tensor:
+def _outputs(outputs: Any) -> Tensor:
     """Logits (N, K) as they are; several tensors (feature maps) as one."""
     outputs = getattr(outputs, "logits", outputs)
     if isinstance(outputs, Tensor):
@@ -223,7 +227,7 @@ def _held(replacements: dict[nn.Module, ConstantGate]) -> Iterator[None]:
         yield
 
 
-def _hold(gate: ConstantGate, module, args, kwargs, y):
+def _hold(gate: ConstantGate, module: nn.Module, args: Args, kwargs: Kwargs, y: Tensor) -> Tensor:
     x, residual = inputs_of(args, kwargs)
     x = x.permute(0, 3, 1, 2) if gate.nhwc else x
     s = x.new_ones(x.shape[1]) if gate.s is None else gate.s
@@ -237,7 +241,7 @@ def _hold(gate: ConstantGate, module, args, kwargs, y):
 
 
 @contextmanager
-def _replaced(model, replacements) -> Iterator[None]:
+def _replaced(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Iterator[None]:
     _replace(model, replacements)
     try:
         yield
@@ -245,11 +249,11 @@ def _replaced(model, replacements) -> Iterator[None]:
         _replace(model, {gate: module for module, gate in replacements.items()})
 
 
-def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def _replace(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """At every name that a module is reached by."""
     for parent in list(model.modules()):
         for name, module in list(parent._modules.items()):
-            if module in replacements:
+            if module is not None and module in replacements:
                 setattr(parent, name, replacements[module])
 
 

@@ -9,6 +9,7 @@ is computed once more, by the definition.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from se_kernels.gates.layers import gates_of, se_layers
 from se_kernels.modules.observers import Observer
 
 
-class Gates(Mapping):
+class Gates(Mapping[str, Tensor]):
     """name of an SE block → s (N, C), the images of all calls one after the other.
 
     In float32, or float64 where x or the weights are, without gradients, on the device of x. Only
@@ -115,7 +116,8 @@ class _Recorder(Observer):
 
     def __init__(self, name: str, module: nn.Module, gates: Gates):
         self.name, self.module, self.gates = name, module, gates
-        self.thread, self.ears = threading.get_ident(), []
+        self.thread = threading.get_ident()
+        self.ears: list[Any] = []
         self.is_open = True  # a copy of the module made meanwhile keeps the hooks
 
     @contextmanager
@@ -129,7 +131,7 @@ class _Recorder(Observer):
     def begin(self) -> None:
         if self.is_open and threading.get_ident() == self.thread:
             _check_plain_call(self.name)
-            self.ears.append(OpRecorder())
+            self.ears.append(OpRecorder())  # type: ignore[no-untyped-call]
             self.ears[-1].__enter__()
 
     def end(self, y: Tensor | None, x_of: Callable[[], Tensor]) -> None:
@@ -147,7 +149,9 @@ class OpRecorder(TorchDispatchMode):
 
     s: Tensor | None = None
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is ops.inference:  # the same y; forward returns s too
             y, *_, self.s = ops.forward(*args)
             return y
@@ -163,14 +167,14 @@ class OpRecorder(TorchDispatchMode):
         return out
 
 
-def _norm_gates(u, results) -> Tensor:
+def _norm_gates(u: Tensor, results: tuple[Tensor, ...]) -> Tensor:
     """s (N, C), among what ``ops.norm_forward`` returns."""
     return results[2][4 + u.shape[0] :]
 
 
-def _forward_of(u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant):
+def _forward_of(*arguments: Any) -> Any:
     """``ops.norm_forward`` for the arguments of ``ops.norm_inference``."""
-    *variant, backend = variant
+    u, bn_weight, bn_bias, mean, var, eps, w1, w2, b1, b2, residual, *variant, backend = arguments
     return ops.norm_forward(
         u, bn_weight, bn_bias, mean, var, None, w1, w2, b1, b2, residual, False, 0.0, eps,
         *variant, False, backend,

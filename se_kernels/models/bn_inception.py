@@ -1,7 +1,7 @@
 """BN-Inception: Ioffe and Szegedy, "Batch Normalization", figure 5 of its appendix."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,16 +64,17 @@ class Inception(nn.Module):
             ConvNormReLU(channels, channels, 3, stride),
         )
         pool = nn.AvgPool2d if row.pool == "avg" else nn.MaxPool2d
-        self.branches["pool"] = nn.Sequential(pool(3, stride, padding=1))
+        pooled = nn.Sequential(pool(3, stride, padding=1))
         if row.pool_1x1 is not None:
-            self.branches["pool"].append(ConvNormReLU(in_channels, row.pool_1x1, 1))
+            pooled.append(ConvNormReLU(in_channels, row.pool_1x1, 1))
+        self.branches["pool"] = pooled
         self.channels = (
             (row.conv1x1 or 0)
             + row.conv3x3[-1]
             + row.double3x3[-1]
             + (in_channels if row.pool_1x1 is None else row.pool_1x1)
         )
-        self.se = None
+        self.se: nn.Module | None = None
 
     def add_se(self, se: SE) -> None:
         self.se = se.block(self.channels)
@@ -135,7 +136,8 @@ class BNInception(Network):
         self.finish((*channels, width), dropout)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.conv1(x)
+        x = self.conv1(x)
+        return x
 
 
 def halve() -> nn.MaxPool2d:
@@ -143,12 +145,14 @@ def halve() -> nn.MaxPool2d:
 
 
 @register
-def bn_inception(num_classes: int = 1000, *, se: SE | None = None, **options) -> BNInception:
+def bn_inception(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> BNInception:
     """BN-Inception: 2.03 G multiply-adds (Table 2). Options as of :class:`BNInception`."""
     return BNInception(BN_INCEPTION, num_classes, se=se, **options)
 
 
-def se_bn_inception(num_classes: int = 1000, *, fused: bool | str = True, **options) -> BNInception:
+def se_bn_inception(
+    num_classes: int = 1000, *, fused: bool | str = True, **options: Any
+) -> BNInception:
     """SE-BN-Inception: 2.04 G multiply-adds (Table 2).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of

@@ -2,6 +2,8 @@
 ResNet-164 (He et al., "Identity Mappings in Deep Residual Networks"), WRN-16-8 (Zagoruyko and
 Komodakis, "Wide Residual Networks")."""
 
+from typing import Any
+
 from se_kernels.models.registry import register, with_se
 from se_kernels.models.residual import ResNet, Stage
 from se_kernels.models.se import SE
@@ -41,7 +43,7 @@ def check_no_features(network: str, features_only: bool) -> None:
 
 @register
 def resnet110(
-    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options
+    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options: Any
 ) -> ResNet:
     """ResNet-110, pre-activated: the one whose 6.37 % are in Table 4. 1.7 M parameters.
 
@@ -57,7 +59,7 @@ def resnet110(
 
 @register
 def resnet164(
-    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options
+    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options: Any
 ) -> ResNet:
     """ResNet-164, pre-activated bottlenecks. 1.7 M parameters.
 
@@ -69,7 +71,7 @@ def resnet164(
 
 @register
 def wrn_16_8(
-    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options
+    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options: Any
 ) -> ResNet:
     """WRN-16-8: depth 16, eight times the width, without dropout. 11.0 M parameters.
 
@@ -79,7 +81,7 @@ def wrn_16_8(
     return ResNet(WRN_16_8, num_classes, se=se, **{**DESIGN, **options})
 
 
-def se_resnet110(num_classes: int = 10, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnet110(num_classes: int = 10, *, fused: bool | str = True, **options: Any) -> ResNet:
     """SE-ResNet-110 (Tables 4 and 5).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
@@ -88,11 +90,11 @@ def se_resnet110(num_classes: int = 10, *, fused: bool | str = True, **options) 
     return with_se(resnet110, num_classes, fused, options)
 
 
-def se_resnet164(num_classes: int = 10, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnet164(num_classes: int = 10, *, fused: bool | str = True, **options: Any) -> ResNet:
     """SE-ResNet-164 (Tables 4 and 5). Arguments as of ``se_resnet110``."""
     return with_se(resnet164, num_classes, fused, options)
 
 
-def se_wrn_16_8(num_classes: int = 10, *, fused: bool | str = True, **options) -> ResNet:
+def se_wrn_16_8(num_classes: int = 10, *, fused: bool | str = True, **options: Any) -> ResNet:
     """SE-WRN-16-8 (Tables 4 and 5). Arguments as of ``se_resnet110``."""
     return with_se(wrn_16_8, num_classes, fused, options)

@@ -24,7 +24,7 @@ class ConvNormReLU(nn.Module):
         kernel: int | tuple[int, int],
         stride: int = 1,
         *,
-        padding: int | None = None,
+        padding: int | tuple[int, int] | None = None,
         groups: int = 1,
         eps: float = 1e-5,
         relu: bool = True,
@@ -38,7 +38,8 @@ class ConvNormReLU(nn.Module):
         )
         self.bn = nn.BatchNorm2d(channels, eps)
         self.relu = relu
-        self.se, self.with_norm = None, False
+        self.se: nn.Module | None = None
+        self.with_norm = False
 
     def add_se(self, se: SE) -> None:
         self.with_norm = se.with_norm

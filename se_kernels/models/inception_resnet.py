@@ -2,7 +2,7 @@
 Connections on Learning", with the widths and the numbers of blocks of its published weights, which
 are those of timm's ``inception_resnet_v2`` and not of the paper's figures."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Branches(nn.Module):
     def __init__(self, in_channels: int, rows: tuple[tuple[Conv, ...], ...]):
         super().__init__()
         self.channels = sum(row[-1].channels for row in rows)
-        self.branches = []
+        self.branches: list[str] = []
         for row in rows:
             self.add_branch(branch(in_channels, row))
 
@@ -68,7 +68,7 @@ class Mixed(Branches):
         else:
             self.add_branch(nn.MaxPool2d(3, stride=2))
         self.channels += pool_1x1 or in_channels
-        self.se = None
+        self.se: nn.Module | None = None
 
     def add_se(self, se: SE) -> None:
         self.se = se.block(self.channels)
@@ -92,17 +92,18 @@ class Residual(Branches):
         super().__init__(channels, rows)
         self.conv2d = nn.Conv2d(self.channels, channels, 1)
         self.channels, self.scale, self.relu = channels, scale, relu
-        self.se = None
+        self.se: nn.Module | None = None
 
     def add_se(self, se: SE) -> None:
         self.se = se.block(self.channels, post="relu" if self.relu else "none")
 
     def forward(self, x: Tensor) -> Tensor:
-        v = self.conv2d(self.concatenated(x))
+        v: Tensor = self.conv2d(self.concatenated(x))
         if self.scale != 1:
             v = in_place.mul(v, self.scale)
         if self.se is not None:
-            return self.se(v, x)
+            v = self.se(v, x)
+            return v
         v = in_place.add(v, x)
         return in_place.relu(v) if self.relu else v
 
@@ -179,7 +180,7 @@ class InceptionResNet(Network):
             conv(2080, Conv(1536)),
         )
         for number in (5, 6, 7):
-            for module in self.get_submodule(f"stage{number}"):
+            for module in self.get_submodule(f"stage{number}").children():
                 if isinstance(module, (Mixed, Residual)) and se is not None and se.is_in(number):
                     module.add_se(se)
         self.layers = ("conv2d_4a", "stage5", "stage6", "stage7")
@@ -187,12 +188,13 @@ class InceptionResNet(Network):
 
     def stem(self, x: Tensor) -> Tensor:
         x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x)))
-        return self.conv2d_3b(self.maxpool_3a(x))
+        x = self.conv2d_3b(self.maxpool_3a(x))
+        return x
 
 
 @register
 def inception_resnet_v2(
-    num_classes: int = 1000, *, se: SE | None = None, **options
+    num_classes: int = 1000, *, se: SE | None = None, **options: Any
 ) -> InceptionResNet:
     """Inception-ResNet-v2, for images of 299×299: 13.16 G multiply-adds, where Table 2 has 11.75.
 
@@ -202,7 +204,7 @@ def inception_resnet_v2(
 
 
 def se_inception_resnet_v2(
-    num_classes: int = 1000, *, fused: bool | str = True, **options
+    num_classes: int = 1000, *, fused: bool | str = True, **options: Any
 ) -> InceptionResNet:
     """SE-Inception-ResNet-v2.
 

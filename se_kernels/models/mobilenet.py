@@ -1,6 +1,7 @@
 """MobileNet: Howard et al., "MobileNets", table 1."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -73,7 +74,8 @@ class MobileNet(Network):
             for i, channels in enumerate(row):
                 unit = separable(width, channels, 2 if i == 0 and number > 1 else 1)
                 if se is not None and se.is_in(number):
-                    unit[-1].add_se(se)
+                    last: Any = unit[-1]
+                    last.add_se(se)
                 stage.append(unit)
                 width = channels
             self.add_module(f"stage{number}", stage)
@@ -81,11 +83,12 @@ class MobileNet(Network):
         self.finish(tuple(row[-1] for row in stages[1:]), dropout)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.stage1(self.conv1(x))
+        x = self.get_submodule("stage1")(self.conv1(x))
+        return x
 
 
 @register
-def mobilenet(num_classes: int = 1000, *, se: SE | None = None, **options) -> MobileNet:
+def mobilenet(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> MobileNet:
     """MobileNet 1.0-224: 4.2 M parameters and 569 M multiply-adds (Table 3).
 
     Options as of :class:`MobileNet`.
@@ -93,7 +96,7 @@ def mobilenet(num_classes: int = 1000, *, se: SE | None = None, **options) -> Mo
     return MobileNet(MOBILENET, num_classes, se=se, **options)
 
 
-def se_mobilenet(num_classes: int = 1000, *, fused: bool | str = True, **options) -> MobileNet:
+def se_mobilenet(num_classes: int = 1000, *, fused: bool | str = True, **options: Any) -> MobileNet:
     """SE-MobileNet: 4.7 M parameters and 572 M multiply-adds (Table 3).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of

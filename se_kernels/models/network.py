@@ -49,7 +49,7 @@ class Network(nn.Module):
         initialise(self)
 
     def add_head(self, dropout: float) -> None:
-        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.dropout: nn.Module | None = nn.Dropout(dropout) if dropout else None
         self.fc = nn.Linear(self.feature_channels[-1], self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -74,10 +74,11 @@ class Network(nn.Module):
         return x
 
     def head(self, x: Tensor) -> Tensor:
-        z = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C)
+        z: Tensor = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C)
         if self.dropout is not None:
             z = self.dropout(z)
-        return self.fc(z)
+        z = self.fc(z)
+        return z
 
 
 def check_images(x: Tensor, channels: int, size: int) -> None:

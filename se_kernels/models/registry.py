@@ -4,10 +4,10 @@ A family joins with ``@register`` on the function that builds one of its network
 module imported by ``se_kernels.models``:
 
     @register
-    def resnet50(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
+    def resnet50(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ResNet:
         return ResNet(RESNET50, num_classes, se=se, **options)
 
-    def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+    def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options: Any) -> ResNet:
         return with_se(resnet50, num_classes, fused, options)
 
 The registered name is the architecture's; whether it has SE blocks is an argument. ``options``
@@ -17,18 +17,26 @@ must include ``in_channels`` and ``features_only``.
 import dataclasses
 import difflib
 from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from se_kernels.models.network import Network
 from se_kernels.models.se import SE, expect
 
+N = TypeVar("N", bound=Network)
+P = ParamSpec("P")
 # and the ``fused`` of :class:`SE`
-SES = {"fused": True, "layer": "layer", "eager": False, None: None}
+SES: dict[str | None, bool | str | None] = {
+    "fused": True,
+    "layer": "layer",
+    "eager": False,
+    None: None,
+}
 
 _NETWORKS: dict[str, Callable[..., Network]] = {}
 _SE_OPTIONS = tuple(f.name for f in dataclasses.fields(SE) if f.name != "fused")
 
 
-def register(build: Callable[..., Network]) -> Callable[..., Network]:
+def register(build: Callable[P, N]) -> Callable[P, N]:
     """Decorator: the function's name is the network's."""
     _NETWORKS[build.__name__] = build
     return build
@@ -46,7 +54,7 @@ def create(
     se: str | None = "fused",
     in_channels: int = 3,
     features_only: bool = False,
-    **options,
+    **options: Any,
 ) -> Network:
     """A network of the paper by its name.
 
@@ -74,8 +82,8 @@ def create(
 
 
 def with_se(
-    build: Callable[..., Network], num_classes: int, fused: bool | str | None, options: dict
-) -> Network:
+    build: Callable[..., N], num_classes: int, fused: bool | str | None, options: dict[str, Any]
+) -> N:
     """The network with the SE blocks that the options of :class:`SE` describe; None: without."""
     chosen = {name: options[name] for name in _SE_OPTIONS if name in options}
     if fused is None and chosen:

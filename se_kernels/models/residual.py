@@ -6,7 +6,7 @@ Modules carry the names that torchvision and timm use (``conv1``, ``bn1``, ``lay
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Design:
 class Block(nn.Module):
     """What residual blocks share: the SE block, the shortcut and the tail (Figs. 3 and 5)."""
 
-    integrations = INTEGRATIONS
+    integrations: tuple[str, ...] = INTEGRATIONS
     post = "relu"  # after the summation
     normed_projection = True
 
@@ -54,7 +54,8 @@ class Block(nn.Module):
         self.downsample = None
         if stride != 1 or in_channels != channels[-1]:
             self.downsample = self.projection(in_channels, channels[-1], stride, design.projection)
-        self.se, self.integration, self.with_norm = None, None, False
+        self.se: nn.Module | None = None
+        self.integration, self.with_norm = "", False
 
     def projection(self, in_channels: int, channels: int, stride: int, kind: str) -> nn.Module:
         if kind == "pad":
@@ -82,14 +83,16 @@ class Block(nn.Module):
         """u: the residual branch before its last norm, where it ends with one; x: what the shortcut
         starts from; returns the block's output."""
         shortcut = x if self.downsample is None else self.downsample(x)
-        standard = self.se is not None and self.integration == "standard"
-        if standard and norm is not None:
-            return after_norm(norm, self.se, u, shortcut, fused=self.with_norm)
-        v = u if norm is None else norm(u)
-        if standard:
-            return self.se(v, shortcut)
+        se: Any = self.se if self.integration == "standard" else None
+        if se is not None and norm is not None:
+            return after_norm(norm, se, u, shortcut, fused=self.with_norm)
+        v: Tensor = u if norm is None else norm(u)
+        if se is not None:
+            v = se(v, shortcut)
+            return v
         if self.se is not None and self.integration == "identity":
-            return self.se(shortcut, v)
+            v = self.se(shortcut, v)
+            return v
         v = in_place.add(v, shortcut)
         if self.post == "relu":
             v = in_place.relu(v)
@@ -278,12 +281,12 @@ class ResNet(Network):
         for name, number, stage in zip(self.layers, numbers, stages, strict=True):
             layer = nn.Sequential()
             for i in range(stage.blocks):
-                block = BLOCKS[len(stage.channels), preactivation](
+                unit = BLOCKS[len(stage.channels), preactivation](
                     width, stage.channels, stage.stride if i == 0 else 1, design
                 )
                 if se is not None and se.is_in(number):
-                    block.add_se(se)
-                layer.append(block)
+                    unit.add_se(se)
+                layer.append(unit)
                 width = stage.channels[-1]
             self.add_module(name, layer)
 
@@ -292,7 +295,7 @@ class ResNet(Network):
 
     def _add_stem(self, stem: str, width: int, pool: str, preactivation: bool) -> None:
         if stem == "imagenet":
-            self.conv1 = conv(self.in_channels, width, 7, stride=2)
+            self.conv1: nn.Module = conv(self.in_channels, width, 7, stride=2)
         elif stem == "deep":
             self.conv1 = nn.Sequential(
                 *(conv(self.in_channels, 64, 3, stride=2), nn.BatchNorm2d(64), in_place.ReLU()),
@@ -303,7 +306,7 @@ class ResNet(Network):
             self.conv1 = conv(self.in_channels, width, 3)
         self.bn1 = nn.Identity() if preactivation else nn.BatchNorm2d(width)
         if stem == "cifar":
-            self.maxpool = nn.Identity()
+            self.maxpool: nn.Module = nn.Identity()
         elif pool == "padded":
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         else:
@@ -313,7 +316,8 @@ class ResNet(Network):
         x = self.conv1(x)
         if not isinstance(self.bn1, nn.Identity):
             x = in_place.relu(self.bn1(x))
-        return self.maxpool(x)
+        x = self.maxpool(x)
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         return super().head(x if self.bn is None else in_place.relu(self.bn(x)))

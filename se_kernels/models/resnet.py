@@ -1,5 +1,7 @@
 """ResNet-50, -101 and -152: Table 1, left, and with SE blocks its middle column."""
 
+from typing import Any
+
 from se_kernels.models.registry import register, with_se
 from se_kernels.models.residual import ResNet, Stage
 from se_kernels.models.se import SE
@@ -27,7 +29,7 @@ RESNET152 = deeper(RESNET50, (3, 8, 36, 3))
 
 
 @register
-def resnet50(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
+def resnet50(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ResNet:
     """ResNet-50: Table 1, left. 25.6 M parameters and 3.86 G multiply-adds (Table 2).
 
     ``options`` are those of :class:`ResNet`. With ``stride_in_1x1=False`` it is the variant of
@@ -37,18 +39,18 @@ def resnet50(num_classes: int = 1000, *, se: SE | None = None, **options) -> Res
 
 
 @register
-def resnet101(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
+def resnet101(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ResNet:
     """ResNet-101: 7.58 G multiply-adds (Table 2). Options as of ``resnet50``."""
     return ResNet(RESNET101, num_classes, se=se, **options)
 
 
 @register
-def resnet152(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
+def resnet152(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ResNet:
     """ResNet-152: 11.30 G multiply-adds (Table 2). Options as of ``resnet50``."""
     return ResNet(RESNET152, num_classes, se=se, **options)
 
 
-def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options: Any) -> ResNet:
     """SE-ResNet-50: Table 1, middle. 28.1 M parameters and 3.87 G multiply-adds (Table 2).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of
@@ -57,11 +59,11 @@ def se_resnet50(num_classes: int = 1000, *, fused: bool | str = True, **options)
     return with_se(resnet50, num_classes, fused, options)
 
 
-def se_resnet101(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnet101(num_classes: int = 1000, *, fused: bool | str = True, **options: Any) -> ResNet:
     """SE-ResNet-101: 7.60 G multiply-adds (Table 2). Arguments as of ``se_resnet50``."""
     return with_se(resnet101, num_classes, fused, options)
 
 
-def se_resnet152(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnet152(num_classes: int = 1000, *, fused: bool | str = True, **options: Any) -> ResNet:
     """SE-ResNet-152: 11.32 G multiply-adds (Table 2). Arguments as of ``se_resnet50``."""
     return with_se(resnet152, num_classes, fused, options)

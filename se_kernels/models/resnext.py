@@ -1,5 +1,7 @@
 """ResNeXt-50 and -101 with 32 groups of 4 channels: Table 1, right, with SE blocks."""
 
+from typing import Any
+
 from se_kernels.models.registry import register, with_se
 from se_kernels.models.residual import ResNet, Stage
 from se_kernels.models.resnet import deeper
@@ -21,18 +23,20 @@ DESIGN = dict(groups=32, stem_channels=64, stride_in_1x1=False)
 
 
 @register
-def resnext50_32x4d(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
+def resnext50_32x4d(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ResNet:
     """ResNeXt-50 (32×4d): 4.24 G multiply-adds (Table 2). Options as of :class:`ResNet`."""
     return ResNet(RESNEXT50, num_classes, se=se, **{**DESIGN, **options})
 
 
 @register
-def resnext101_32x4d(num_classes: int = 1000, *, se: SE | None = None, **options) -> ResNet:
+def resnext101_32x4d(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ResNet:
     """ResNeXt-101 (32×4d): 7.99 G multiply-adds (Table 2). Options as of :class:`ResNet`."""
     return ResNet(RESNEXT101, num_classes, se=se, **{**DESIGN, **options})
 
 
-def se_resnext50_32x4d(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnext50_32x4d(
+    num_classes: int = 1000, *, fused: bool | str = True, **options: Any
+) -> ResNet:
     """SE-ResNeXt-50 (32×4d): Table 1, right. 4.25 G multiply-adds (Table 2).
 
     Arguments as of ``se_resnet50``.
@@ -40,6 +44,8 @@ def se_resnext50_32x4d(num_classes: int = 1000, *, fused: bool | str = True, **o
     return with_se(resnext50_32x4d, num_classes, fused, options)
 
 
-def se_resnext101_32x4d(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ResNet:
+def se_resnext101_32x4d(
+    num_classes: int = 1000, *, fused: bool | str = True, **options: Any
+) -> ResNet:
     """SE-ResNeXt-101 (32×4d): 8.00 G multiply-adds (Table 2). Arguments as of ``se_resnet50``."""
     return with_se(resnext101_32x4d, num_classes, fused, options)

@@ -54,7 +54,7 @@ class SE:
     integration: str = "standard"
     backend: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         expect("fused", self.fused, FUSED)
         expect("squeeze", self.squeeze, (*SQUEEZES, None))
         expect("act", self.act, ACTS)
@@ -155,7 +155,8 @@ def after_norm(
         pre = "relu" if relu else "identity"
         return run_norm(norm, se, u, residual, pre=pre)
     v = norm(u)
-    return se(in_place.relu(v) if relu else v, residual)
+    y: Tensor = se(in_place.relu(v) if relu else v, residual)
+    return y
 
 
 def check_se(
@@ -179,11 +180,11 @@ def check_se(
         raise ValueError(f"stages: expected some of {listed(stages)} in {network}; got {se.stages}")
 
 
-def expect(argument: str, value, values: tuple) -> None:
+def expect(argument: str, value: object, values: tuple[object, ...]) -> None:
     """ValueError where value is none of the values."""
     if value not in values:
         raise ValueError(f"{argument}: expected one of {listed(values)}; got {value!r}")
 
 
-def listed(values: tuple) -> str:
+def listed(values: tuple[object, ...]) -> str:
     return ", ".join(str(value) for value in values)

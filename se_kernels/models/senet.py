@@ -1,6 +1,7 @@
 """SENet-154, of the ILSVRC 2017 submission (section 5.4 and the appendix)."""
 
 import dataclasses
+from typing import Any
 
 from se_kernels.models.registry import register
 from se_kernels.models.residual import ResNet, Stage
@@ -31,7 +32,7 @@ WITH_SE = SE()
 
 
 @register
-def senet154(num_classes: int = 1000, *, se: SE | None = WITH_SE, **options) -> ResNet:
+def senet154(num_classes: int = 1000, *, se: SE | None = WITH_SE, **options: Any) -> ResNet:
     """SENet-154. ``se=None`` leaves its SE blocks out; ``options`` are those of :class:`ResNet`.
 
     Its FCs have biases, as the weights that the authors published have: section 6 leaves them out

@@ -2,6 +2,7 @@
 last rows of Tables 4 and 5."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +45,11 @@ class MixFunction(torch.autograd.Function):
         return torch.lerp(b, a, alpha)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[-1])
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (beta,) = ctx.saved_tensors
         return dy * beta, dy * (1 - beta), None, None
 
@@ -84,7 +85,8 @@ def mixed(a: Tensor, b: Tensor, forward: str, backward: str) -> Tensor:
     """A mixture in training, see :class:`Mix`."""
     alpha = _weight(forward, a)
     beta = alpha if backward == "keep" else _weight(backward, a)
-    return MixFunction.apply(a, b, alpha, beta)
+    y: Tensor = MixFunction.apply(a, b, alpha, beta)  # type: ignore[no-untyped-call]
+    return y
 
 
 def _weight(how: str, a: Tensor) -> Tensor:
@@ -112,10 +114,13 @@ class Shortcut(nn.Module):
     def forward(self, a: Tensor) -> Tensor:
         """a: ReLU of the block's input."""
         if self.stride == 1:
-            return self.bn(self.conv(a))
-        shifted = F.pad(a, (-1, 1, -1, 1))
-        flows = (self.conv1, a), (self.conv2, shifted)
-        return self.bn(torch.cat([c(F.avg_pool2d(v, 1, self.stride)) for c, v in flows], 1))
+            a = self.conv(a)
+        else:
+            shifted = F.pad(a, (-1, 1, -1, 1))
+            flows = (self.conv1, a), (self.conv2, shifted)
+            a = torch.cat([c(F.avg_pool2d(v, 1, self.stride)) for c, v in flows], 1)
+        a = self.bn(a)
+        return a
 
 
 class Block(nn.Module):
@@ -134,16 +139,17 @@ class Block(nn.Module):
         self.shortcut = None
         if stride != 1 or in_channels != self.channels:
             self.shortcut = Shortcut(in_channels, self.channels, stride)
-        self.se = None
+        self.se: nn.Module | None = None
 
     def add_se(self, se: SE) -> None:
         self.se = se.block(self.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         a = F.relu(x)
-        v = self.mix(self.branch1(a), self.branch2(a))
+        v: Tensor = self.mix(self.branch1(a), self.branch2(a))
         shortcut = x if self.shortcut is None else self.shortcut(a)
-        return v + shortcut if self.se is None else self.se(v, shortcut)
+        v = v + shortcut if self.se is None else self.se(v, shortcut)
+        return v
 
 
 def branch(in_channels: int, channels: Sequence[int], stride: int, groups: int) -> nn.Sequential:
@@ -216,7 +222,8 @@ class ShakeNet(Network):
         self.finish(tuple(stage.channels[-1] for stage in stages))
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.bn1(self.conv1(x))
+        x = self.bn1(self.conv1(x))
+        return x
 
     def head(self, x: Tensor) -> Tensor:
         return super().head(F.relu(x))
@@ -224,7 +231,7 @@ class ShakeNet(Network):
 
 @register
 def shake_shake_26_2x96d(
-    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options
+    num_classes: int = 10, *, se: SE | None = None, features_only: bool = False, **options: Any
 ) -> ShakeNet:
     """Shake-Shake 26 2×96d: depth 26, two branches of 96 channels, both passes shaken. 26.2 M
     parameters.
@@ -237,7 +244,7 @@ def shake_shake_26_2x96d(
 
 @register
 def shake_even_29_2x4x64d(
-    num_classes: int = 100, *, se: SE | None = None, features_only: bool = False, **options
+    num_classes: int = 100, *, se: SE | None = None, features_only: bool = False, **options: Any
 ) -> ShakeNet:
     """Shake-Even 29 2×4×64d: depth 29, two branches of 4 groups of 64 channels, the forward pass
     shaken and the backward pass even. 34.4 M parameters with 10 classes.
@@ -250,7 +257,7 @@ def shake_even_29_2x4x64d(
 
 
 def se_shake_shake_26_2x96d(
-    num_classes: int = 10, *, fused: bool | str = True, **options
+    num_classes: int = 10, *, fused: bool | str = True, **options: Any
 ) -> ShakeNet:
     """SE-Shake-Shake 26 2×96d (Table 4).
 
@@ -261,7 +268,7 @@ def se_shake_shake_26_2x96d(
 
 
 def se_shake_even_29_2x4x64d(
-    num_classes: int = 100, *, fused: bool | str = True, **options
+    num_classes: int = 100, *, fused: bool | str = True, **options: Any
 ) -> ShakeNet:
     """SE-Shake-Even 29 2×4×64d (Table 5). Arguments as of ``se_shake_shake_26_2x96d``."""
     return with_se(shake_even_29_2x4x64d, num_classes, fused, options)

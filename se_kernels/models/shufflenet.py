@@ -1,7 +1,7 @@
 """ShuffleNet: Zhang et al., "ShuffleNet", figure 2 and table 1."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,8 @@ STEM_CHANNELS = 24
 def shuffle(v: Tensor, groups: int) -> Tensor:
     """Channel c is the (c // groups)-th of group c % groups."""
     if is_traced(v):  # the older ONNX exporter does not know it
-        return v.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+        v = v.unflatten(1, (groups, -1)).transpose(1, 2)
+        return v.flatten(1, 2)
     return F.channel_shuffle(v, groups)
 
 
@@ -54,20 +55,21 @@ class Unit(nn.Module):
         self.conv2 = ConvNormReLU(reduced, reduced, 3, stride, groups=reduced, relu=False)
         self.conv3 = ConvNormReLU(reduced, self.channels, 1, groups=groups, relu=False)
         self.pool = None if stride == 1 else nn.AvgPool2d(3, stride, padding=1)
-        self.se = None
+        self.se: nn.Module | None = None
 
     def add_se(self, se: SE) -> None:
         self.se = se.block(self.channels, post="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """x is the output of a ReLU, and so then is the pool of it."""
-        v = shuffle(self.conv1(x), self.groups)
+        v: Tensor = shuffle(self.conv1(x), self.groups)
         v = self.conv3(self.conv2(v))
         if self.pool is not None:
             v = in_place.relu(v) if self.se is None else self.se(v)
             return torch.cat((self.pool(x), v), 1)
         if self.se is not None:
-            return self.se(v, x)
+            v = self.se(v, x)
+            return v
         return in_place.relu(in_place.add(v, x))
 
 
@@ -132,11 +134,12 @@ class ShuffleNet(Network):
         self.finish((STEM_CHANNELS, *(row.channels for row in stages)), dropout)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.conv1(x)
+        x = self.conv1(x)
+        return x
 
 
 @register
-def shufflenet(num_classes: int = 1000, *, se: SE | None = None, **options) -> ShuffleNet:
+def shufflenet(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> ShuffleNet:
     """ShuffleNet 1× (g=3): 1.8 M parameters and 140 M multiply-adds (Table 3).
 
     Options as of :class:`ShuffleNet`.
@@ -144,7 +147,9 @@ def shufflenet(num_classes: int = 1000, *, se: SE | None = None, **options) -> S
     return ShuffleNet(SHUFFLENET_G3, num_classes, se=se, **options)
 
 
-def se_shufflenet(num_classes: int = 1000, *, fused: bool | str = True, **options) -> ShuffleNet:
+def se_shufflenet(
+    num_classes: int = 1000, *, fused: bool | str = True, **options: Any
+) -> ShuffleNet:
     """SE-ShuffleNet: 2.4 M parameters and 142 M multiply-adds (Table 3).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of

@@ -1,6 +1,7 @@
 """VGG-16 with batch norm: Simonyan and Zisserman's configuration D, as section 5.1 trains it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,7 +82,9 @@ class VGG(Network):
         self.finish((*(row[-1] for row in stages[2:]), width), dropout)
 
     def stem(self, x: Tensor) -> Tensor:
-        return self.stage2(self.stage1(x))
+        for stage in self.get_submodule("stage1"), self.get_submodule("stage2"):
+            x = stage(x)
+        return x
 
     def add_head(self, dropout: float) -> None:
         self.fc1 = nn.Linear(self.feature_channels[-1] * POOLED**2, self.hidden)
@@ -91,18 +94,20 @@ class VGG(Network):
 
     def head(self, x: Tensor) -> Tensor:
         x = F.adaptive_avg_pool2d(x, POOLED).flatten(1)  # (N, C * 49)
-        x = self.dropout(in_place.relu(self.fc1(x)))
-        x = self.dropout(in_place.relu(self.fc2(x)))
-        return self.fc(x)
+        drop = self.get_submodule("dropout")
+        x = drop(in_place.relu(self.fc1(x)))
+        x = drop(in_place.relu(self.fc2(x)))
+        x = self.fc(x)
+        return x
 
 
 @register
-def vgg16(num_classes: int = 1000, *, se: SE | None = None, **options) -> VGG:
+def vgg16(num_classes: int = 1000, *, se: SE | None = None, **options: Any) -> VGG:
     """VGG-16 with batch norm: 15.47 G multiply-adds (Table 2). Options as of :class:`VGG`."""
     return VGG(VGG16, num_classes, se=se, **options)
 
 
-def se_vgg16(num_classes: int = 1000, *, fused: bool | str = True, **options) -> VGG:
+def se_vgg16(num_classes: int = 1000, *, fused: bool | str = True, **options: Any) -> VGG:
     """SE-VGG-16: 15.48 G multiply-adds (Table 2).
 
     ``fused=False`` has the same parameters under the same names. ``options`` are those of

@@ -1,6 +1,7 @@
 """BatchNormSqueezeExcite: the norm, an activation and the block as one layer."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,9 @@ class BatchNormSqueezeExcite(nn.Module):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        device=None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
-        **options,
+        **options: Any,
     ):
         super().__init__()
         if pre not in PRES:
@@ -80,7 +81,8 @@ class BatchNormSqueezeExcite(nn.Module):
     def forward(self, u: Tensor, residual: Tensor | None = None) -> Tensor:
         """u (N, C, H, W) and residual, of u's shape and dtype or None, to y (N, C, H, W)."""
         if torch.jit.is_scripting():
-            return self.se(activate(self.bn(u), self.pre), residual)
+            y: Tensor = self.se(activate(self.bn(u), self.pre), residual)
+            return y
         else:  # TorchScript does not compile it
             return run_norm(self.bn, self.se, u, residual, pre=self.pre)
 
@@ -90,7 +92,7 @@ class BatchNormSqueezeExcite(nn.Module):
 
 def run_norm(
     norm: nn.Module,
-    se: nn.Module,
+    se: Any,  # a module
     u: Tensor,
     residual: Tensor | None = None,
     *,
@@ -109,7 +111,9 @@ def run_norm(
             check_tensor_type("u", u)
         v = norm_call.normed(norm, u, pre).to(u.dtype) if _is_sharded(norm, u) else None
         v = activate(norm(u), pre) if v is None else v
-        return se(v) if residual is None else se(v, residual)  # one in its place may take v alone
+        # one in its place may take v alone
+        apart: Tensor = se(v) if residual is None else se(v, residual)
+        return apart
     if residual is u and torch.compiler.is_compiling():
         residual = u.view_as(u)  # Dynamo gives no autograd.Function a tensor twice
     call = partial(
@@ -132,7 +136,7 @@ def run_norm(
     )
 
 
-def _is_one_call(norm, se, u) -> bool:
+def _is_one_call(norm: nn.Module, se: Any, u: Tensor) -> bool:
     """Whether the fused op computes what calls of the two do, as far as they are not hooked."""
     return (
         type(u) in TENSORS
@@ -143,7 +147,7 @@ def _is_one_call(norm, se, u) -> bool:
     )
 
 
-def _is_sharded(norm, u) -> bool:
+def _is_sharded(norm: nn.Module, u: Tensor) -> bool:
     """Whether u is a DTensor that a norm in evaluation mode can leave sharded, image by image:
     torch's own call gathers it on every process."""
     return (
@@ -153,7 +157,7 @@ def _is_sharded(norm, u) -> bool:
     )
 
 
-def _infer(norm, se, u, residual, pre):
+def _infer(norm: nn.Module, se: Any, u: Tensor, residual: Tensor | None, pre: str) -> Tensor | None:
     """y of an inference, past autograd and ops; None where the long way is to be taken."""
     of_norm = norm_call.inferred_with(norm)
     if of_norm is None or not guards.is_valid(se, PLAIN):

@@ -1,5 +1,7 @@
 """A batch norm module before the block: what its own forward would do, and the fused call."""
 
+from typing import Any
+
 import torch.distributed as dist
 import torch.utils.checkpoint
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from se_kernels.core.precision import norm_compute_dtype
 from se_kernels.functional import batch_norm_squeeze_excite
 from se_kernels.modules.recognition import are_plain, class_path, is_plain
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# One is passed as Any: its attributes may be what nn.BatchNorm2d has there, or of other types.
+NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # torchvision's, by name, and timm's with the activation in it: all their numbers are buffers
 FROZEN = (
     "torchvision.ops.misc.FrozenBatchNorm2d",
@@ -19,7 +22,7 @@ FROZEN = (
 )
 
 
-def is_batch_norm(norm: nn.Module, classes=NORMS) -> bool:
+def is_batch_norm(norm: Any, classes: tuple[type[nn.Module], ...] = NORMS) -> bool:
     """Whether a call of ``norm`` is a batch norm of its parameters and buffers, and no more."""
     if is_exporting() and _is_training(norm):
         return False  # what quantises an exported program, or moves it to evaluation, looks for it
@@ -31,7 +34,7 @@ def is_batch_norm(norm: nn.Module, classes=NORMS) -> bool:
     )
 
 
-def run(norm: nn.Module, u: Tensor, *fcs: Tensor | None, **variant) -> Tensor:
+def run(norm: Any, u: Tensor, *fcs: Any, **variant: Any) -> Tensor:
     """``batch_norm_squeeze_excite`` of u (N, C, H, W) as ``norm`` would normalise it.
 
     ``norm`` has the attributes of ``nn.BatchNorm2d`` or ``nn.SyncBatchNorm``, all of which are
@@ -76,7 +79,7 @@ def _add_one(count: Tensor | None) -> None:
         count.add_(1)
 
 
-def inferred_with(norm: nn.Module) -> tuple | None:
+def inferred_with(norm: nn.Module) -> tuple[Any, ...] | None:
     """weight, bias, mean, var and eps of a norm in evaluation mode that keeps them where its class
     does; None for any other."""
     guard = _INFERENCE.get(type(norm))
@@ -97,15 +100,17 @@ _INFERENCE = {
 }
 
 
-def normed(norm: nn.Module, u: Tensor, pre: str) -> Tensor:
+def normed(norm: Any, u: Tensor, pre: str) -> Tensor:
     """v (N, C, H, W) as ``run`` has it, by the definition, which leaves the statistics alone."""
     dtype = norm_compute_dtype(u, norm.weight, u)
-    of = (None, None) if is_of_the_batch(norm) else (norm.running_mean, norm.running_var)
-    how = dict(eps=_number(norm.eps), pre=pre, process_group=_group(norm))
+    of: tuple[Any, Any] = (
+        (None, None) if is_of_the_batch(norm) else (norm.running_mean, norm.running_var)
+    )
+    how: dict[str, Any] = dict(eps=_number(norm.eps), pre=pre, process_group=_group(norm))
     return reference.normed(u, norm.weight, norm.bias, *of, dtype, **how)
 
 
-def _number(value) -> float:
+def _number(value: Any) -> float:
     """Of a momentum or eps that is a tensor or NumPy's, as torch takes them."""
     return value if type(value) in (float, int) else float(value)
 
@@ -115,16 +120,16 @@ def is_frozen(norm: nn.Module) -> bool:
     return class_path(type(norm)) in FROZEN
 
 
-def _is_training(norm) -> bool:
+def _is_training(norm: nn.Module) -> bool:
     return norm.training and not is_frozen(norm)
 
 
-def is_of_the_batch(norm) -> bool:
+def is_of_the_batch(norm: Any) -> bool:
     """Whether it normalises by the statistics of the batch."""
     return _is_training(norm) or (norm.running_mean is None and norm.running_var is None)
 
 
-def _group(norm):
+def _group(norm: nn.Module) -> "dist.ProcessGroup | None":
     """The processes whose batches are normalised together; None: this one's alone."""
     if not (norm.training and isinstance(norm, nn.SyncBatchNorm)):
         return None

@@ -6,10 +6,14 @@ hooks. Observers are the exception: the fused call notifies them itself.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 
 from se_kernels.core import guards
+
+Args = tuple[Any, ...]  # of a call
+Kwargs = dict[str, Any]
 
 
 class Observer:
@@ -36,14 +40,14 @@ class Observer:
             entry.remove()
             leave.remove()
 
-    def before(self, module, args, kwargs) -> None:
+    def before(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         self.begin()
 
-    def after(self, module, args, kwargs, y) -> None:
+    def after(self, module: nn.Module, args: Args, kwargs: Kwargs, y: Tensor | None) -> None:
         self.end(y, lambda: inputs_of(args, kwargs)[0])
 
 
-def inputs_of(args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None]:
+def inputs_of(args: Args, kwargs: Kwargs) -> tuple[Tensor, Tensor | None]:
     """x and residual of a call of an SE block; x has another name in every library."""
     named = dict(kwargs)
     residual = named.pop("residual", None)
@@ -58,17 +62,20 @@ def observers_of(module: nn.Module) -> tuple[Observer, ...] | None:
         return ()
     if state["_backward_hooks"] or state["_backward_pre_hooks"] or guards.is_redirected(state):
         return None
-    before = [getattr(hook, "__self__", None) for hook in state["_forward_pre_hooks"].values()]
+    before: list[Any] = [getattr(h, "__self__", None) for h in state["_forward_pre_hooks"].values()]
     after = [getattr(hook, "__self__", None) for hook in state["_forward_hooks"].values()]
     hear = all(isinstance(observer, Observer) for observer in (*before, *after))
     return tuple(before) if hear and before == after[::-1] else None
 
 
-def call_observed(observers, call: Callable[[], Tensor], x_of: Callable[[], Tensor]) -> Tensor:
+def call_observed(
+    observers: tuple[Observer, ...], call: Callable[[], Tensor], x_of: Callable[[], Tensor]
+) -> Tensor:
     """``call()``, with the observers notified as by a call of their module."""
     if not observers:
         return call()
-    y, begun = None, []
+    y: Tensor | None = None
+    begun: list[Observer] = []
     try:
         for observer in observers:
             observer.begin()

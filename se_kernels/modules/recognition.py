@@ -5,6 +5,7 @@ Recognised by their very class: a subclass may compute anything.
 
 import functools
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,10 @@ from se_kernels.core.checks import DTYPES
 
 # What the kernels read. Any other (a sharded or quantised weight, a proxy of torch.fx) says for
 # itself what an operation on it means.
-TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
+TENSORS: frozenset[type] = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
+Fcs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # w1, w2, b1, b2
 
-ACT_MODULES = {
+ACT_MODULES: dict[type, str] = {
     nn.ReLU: "relu",
     nn.SiLU: "silu",
     nn.GELU: "gelu",
@@ -28,7 +30,7 @@ ACT_MODULES = {
     nn.LeakyReLU: "leaky_relu",
     nn.Identity: "identity",
 }
-GATE_MODULES = {
+GATE_MODULES: dict[type, str] = {
     nn.Sigmoid: "sigmoid",
     nn.Hardsigmoid: "hardsigmoid",
     nn.Tanh: "tanh",
@@ -68,7 +70,7 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def is_traced(x) -> bool:
+def is_traced(x: object) -> bool:
     """Whether a call with x is for others to see: a tracer (TorchScript, ONNX, torch.fx), a
     TorchFunctionMode, or a tensor that says for itself what an operation on it means."""
     return (
@@ -79,7 +81,7 @@ def is_traced(x) -> bool:
     )
 
 
-def weights(fc: nn.Module) -> tuple[Tensor, Tensor | None]:
+def weights(fc: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a Conv2d or Linear."""
     state = fc.__dict__
     parameters = state["_parameters"]  # faster than nn.Module.__getattr__
@@ -103,9 +105,7 @@ def are_plain(*tensors: Tensor | None) -> bool:
     return all(t is None or (type(t) in TENSORS and t.dtype in DTYPES) for t in tensors)
 
 
-def alike(
-    w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None
-) -> tuple[Tensor | None, ...] | None:
+def alike(w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None) -> Fcs | None:
     """The same in one dtype, which autocast gives them too; None where they are not for the
     kernels to read, or differ outside autocast."""
     dtype = w1.dtype
@@ -126,4 +126,5 @@ def alike(
         return None
     fcs = [t for t in (w1, w2, b1, b2) if t is not None]
     widest = functools.reduce(torch.promote_types, (t.dtype for t in fcs))
-    return tuple(None if t is None else t.to(widest) for t in (w1, w2, b1, b2))
+    b1, b2 = (None if b is None else b.to(widest) for b in (b1, b2))
+    return w1.to(widest), w2.to(widest), b1, b2

@@ -1,6 +1,8 @@
 """SqueezeExcite: the block as a layer, a drop-in for timm's and torchvision's."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from se_kernels.functional import squeeze_excite
 from se_kernels.modules.recognition import (
     ACT_MODULES,
     GATE_MODULES,
+    Fcs,
     act_of,
     alike,
     gate_of,
@@ -71,14 +74,14 @@ class SqueezeExcite(nn.Module):
         rd_divisor: int = 8,
         add_maxpool: bool = False,
         bias: bool = False,
-        act_layer=nn.ReLU,
-        norm_layer=None,
-        gate_layer="sigmoid",
+        act_layer: Any = nn.ReLU,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        gate_layer: Any = "sigmoid",
         *,
         squeeze: str | None = None,
         post: str = "none",
         backend: str | None = None,
-        device=None,
+        device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
@@ -103,7 +106,7 @@ class SqueezeExcite(nn.Module):
         self.squeeze, self.post, self.backend = squeeze, post, backend
         self.act, self.act_slope = _variant_of("act_layer", act_layer, ACT_MODULES, ACTS)
         self.gate, _ = _variant_of("gate_layer", gate_layer, GATE_MODULES, GATES)
-        made = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         made = {name: value for name, value in made.items() if value is not None}
         self.fc1 = nn.Conv2d(channels, rd_channels, 1, bias=bias, **made)
         self.bn = norm_layer(rd_channels, **made) if norm_layer else nn.Identity()
@@ -145,14 +148,16 @@ class SqueezeExcite(nn.Module):
         fcs = self.fcs()
         if fcs is None:
             return reference.gates(x, excitation=self._excite, squeeze=self.squeeze)
-        variant = dict(squeeze=self.squeeze, act=self.act, act_slope=self.act_slope, gate=self.gate)
+        variant: Any = dict(
+            squeeze=self.squeeze, act=self.act, act_slope=self.act_slope, gate=self.gate
+        )
         return reference.gates(x, *fcs, **variant)
 
-    def fcs(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None] | None:
+    def fcs(self) -> Fcs | None:
         """w1, w2, b1, b2; None where the excitation is more than what they say."""
         return alike(*self.weights()) if guards.is_valid(self, _WATCH) else None
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def weights(self) -> Fcs:
         """w1, w2, b1, b2, whatever else the excitation is."""
         children = self.__dict__["_modules"]  # faster than nn.Module.__getattr__
         w1, b1 = weights(children["fc1"])
@@ -196,7 +201,9 @@ _WATCH = guards.watch_children(fc1=_FC, bn=guards.watch_class(nn.Identity), fc2=
 PLAIN = guards.watch_class(SqueezeExcite)._replace(children=_WATCH.children)
 
 
-def _variant_of(argument, layer, modules, names) -> tuple[str, float]:
+def _variant_of(
+    argument: str, layer: Any, modules: dict[type, str], names: Iterable[str]
+) -> tuple[str, float]:
     """The variant that a layer argument names, and its negative slope where it has one."""
     if isinstance(layer, str):
         name = _TIMM_NAMES.get(layer, layer)
@@ -205,8 +212,9 @@ def _variant_of(argument, layer, modules, names) -> tuple[str, float]:
     elif isinstance(layer, (type, partial)) and getattr(layer, "func", layer) in modules:
         layer = layer()
     if type(layer) in modules:
-        found = act_of(layer) or (gate_of(layer), 0.01)
-        if found[0] is not None:
-            return found
+        if (act := act_of(layer)) is not None:
+            return act
+        if (gate := gate_of(layer)) is not None:
+            return gate, 0.01
     classes = ", ".join(f"nn.{cls.__name__}" for cls in modules)
     raise ValueError(f"{argument}: expected one of {', '.join(names)}, or {classes}; got {layer!r}")

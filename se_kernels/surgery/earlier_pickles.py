@@ -6,6 +6,7 @@ loaded, as ``fuse`` reads it.
 
 import sys
 import types
+from typing import Any
 
 from torch import nn
 
@@ -14,20 +15,20 @@ from se_kernels.modules.squeeze_excite import SqueezeExcite
 from se_kernels.surgery.swap import class_named, fused_class
 
 
-class Outdated(tuple):
+class Outdated(tuple[()]):
     """What was part of a plan, without its fields."""
 
-    def __new__(cls, *fields):
+    def __new__(cls, *fields: object) -> "Outdated":
         return super().__new__(cls)
 
 
-def restore(cls: type[nn.Module], way: str, *arguments) -> nn.Module:
+def restore(cls: type[nn.Module], way: str, *arguments: object) -> nn.Module:
     """A fused module of original class ``cls``, still empty."""
-    fused = fused_class(cls, way)
+    fused = fused_class(cls)
     return fused.__new__(fused, *arguments)
 
 
-_NAMES = {
+_NAMES: dict[str, dict[str, Any]] = {
     "se_kernels.fusion.swap": dict(restore=restore),
     "se_kernels.fusion.run": dict(Plan=Outdated, Piece=Outdated),
     "se_kernels.fusion.tail": dict(Tail=Outdated, Part=Outdated),
@@ -41,6 +42,11 @@ for _name, _parts in _NAMES.items():
 vars(sys.modules["se_kernels.fusion.swap"])["__getattr__"] = class_named
 
 # each with its name of then, as torch.serialization takes them
-SAFE_GLOBALS = tuple(
-    (part, f"{module}.{name}") for module, parts in _NAMES.items() for name, part in parts.items()
+SAFE_GLOBALS = (
+    *(
+        (part, f"{module}.{name}")
+        for module, parts in _NAMES.items()
+        for name, part in parts.items()
+    ),
+    *((Outdated, f"se_kernels.pickles.{name}") for name in ("Plan", "Tail")),
 )

@@ -1,20 +1,19 @@
 """fuse and unfuse: over all modules of a model."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from se_kernels.core import guards
 from se_kernels.modules.recognition import class_path
-from se_kernels.modules.squeeze_excite import SqueezeExcite
 from se_kernels.surgery import verify
-from se_kernels.surgery.block_call import Tail
-from se_kernels.surgery.block_match import channels_into, read_tail
-from se_kernels.surgery.block_specs import BlockSpec, block_spec_of
-from se_kernels.surgery.call import Plan
+from se_kernels.surgery.call import BlockPlan, plan_of
 from se_kernels.surgery.match import Misfit, Refusal, channels_of, read
 from se_kernels.surgery.report import FuseReport
-from se_kernels.surgery.specs import Family, family_of
-from se_kernels.surgery.steps import ExcitationSteps
-from se_kernels.surgery.swap import fused_class, is_fused, original_class, swap, swap_back
+from se_kernels.surgery.specs import Family, block_family_of, layer_family_of
+from se_kernels.surgery.steps import BlockSpec, ExcitationSteps
+from se_kernels.surgery.swap import fused_class, original_class, swap, swap_back
 
 LEVELS = ("layer", "block")
 
@@ -64,25 +63,16 @@ def fuse(model: nn.Module, level: str = "layer") -> FuseReport:
 
 
 def _fuse(model: nn.Module, level: str) -> FuseReport:
-    plans: dict[nn.Module, Plan] = {}
-    refused: dict[nn.Module, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SqueezeExcite):
-            refused[module] = "is fused by itself"
-        elif (family := family_of(module)) is not None:
-            try:
-                plans[module] = _plan(module, family)
-            except Refusal as refusal:
-                if family.registered and isinstance(refusal, Misfit):
-                    label = f"{class_path(family.cls)} {name!r}" if name else class_path(family.cls)
-                    raise ValueError(f"adapter of {label}: {refusal}") from refusal.__cause__
-                refused[module] = str(refusal)
+    plans, refused = _read_all(model, layer_family_of, {})
     for module in list(model.modules()):
-        if is_fused(module):  # by a plan of before
+        if plan_of(module) is not None:  # of before
             swap_back(module)
     for module, plan in plans.items():
         swap(module, plan)
-    blocks, apart = _fuse_blocks(model) if level == "block" else ({}, {})
+    # by the plans of the layers in them
+    blocks, apart = _read_all(model, block_family_of, plans) if level == "block" else ({}, {})
+    for module, plan in blocks.items():
+        swap(module, plan)
     report = FuseReport(original_class(model).__name__)
     for name, module in model.named_modules(remove_duplicate=False):
         if module in plans:
@@ -96,20 +86,28 @@ def _fuse(model: nn.Module, level: str) -> FuseReport:
     return report
 
 
-def _fuse_blocks(model: nn.Module) -> tuple[dict[nn.Module, Tail], dict[nn.Module, str]]:
-    """After the SE modules. The plans of the blocks fused, and why the others are not."""
-    plans: dict[nn.Module, Tail] = {}
-    apart: dict[nn.Module, str] = {}
-    judged: dict[tuple, str | None] = {}
-    for module in model.modules():
-        if (found := block_spec_of(module)) is not None:
-            try:
-                plans[module] = _tail_plan(module, *found, judged)
-            except Refusal as refusal:
-                apart[module] = str(refusal)
-    for module, plan in plans.items():
-        swap(module, plan)
-    return plans, apart
+def _read_all(
+    model: nn.Module,
+    family_of: Callable[[nn.Module], Family | None],
+    fused: dict[nn.Module, BlockPlan],
+) -> tuple[dict[nn.Module, BlockPlan], dict[nn.Module, str]]:
+    """Of the modules that have a family and are not ``fused`` yet: the plans, and why the others
+    have none."""
+    plans: dict[nn.Module, BlockPlan] = {}
+    refused: dict[nn.Module, str] = {}
+    judged: dict[tuple[object, ...], str | None] = {}
+    for name, module in model.named_modules():
+        family = None if module in fused else family_of(module)
+        if family is None:
+            continue
+        try:
+            plans[module] = _plan(module, family, judged)
+        except Refusal as refusal:
+            if family.registered and isinstance(refusal, Misfit):
+                label = f"{class_path(family.cls)} {name!r}" if name else class_path(family.cls)
+                raise ValueError(f"adapter of {label}: {refusal}") from refusal.__cause__
+            refused[module] = str(refusal)
+    return plans, refused
 
 
 def unfuse(model: nn.Module) -> list[str]:
@@ -134,63 +132,59 @@ def unfuse(model: nn.Module) -> list[str]:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    names = [name for name, m in model.named_modules(remove_duplicate=False) if is_fused(m)]
-    for module in list(model.modules()):
-        if is_fused(module):
-            swap_back(module)
-    return names
+    found = model.named_modules(remove_duplicate=False)
+    fused = {name: module for name, module in found if plan_of(module) is not None}
+    for module in fused.values():
+        swap_back(module)
+    return list(fused)
 
 
-def _plan(module: nn.Module, family: Family) -> Plan:
-    """The plan of a module that computes its family's block. Raises Refusal or Misfit."""
-    forward = _forward_of(module, family.cls, "plan")
-    block = _block_of(module, family)
-    plan = read(module, block, original_class(module))
-    reason = verify.why_not(module, forward, plan, channels_of(module, block) or 8)
+def _plan(
+    module: nn.Module, family: Family, judged: dict[tuple[object, ...], str | None]
+) -> BlockPlan:
+    """The plan of a module that computes what its family does. Of modules that are alike one is
+    judged, of blocks around a layer also of those that differ in sizes only. Raises Refusal or
+    Misfit."""
+    forward = _forward_of(module, family.cls)
+    spec = _spec_of(module, family)
+    plan = read(module, spec, original_class(module))
+    own = {name: value for name, value in module.__dict__.items() if not name.startswith("_")}
+    own.pop("training")
+    layers = tuple((name, original_class(m)) for name, m in module.named_modules())
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    sizes = tuple((name, t.dim() if plan.norm else t.shape) for name, t in tensors)
+    key = (forward, repr(plan), repr(own), layers, sizes)
+    if key not in judged:
+        judged[key] = verify.why_not(module, forward, plan, channels_of(module, spec))
+    reason = judged[key]
     if reason is not None:
         raise Misfit(reason)
     guards.verify(plan.watch)
     return plan
 
 
-def _tail_plan(module: nn.Module, family: type, around: BlockSpec, judged: dict) -> Tail:
-    """The plan of a block that computes what its family does; of those that are alike but for the
-    sizes of their layers one is judged. Raises Refusal."""
-    forward = _forward_of(module, family, "tail")
-    plan = read_tail(module, around, original_class(module))
-    own = {name: value for name, value in module.__dict__.items() if not name.startswith("_")}
-    own.pop("training")
-    layers = tuple((name, original_class(m)) for name, m in module.named_modules())
-    key = (forward, repr(plan), repr(own), layers)
-    if key not in judged:
-        channels = channels_into(module, plan) or 8
-        judged[key] = verify.why_not_tail(module, forward, plan, channels)
-    if judged[key] is not None:
-        raise Refusal(judged[key])
-    guards.verify(plan.watch)
-    return plan
-
-
-def _forward_of(module, family: type, way: str):
+def _forward_of(module: nn.Module, family: type[nn.Module]) -> Callable[..., Any]:
     cls = original_class(module)
     if "forward" in module.__dict__:
         raise Refusal("its forward is replaced")
     if cls.forward is not family.forward:
         raise Refusal(f"{cls.__name__} has another forward than {family.__name__}")
     try:
-        fused_class(cls, way)
+        fused_class(cls)
     except TypeError as error:
         raise Refusal(f"{cls.__name__} cannot be extended: {error}") from error
     return cls.forward
 
 
-def _block_of(module, family) -> ExcitationSteps:
+def _spec_of(module: nn.Module, family: Family) -> BlockSpec:
+    if isinstance(family.spec, BlockSpec):
+        return family.spec
     try:
-        block = family.adapter(module)
+        steps = family.spec(module)
     except Refusal:
         raise
     except Exception as error:
         raise Misfit(f"raised {type(error).__name__}: {error}") from error
-    if not isinstance(block, ExcitationSteps):
-        raise Misfit(f"expected a se_kernels.ExcitationSteps, got {block!r}")
-    return block
+    if not isinstance(steps, ExcitationSteps):
+        raise Misfit(f"expected a se_kernels.ExcitationSteps, got {steps!r}")
+    return BlockSpec(excitation=steps)

@@ -1,84 +1,67 @@
-"""Which class is which block: one entry a family, by class name, so that no library is imported."""
+"""Which class is which block: one entry a family, by name, so that no library is imported."""
 
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 
-from se_kernels.surgery.call import child
-from se_kernels.surgery.match import Misfit, check_fc
-from se_kernels.surgery.steps import ExcitationSteps
+from se_kernels.modules import norm_call
+from se_kernels.modules.recognition import act_of, class_path
+from se_kernels.modules.squeeze_excite import SqueezeExcite
+from se_kernels.surgery.call import child, path_of
+from se_kernels.surgery.match import Misfit, Refusal, check_fc
+from se_kernels.surgery.steps import BlockSpec, ExcitationSteps
 
 Adapter = Callable[[nn.Module], ExcitationSteps]
 
 
 class Family(NamedTuple):
-    """Modules of one class, and the ``ExcitationSteps`` that each is."""
+    """Modules of one class, and what each of them is."""
 
-    cls: type  # the class, among a module's, whose forward the block is
-    adapter: Adapter
-    registered: bool  # by a user
-
-
-class _Known(NamedTuple):
-    name: str  # of the class
-    fcs: tuple[str, ...]
-    block: ExcitationSteps
+    cls: type[nn.Module]  # the class, among a module's, whose forward the block is
+    spec: BlockSpec | Adapter  # of a layer the adapter
+    registered: bool = False  # by a user
 
 
-_KNOWN = (
+# --- layers: the class's name, and the steps from z to s -----------------------------------------
+
+_LAYERS = (
     # timm.layers.squeeze_excite; bn is an nn.Identity or a norm
-    _Known("SEModule", ("fc1", "fc2"), ExcitationSteps(("fc1", "bn", "act", "fc2", "gate"))),
-    _Known("EffectiveSEModule", ("fc",), ExcitationSteps(("fc", "gate"))),
-    _Known(
-        "SqueezeExciteCl",
-        ("fc1", "fc2"),
-        ExcitationSteps(("fc1", "act", "fc2", "gate"), layout="nhwc"),
-    ),
+    ("SEModule", ExcitationSteps(("fc1", "bn", "act", "fc2", "gate"))),
+    ("EffectiveSEModule", ExcitationSteps(("fc", "gate"))),
+    ("SqueezeExciteCl", ExcitationSteps(("fc1", "act", "fc2", "gate"), layout="nhwc")),
     # timm.models._efficientnet_blocks
-    _Known(
-        "SqueezeExcite",
-        ("conv_reduce", "conv_expand"),
-        ExcitationSteps(("conv_reduce", "act1", "conv_expand", "gate")),
-    ),
+    ("SqueezeExcite", ExcitationSteps(("conv_reduce", "act1", "conv_expand", "gate"))),
     # timm.models.senet
-    _Known("SEModule", ("fc1", "fc2"), ExcitationSteps(("fc1", "relu", "fc2", "sigmoid"))),
+    ("SEModule", ExcitationSteps(("fc1", "relu", "fc2", "sigmoid"))),
     # timm.models.hgnet
-    _Known("EseModule", ("conv",), ExcitationSteps(("conv", "sigmoid"))),
+    ("EseModule", ExcitationSteps(("conv", "sigmoid"))),
     # torchvision.ops
-    _Known(
+    (
         "SqueezeExcitation",
-        ("fc1", "fc2"),
         ExcitationSteps(("fc1", "activation", "fc2", "scale_activation"), pool="avgpool"),
     ),
     # transformers: regnet; efficientnet and its copy in align; pp_lcnet and its later versions
-    _Known(
-        "RegNetSELayer",
-        ("attention.0", "attention.2"),
-        ExcitationSteps(
-            ("attention.0", "attention.1", "attention.2", "attention.3"), pool="pooler"
-        ),
-    ),
+    ("RegNetSELayer", ExcitationSteps(tuple(f"attention.{i}" for i in range(4)), pool="pooler")),
     *(
-        _Known(
-            name,
-            ("reduce", "expand"),
+        (
+            f"{name}SqueezeExciteLayer",
             ExcitationSteps(("reduce", "act_reduce", "expand", "act_expand"), pool="squeeze"),
         )
-        for name in ("EfficientNetSqueezeExciteLayer", "AlignVisionSqueezeExciteLayer")
+        for name in ("EfficientNet", "AlignVision")
     ),
     *(
-        _Known(
+        (
             f"{name}SqueezeExcitationModule",
-            ("convolutions.0", "convolutions.2"),
             ExcitationSteps(tuple(f"convolutions.{i}" for i in range(4)), pool="avg_pool"),
         )
         for name in ("PPLCNet", "PPLCNetV3", "PPLCNetV4")
     ),
 )
-_KNOWN_NAMES = {known.name for known in _KNOWN}
+_LAYER_NAMES = {name for name, _ in _LAYERS}
 
 _registered: dict[type, Adapter] = {}
 
@@ -128,31 +111,125 @@ def register_family(cls: type[nn.Module], adapter: Adapter) -> None:
     _registered[cls] = adapter
 
 
-def family_of(module: nn.Module) -> Family | None:
+def layer_family_of(module: nn.Module) -> Family | None:
     """The family of the first class, in the order of inheritance, that has one."""
+    if isinstance(module, SqueezeExcite):
+        return Family(type(module), _fused_by_itself)
     for cls in type(module).__mro__:
         if cls in _registered:
             return Family(cls, _registered[cls], registered=True)
-        if cls.__name__ in _KNOWN_NAMES and issubclass(cls, nn.Module):
-            return Family(cls, _known_block, registered=False)
+        if cls.__name__ in _LAYER_NAMES and issubclass(cls, nn.Module):
+            return Family(cls, _known_layer)
     return None
 
 
-def _known_block(module: nn.Module) -> ExcitationSteps:
+def _fused_by_itself(module: nn.Module) -> ExcitationSteps:
+    raise Refusal("is fused by itself")
+
+
+def _known_layer(module: nn.Module) -> ExcitationSteps:
     names = {cls.__name__ for cls in type(module).__mro__}
-    known = [known for known in _KNOWN if known.name in names]
+    known = [steps for name, steps in _LAYERS if name in names]
     children = set(module._modules)
-    for family in known:
-        block = family.block
-        if children == _children_of(block):
-            for name in family.fcs:
-                check_fc(name, child(module, tuple(name.split("."))))
-            squeeze = "avgmax" if getattr(module, "add_maxpool", False) else block.squeeze
-            return replace(block, squeeze=squeeze)
-    expected = " or ".join(", ".join(sorted(_children_of(family.block))) for family in known)
+    for steps in known:
+        if children == _children_of(steps):
+            for name in (steps.excitation[0], steps.excitation[-2]):
+                check_fc(name, child(module, path_of(name)))
+            squeeze = "avgmax" if getattr(module, "add_maxpool", False) else steps.squeeze
+            return replace(steps, squeeze=squeeze)
+    expected = " or ".join(", ".join(sorted(_children_of(steps))) for steps in known)
     raise Misfit(f"expected the children {expected}; got {', '.join(sorted(children)) or 'none'}")
 
 
-def _children_of(block: ExcitationSteps) -> set[str]:
-    names = {name.partition(".")[0] for name in block.excitation}
-    return names if block.pool is None else names | {block.pool}
+def _children_of(steps: ExcitationSteps) -> set[str]:
+    names = {name.partition(".")[0] for name in steps.excitation}
+    return names if steps.pool is None else names | {steps.pool}
+
+
+# --- blocks with a layer in them: the class's path, and what is around the layer -----------------
+
+_timm_residual = partial(
+    BlockSpec, se="se", skip=True, drop="drop_path", shortcut="downsample", in_place=True
+)
+_timm_senet = partial(BlockSpec, se="se_module", skip=True, shortcut="downsample", post="relu")
+_timm_inverted = partial(BlockSpec, se="se", idle=("aa",), skip="has_skip", drop="drop_path")
+
+_BLOCKS = {
+    "timm.models.resnet.Bottleneck": _timm_residual(
+        before=("conv1", "bn1", "act1", "conv2", "bn2", "drop_block", "act2", "aa", "conv3"),
+        norm="bn3",
+        post="act3",
+    ),
+    "timm.models.resnet.BasicBlock": _timm_residual(
+        before=("conv1", "bn1", "drop_block", "act1", "aa", "conv2"), norm="bn2", post="act2"
+    ),
+    # SEBottleneck, SEResNetBottleneck and SEResNeXtBottleneck have this one's forward
+    "timm.models.senet.Bottleneck": _timm_senet(
+        before=("conv1", "bn1", "relu", "conv2", "bn2", "relu", "conv3"), norm="bn3"
+    ),
+    "timm.models.senet.SEResNetBlock": _timm_senet(
+        before=("conv1", "bn1", "relu", "conv2"), norm="bn2", pre="relu"
+    ),
+    "timm.models._efficientnet_blocks.InvertedResidual": _timm_inverted(
+        before=("conv_s2d", "bn_s2d", "conv_pw", "bn1", "conv_dw"),
+        norm="bn2",
+        after=("conv_pwl", "bn3"),
+    ),
+    "timm.models._efficientnet_blocks.DepthwiseSeparableConv": _timm_inverted(
+        before=("conv_s2d", "bn_s2d", "conv_dw"), norm="bn1", after=("conv_pw", "bn2")
+    ),
+    "timm.models._efficientnet_blocks.EdgeResidual": _timm_inverted(
+        before=("conv_exp",), norm="bn1", after=("conv_pwl", "bn2")
+    ),
+    "timm.models.regnet.Bottleneck": BlockSpec(
+        before=("conv1", "conv2.conv"),
+        norm="conv2.bn",
+        idle=("conv2.aa",),
+        se="se",
+        after=("conv3",),
+        skip="downsample",
+        drop="drop_path",
+        shortcut="downsample",
+        post="act3",
+    ),
+}
+
+
+def block_family_of(module: nn.Module) -> Family | None:
+    """The same for a module with an SE module in it."""
+    for cls in type(module).__mro__:
+        spec = _in_sequence(module) if cls is nn.Sequential else _BLOCKS.get(class_path(cls))
+        if spec is not None and _is_layer(child(module, path_of(spec.se))):
+            return Family(cls, spec)
+        if spec is not None or cls is nn.Sequential:
+            break
+    return None
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return module is not None and layer_family_of(module) is not None
+
+
+def _in_sequence(module: nn.Module) -> BlockSpec | None:
+    """Of the first SE module with a norm before it: torchvision's inverted residuals and RegNets,
+    and whatever else is a sequence."""
+    names = list(module._modules)
+    for i, name in enumerate(names[1:], 1):
+        if not _is_layer(module._modules[name]):
+            continue
+        steps = [*names[: i - 1], *_steps_of(module._modules[names[i - 1]], names[i - 1])]
+        last, *before = (child(module, path_of(step)) for step in reversed(steps))
+        pre = steps.pop() if before and act_of(last) is not None else ""
+        norm = before[0] if pre else last
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm_call.is_frozen(norm):
+            after = tuple(names[i + 1 :])
+            return BlockSpec(tuple(steps[:-1]), steps[-1], name, pre, after=after)
+    return None
+
+
+def _steps_of(module: nn.Module | None, name: str) -> list[str]:
+    """A sequence's children, those of its last child in its place; of another module itself."""
+    if module is None or type(module).forward is not nn.Sequential.forward or not module._modules:
+        return [name]
+    *first, last = module._modules
+    return [*(f"{name}.{n}" for n in first), *_steps_of(module._modules[last], f"{name}.{last}")]

@@ -1,4 +1,4 @@
-"""ExcitationSteps: how a module computes y = s * x, said with the names of its own parts."""
+"""What a module computes, said with the names of its own parts."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class ExcitationSteps:
     layout: str = "nchw"
     channels: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         steps = self.excitation
         if not isinstance(steps, (tuple, list)) or not all(isinstance(s, str) for s in steps):
             raise TypeError(f"excitation: expected a tuple of names, got {steps!r}")
@@ -59,3 +59,28 @@ class ExcitationSteps:
         if self.channels is not None:
             check_count("channels", self.channels)
         object.__setattr__(self, "excitation", tuple(steps))
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """How a block computes its output, said with the names of its children (dotted: nested ones).
+
+    u = ``before`` of x, v = ``pre`` of ``norm`` of u, y = ``after`` of the SE module's s * v; then,
+    where ``skip``, ``drop`` of y plus ``shortcut`` of x; then ``post``. A child that is None, or
+    that the block does not have, or "", does nothing.
+
+    A layer is a block with nothing around it: it has its ``excitation``, and no norm.
+    """
+
+    before: tuple[str, ...] = ()
+    norm: str = ""
+    se: str = ""
+    pre: str = ""  # a norm of timm's that holds its own needs none here
+    idle: tuple[str, ...] = ()  # between norm and SE module: must do nothing
+    after: tuple[str, ...] = ()
+    skip: str | bool = False  # or the name of an attribute that tells
+    drop: str = ""  # stochastic depth
+    shortcut: str = ""  # x itself
+    in_place: bool = False  # the addition: it keeps the dtype of y
+    post: str = ""
+    excitation: ExcitationSteps | None = None

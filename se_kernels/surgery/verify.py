@@ -9,59 +9,57 @@ module, nor the global random numbers, is changed.
 import contextlib
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from se_kernels.surgery.block_call import Tail, run_tail
-from se_kernels.surgery.call import Plan, run
+from se_kernels.surgery.call import BlockPlan, run
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _TOLERANCE = 1e-5  # of the largest number; a forward may have a float32 step inside
 
 
-def why_not(module: nn.Module, forward, plan: Plan, channels: int) -> str | None:
-    """None where ``forward(module, x)`` is what the plan computes, else how they differ."""
+Forward = Callable[[nn.Module, Tensor], Tensor]
 
-    def fused(module, x):
+
+def why_not(module: nn.Module, forward: Forward, plan: BlockPlan, channels: int) -> str | None:
+    """None where ``forward(module, x)`` is what the plan computes, else how they differ.
+
+    The modules inside a layer stay in evaluation mode; of any other block they are in training mode
+    for the gradients, and the statistics of its norms are compared.
+    """
+    with _undisturbed(module):
+        return _difference(module, forward, plan, channels)
+
+
+def _difference(module: nn.Module, forward: Forward, plan: BlockPlan, channels: int) -> str | None:
+    is_layer = not plan.norm
+
+    def of_plan(module: nn.Module, x: Tensor) -> Tensor:
         return run(module, plan, x, backend="reference")
 
-    shape = (2, 2, 3, channels) if plan.nhwc else (2, channels, 2, 3)
-    with _undisturbed(module):
-        return _difference(module, forward, fused, shape, (module,), keeps_shape=True)
-
-
-def why_not_tail(module: nn.Module, forward, tail: Tail, channels: int) -> str | None:
-    """The same for a block: its norms are in training mode too, and their statistics compared."""
-
-    def fused(module, x):
-        return run_tail(module, tail, x, backend="reference")
-
-    with _undisturbed(module):
-        modes = tuple(module.modules())
-        return _difference(module, forward, fused, (2, channels, 8, 4), modes, keeps_shape=False)
-
-
-def _difference(module, forward, fused, shape, modes, keeps_shape) -> str | None:
-    """``modes``: the modules that are put in training mode for the gradients."""
+    shape: tuple[int, ...] = (2, channels, 8, 4)
+    if is_layer:
+        shape = (2, 2, 3, channels) if plan.nhwc else (2, channels, 2, 3)
     generator = torch.Generator().manual_seed(0)
-    random = dict(generator=generator, dtype=torch.float64, device="cpu")
-    x = torch.randn(shape, **random)
-    lent = {name: _parameter(p, random) for name, p in module.named_parameters()}
-    lent |= {name: _buffer(b, random) for name, b in module.named_buffers()}
+    draw = partial(torch.rand, generator=generator, dtype=torch.float64, device="cpu")
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    lent = {name: _parameter(p, draw) for name, p in module.named_parameters()}
+    lent |= {name: _buffer(b, draw) for name, b in module.named_buffers()}
 
     for training in (False, True):
-        for m in modes:
+        for m in (module,) if is_layer else module.modules():
             m.training = training
-        try:
-            expected = _outcome(module, forward, lent, x, training, keeps_shape)
-        except Exception as error:
-            return f"its forward fails on x {shape} in float64: {_first_line(error)}"
-        try:
-            results = _outcome(module, fused, lent, x, training, keeps_shape)
-        except Exception as error:
-            return f"its block fails on x {shape} in float64: {_first_line(error)}"
+        outcomes = []
+        for name, function in (("forward", forward), ("block", of_plan)):
+            try:
+                outcomes.append(_outcome(module, function, lent, x, training, is_layer))
+            except Exception as error:
+                return f"its {name} fails on x {shape} in float64: {_first_line(error)}"
+        expected, results = outcomes
         if results.keys() != expected.keys():
             return "computes something else than its block"
         largest = max(t.abs().max() for t in expected.values() if t is not None and t.numel())
@@ -74,18 +72,25 @@ def _difference(module, forward, fused, shape, modes, keeps_shape) -> str | None
 class _Lending(nn.Module):
     """Around a module, so that ``functional_call`` calls no hook of it."""
 
-    def __init__(self, module):
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, function, x):
+    def forward(self, function: Forward, x: Tensor) -> Tensor:
         return function(self.module, x)
 
 
-def _outcome(module, function, lent, x, training, keeps_shape) -> dict[str, Tensor | None]:
+def _outcome(
+    module: nn.Module,
+    function: Forward,
+    lent: dict[str, Tensor],
+    x: Tensor,
+    training: bool,
+    keeps_shape: bool,
+) -> dict[str, Tensor | None]:
     """y, the buffers and, in training, the gradients of x and of the parameters."""
     leaves = {f"module.{name}": t.detach().clone() for name, t in lent.items()}
-    wanted = {}
+    wanted: dict[str, Tensor] = {}
     if training:
         x = x.detach().requires_grad_()
         names = (f"module.{name}" for name, _ in module.named_parameters())
@@ -102,16 +107,16 @@ def _outcome(module, function, lent, x, training, keeps_shape) -> dict[str, Tens
     return {"y": y.detach(), **buffers, **dict(zip(named, grads, strict=True))}
 
 
-def _parameter(p: Tensor, random) -> Tensor:
+def _parameter(p: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     """Uniform numbers, such that a sum of as many inputs as p has is of size 2."""
     inputs = math.prod(p.shape[1:]) if p.dim() > 1 else 1
-    return (torch.rand(p.shape, **random) - 0.5) * (2 * math.sqrt(12 / max(inputs, 1)))
+    return (draw(p.shape) - 0.5) * (2 * math.sqrt(12 / max(inputs, 1)))
 
 
-def _buffer(b: Tensor, random) -> Tensor:
+def _buffer(b: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     if not b.is_floating_point():
         return torch.zeros(b.shape, dtype=b.dtype, device="cpu")
-    return torch.rand(b.shape, **random) + 0.5  # may be a variance
+    return draw(b.shape) + 0.5  # may be a variance
 
 
 def _same(a: Tensor | None, b: Tensor | None, largest: Tensor) -> bool:
@@ -127,7 +132,7 @@ def _same(a: Tensor | None, b: Tensor | None, largest: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _undisturbed(module):
+def _undisturbed(module: nn.Module) -> Iterator[None]:
     """Children in eval mode and without hooks, plain autograd, nothing global changed; all as it
     was afterwards."""
     modes = {m: m.training for m in module.modules()}

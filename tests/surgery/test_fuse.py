@@ -960,10 +960,20 @@ def test_pickles_name_what_stays(level):
     assert {n for n in named if n.startswith("se_kernels")} == {"se_kernels.pickles"}
 
 
+EARLIER = {
+    "before se_kernels.pickles": {
+        "plan": "se_kernels.fusion.run.Plan", "tail": "se_kernels.fusion.tail.Tail"
+    },
+    "plans of two kinds": {"plan": "se_kernels.pickles.Plan", "tail": "se_kernels.pickles.Tail"},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("version", EARLIER)
 @pytest.mark.parametrize("level", ["layer", "block"])
-def test_a_pickle_of_an_earlier_version_is_read_anew(level, weights_only):
-    """Before se_kernels.pickles: names of modules that are gone, plans of other fields."""
+def test_a_pickle_of_an_earlier_version_is_read_anew(level, version, weights_only):
+    """It has names of modules that are gone, and plans of other fields."""
+    names = EARLIER[version]
 
     def global_(name):
         module, _, name = name.rpartition(".")
@@ -978,12 +988,14 @@ def test_a_pickle_of_an_earlier_version_is_read_anew(level, weights_only):
     se_kernels.fuse(model, level)
     restore = global_("se_kernels.fusion.swap.restore")
     loaded = {}
-    for module, way, kind in ((model[2], "plan", "run.Plan"), (model, "tail", "tail.Tail")):
-        if f"se_kernels_{way}" in vars(module):
+    for module, way in ((model[2], "plan"), (model, "tail")):
+        if "se_kernels_plan" in vars(module):
             twin = restore(se_kernels.surgery.swap.original_class(module), way)
-            old = global_(f"se_kernels.fusion.{kind}")(1, "fields", "of then")
-            twin.__setstate__(vars(module) | {f"se_kernels_{way}": old})
-            assert getattr(twin, f"se_kernels_{way}") == getattr(module, f"se_kernels_{way}")
+            old = global_(names[way])(1, "fields", "of then")
+            state = dict(vars(module))
+            plan = state.pop("se_kernels_plan")
+            twin.__setstate__(state | {f"se_kernels_{way}": old})
+            assert twin.se_kernels_plan == plan
             loaded[way] = twin
     twin = loaded.get("tail", nn.Sequential(*unfused[:2], loaded["plan"]))
     compare(unfused, twin, images(2, CHANNELS, 4, 5), torch.float64)

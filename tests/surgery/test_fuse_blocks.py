@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import se_kernels
-from se_kernels.surgery import block_specs
+from se_kernels.surgery import specs
+from se_kernels.surgery.steps import BlockSpec
 
 CHANNELS, INNER = 6, 12
 SEQUENCE = "torch.nn.modules.container.Sequential"
@@ -52,7 +53,7 @@ class Unit(nn.Module):
         return self.post(self.scale * (y + self.shortcut(x)))
 
 
-UNIT = block_specs.BlockSpec(
+UNIT = BlockSpec(
     before=("conv",),
     norm="norm",
     se="se",
@@ -65,7 +66,7 @@ UNIT = block_specs.BlockSpec(
 
 @pytest.fixture
 def family(monkeypatch):
-    monkeypatch.setitem(block_specs._KNOWN, f"{__name__}.Unit", UNIT)
+    monkeypatch.setitem(specs._BLOCKS, f"{__name__}.Unit", UNIT)
 
 
 def inverted(act=nn.ReLU, **se):
@@ -421,6 +422,21 @@ def test_a_wrong_description_is_noticed(monkeypatch):
         patch.setattr(Unit, "forward", lambda self, x: self.se(self.norm(self.conv(x))))
         report = se_kernels.fuse(Unit(), level="block")
     assert report.apart == {"": "computes something else than its block: y differs"}
+
+
+@pytest.mark.usefixtures("family")
+def test_blocks_of_other_parameters_are_judged_apart(monkeypatch):
+    def forward(self, x):
+        y = self.post(self.drop(self.se(self.norm(self.conv(x)))) + self.shortcut(x))
+        return y if self.factor is None else self.factor * y
+
+    monkeypatch.setattr(Unit, "forward", forward)
+    model = nn.Sequential(Unit(), Unit())
+    for unit, factor in zip(model, (None, nn.Parameter(torch.ones(1))), strict=True):
+        unit.register_parameter("factor", factor)
+    report = se_kernels.fuse(model, level="block")
+    assert list(report.blocks) == ["0"]
+    assert report.apart == {"1": "computes something else than its block: y differs"}
 
 
 @pytest.mark.usefixtures("family")

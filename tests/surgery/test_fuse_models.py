@@ -12,7 +12,7 @@ from torch import nn
 
 import se_kernels
 from se_kernels.surgery import verify
-from se_kernels.surgery.swap import plan_of
+from se_kernels.surgery.call import plan_of
 
 NAMES = [
     line.split()
