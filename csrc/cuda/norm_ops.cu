@@ -19,7 +19,7 @@ NormPlan plan_of(NormKernel kernel, Pre pre) {
   const bool identity = pre == Pre::identity;
   switch (kernel) {
     case NormKernel::moments:
-      return {kernel, 4, 1, 0, false};
+      return {kernel, 4, 1, 1, false};
     case NormKernel::squeeze:
       return {kernel, 1, 1, 3, true};
     case NormKernel::scale:

@@ -10,7 +10,8 @@ constexpr int kVectorBytes = 16, kOctet = 8, kWarp = 32;
 constexpr int kTileBytes = 56 * 1024;  // of each tensor
 constexpr int kSmallestTileBytes = 2 * 1024;
 constexpr int kTilesPerMultiprocessor = 2;  // at least, where there is so much to do
-constexpr int kChannelsOfTile = 512;        // of nhwc, at most, and 64 at least
+constexpr int kManyTiles = 12;
+constexpr int kChannelsOfTile = 512;  // of nhwc, at most, and 64 at least
 constexpr int kLeastChannels = 64;
 constexpr int kStageShare = 4;    // of shared memory, that staged tensors may take
 constexpr int kScratchShare = 4;  // of shared memory, that a reduction may take
@@ -83,7 +84,8 @@ void cut_tile(Cut& cut, const Sizes& sizes, const Traits& traits, const Gpu& gpu
     cut.span = int(std::clamp<std::int64_t>(target / pixel_bytes, 1, pixels));
   } else {
     const int together = kOctet / int(std::gcd(kOctet, pixels));
-    const int fitting = int(std::clamp<std::int64_t>(target / row_bytes, 1, std::min(C, tabled)));
+    int fitting = int(std::clamp<std::int64_t>(target / row_bytes, 1, std::min(C, tabled)));
+    if (C % at_most(fitting) == 0) fitting = at_most(fitting);  // even blocks, and rounds of warps
     cut.channels = fitting;
     // so many channels that each flat tile starts at eight numbers
     if (together > 1) {
@@ -122,8 +124,11 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   const std::int64_t share =
       sizes.images * image_bytes / (kTilesPerMultiprocessor * gpu.multiprocessors);
   const int staged = traits.nhwc || sizes.pixels % kOctet == 0 ? 0 : traits.staged;
-  const std::int64_t largest =
-      std::min<std::int64_t>(kTileBytes, gpu.shared_bytes / (kStageShare * std::max(1, staged)));
+  std::int64_t largest = kTileBytes;
+  if (traits.tensors == 0)  // a lone sweep: twice as much, if multiprocessors have many such tiles
+    largest = std::clamp(share * kTilesPerMultiprocessor / kManyTiles, largest, 2 * largest);
+  if (staged > 0)
+    largest = std::min<std::int64_t>(largest, gpu.shared_bytes / (kStageShare * staged));
   Cut cut{};
   cut_tile(cut, sizes, traits, gpu,
            int(std::min(largest, std::max<std::int64_t>(kSmallestTileBytes, share))));
