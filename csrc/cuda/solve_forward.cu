@@ -34,10 +34,14 @@ solve_norm(SE_PARAMETER NormSolve p) {
 
   double mean = 0, var = 0, m2 = 0;
   if (p.training) {
+    // about the first image's mean, so that a constant channel has exactly its constant
+    double near = is_channel && N > 0 ? p.means[c] : 0;
+    if (near - near != 0) near = 0;
     if (is_channel)
       walk<8>(
-          row, N, rows, [&](int n) { return p.means[at(n)]; }, [&](int, double v) { mean += v; });
-    mean = sum_rows(mean, scratch) / N;
+          row, N, rows, [&](int n) { return p.means[at(n)]; },
+          [&](int, double v) { mean += v - near; });
+    mean = near + sum_rows(mean, scratch) / N;
     struct Image {
       double mean, m2;
     };
