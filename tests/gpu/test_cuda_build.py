@@ -47,8 +47,8 @@ NVCC_12_4 = [50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90]
 @pytest.mark.parametrize(
     "wanted, known, code, ptx",
     [
-        ("", NVCC_13_0, [75, 80, 86, 89, 90, 100, 120], [90]),
-        ("", NVCC_12_4, [75, 80, 86, 89, 90], [90]),
+        ("", NVCC_13_0, [75, 80, 90, 100, 120], [90]),
+        ("", NVCC_12_4, [75, 80, 90], [90]),
         ("9.0a", NVCC_13_0, [90], []),
         ("7.5,8.0+PTX; 9.0", NVCC_13_0, [75, 80, 90], [80]),
         ("8.9;8.6+PTX;8.6", NVCC_13_0, [89, 86], [80]),
@@ -79,7 +79,7 @@ def test_the_front_end_passes_three_times_at_most(setup_py):
     flags = setup_py._gencode(*setup_py._architectures("", NVCC_13_0))
     assert flags == [
         "-gencode=arch=compute_90,code=[sm_90,sm_100,sm_120,compute_90]",
-        "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89]",
+        "-gencode=arch=compute_80,code=[sm_80]",
         "-gencode=arch=compute_75,code=[sm_75]",
     ]
 
@@ -89,7 +89,7 @@ def test_the_front_end_passes_three_times_at_most(setup_py):
     [
         ((7, 5), True),
         ((7, 2), False),
-        ((8, 7), True),  # by the code for 8.6
+        ((8, 6), True),  # by the code for 8.0
         ((9, 0), True),
         ((12, 1), True),
         ((13, 0), True),  # by the PTX of 9.0
@@ -98,7 +98,7 @@ def test_the_front_end_passes_three_times_at_most(setup_py):
 @pytest.mark.parametrize("ptx", [["90"], []], ids=["with PTX", "without"])
 def test_gpus_that_are_served(monkeypatch, capability, served, ptx):
     major, minor = capability
-    built = {"code": ["75", "80", "86", "89", "90", "120"], "ptx": ptx}
+    built = {"code": ["75", "80", "90", "120"], "ptx": ptx}
     monkeypatch.setattr(kernels, "archs", built)
     gpu = SimpleNamespace(major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
@@ -106,7 +106,7 @@ def test_gpus_that_are_served(monkeypatch, capability, served, ptx):
     if served and (ptx or major < 13):
         assert reason is None
     else:
-        assert reason.startswith("built for compute capability 7.5, 8.0, 8.6, 8.9, 9.0, 12.0")
+        assert reason.startswith("built for compute capability 7.5, 8.0, 9.0, 12.0")
         assert reason.endswith(f"got a GPU of {major}.{minor}")
 
 
