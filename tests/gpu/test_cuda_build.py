@@ -112,7 +112,7 @@ def test_gpus_that_are_served(monkeypatch, capability, served, ptx):
 
 # --- the checks find what is amiss --------------------------------------------------------------
 
-CODES = {"f": "float32", "8bfloat16": "bfloat16", "7float16": "float16", "3Any": "any"}
+CODES = {"f": "float32", "8bfloat16": "bfloat16", "7float16": "float16", "12WideFallback": "any"}
 
 
 def mangled(kernel: Kernel) -> str:
