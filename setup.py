@@ -72,7 +72,7 @@ def _prepare_cuda() -> tuple[list[str], dict]:
     reason = "as SE_KERNELS_CUDA_ARCHS says" if wanted else "found here" if here else "no GPU here"
     minutes = len(code or ptx)  # a prediction: all seven took 380 s
     print(
-        f"compiling the CUDA kernels for {names} ({reason}): about {minutes} minutes on "
+        f"compiling the CUDA kernels for {names} ({reason}): about {minutes} min on "
         "2 cores. SE_KERNELS_CUDA_ARCHS=9.0 chooses another, SE_KERNELS_CUDA=OFF leaves them out.",
         flush=True,
     )

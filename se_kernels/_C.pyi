@@ -1,14 +1,8 @@
 """The native CPU kernels: csrc/python/bindings.cpp, with the arguments of calls.h in its order."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-
-bfloat16: int
-float16: int
-float32: int
-float64: int
 
 def backward(*args: object) -> None: ...
 def forward(*args: object) -> None: ...
@@ -27,10 +21,6 @@ def squeeze(*args: object) -> None: ...
 def squeeze_backward(*args: object) -> None: ...
 
 # read by METH_FASTCALL, with no signature in their documentation; csrc/python/fast_path.h, guard.h
-def fast_path_setup(
-    exchange: object, tensor_types: tuple[type, ...], empty_like: Callable[..., Tensor],
-    get_num_threads: Callable[[], int], /,
-) -> bool: ...  # fmt: skip
 def fast_path_inference(
     x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str, /,
@@ -42,5 +32,10 @@ def fast_path_norm_inference(
     eps: float, pre: str, /,
 ) -> Tensor | None: ...  # fmt: skip
 def fast_path_are_plain(*args: object) -> bool: ...
-def guard_setup(modules: dict[str, Any], tracer: dict[str, Any], /) -> None: ...
+def guard_setup(
+    modules: dict[str, Any],
+    tracer: dict[str, Any],
+    own_functions: dict[str, tuple[tuple[Any, object], ...]],
+    /,
+) -> None: ...
 def guard_is_valid(module: nn.Module, watch: tuple[Any, ...], /) -> bool: ...

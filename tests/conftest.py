@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 from case_selection import EVERY_CASE, select
 from host_gpu import is_on_host, lend_to_the_cuda_backend
 from interpreter import interpreted
+from operators import OPERATORS, Operator
 
 import se_kernels
 
@@ -47,13 +48,16 @@ def pytest_collection_modifyitems(config, items):
 
     ``sampled(every=n, on_host=m)`` lets one in n run on Triton at most: interpreted, a kernel takes
     some thousand times as long; compiled, each variant first takes a second. With 0 the interpreter
-    runs none. One in m on the stand-in for CUDA. SE_KERNELS_EVERY_CASE=1 runs all.
+    runs none. One in m on the stand-in for CUDA. Of the ``slow`` none. SE_KERNELS_EVERY_CASE=1 runs
+    all.
     """
     mark_quick(items)
     if EVERY_CASE:
         return
     groups = {}
     for item in items:
+        if item.get_closest_marker("slow"):
+            continue
         backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
         key = item.location[0], item.function, getattr(item, "cls", None), backend
         groups.setdefault(key, []).append(item)
@@ -136,6 +140,12 @@ def norm_kernel(backend):
         return se_kernels.batch_norm_squeeze_excite(*args, **options, backend=backend)
 
     return batch_norm_squeeze_excite
+
+
+@pytest.fixture(scope="session", params=OPERATORS)
+def op(request, backend) -> Operator:
+    """The block, or it behind a norm, on ``backend``."""
+    return OPERATORS[request.param].on(backend)
 
 
 @pytest.fixture(scope="module")

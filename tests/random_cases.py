@@ -17,9 +17,9 @@ from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES
 
 
 def random_cases(examples: int, backend: str) -> settings:
-    """hypothesis' settings for a test that draws ``placed_cases``; on Triton a 50th of them, on
+    """hypothesis' settings for a test that draws ``placed_cases``; on Triton a 100th of them, on
     the stand-in for CUDA a 5th."""
-    fewer = 50 if backend == "triton" else 5 if is_on_host(backend) else 1
+    fewer = 100 if backend == "triton" else 5 if is_on_host(backend) else 1
     return settings(
         max_examples=max(1, examples // fewer),
         deadline=None,

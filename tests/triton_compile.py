@@ -15,6 +15,7 @@ from pathlib import Path
 import cuda_listing
 import torch
 import triton
+from case_selection import EVERY_CASE
 from sass.cubin import Function, functions
 from sass.loops import contents, dividing_subroutines, find_loops
 from sass.measure import UNIT
@@ -93,6 +94,12 @@ def configs():
         yield Config(32, 512, 28, 32, nhwc, torch.float32, torch.float32, variant=ALL)
         yield Config(4, 33, 7, 5, nhwc, torch.float64, torch.float64, variant=ALL)
     yield from norm_configs()
+
+
+def configs_for(capability: int):
+    """At LOOPS_AT each; of the others every second, each at one of the two."""
+    whole = EVERY_CASE or capability == LOOPS_AT
+    return (c for i, c in enumerate(configs()) if whole or i % 2 == (capability < LOOPS_AT))
 
 
 def norm_configs():
@@ -371,7 +378,7 @@ def meetings(ptx: str) -> dict:
 def main(capability: int) -> None:
     launch.device_of = lambda x: Device()
     target = GPUTarget("cuda", capability, 32)
-    for config in configs():
+    for config in configs_for(capability):
         for kernel, arguments, constants in launches(config):
             built, options = source(kernel, arguments, constants)
             assert options["num_warps"] == WARPS

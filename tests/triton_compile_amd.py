@@ -44,16 +44,18 @@ def publishes(assembly: str, release: str) -> dict:
 
 
 def compiled(name: str):
-    """(kernel, config, what the assembly tells) of one configuration for each kernel and layout."""
+    """(kernel, config, what the assembly tells) of one configuration for each kernel; with waves of
+    64 lanes in each layout."""
     wave, release = AMD[name]
     launch.HIP = True
     schedule.RELEASE = tl.constexpr(target.release_of(name))
     seen = set()
     for config in triton_compile.configs():
         for kernel, arguments, constants in triton_compile.launches(config):
-            if (kernel, config.nhwc) in seen:
+            layout = config.nhwc if wave == 64 else None
+            if (kernel, layout) in seen:
                 continue
-            seen.add((kernel, config.nhwc))
+            seen.add((kernel, layout))
             built, options = triton_compile.source(kernel, arguments, constants)
             result = triton.compile(built, target=GPUTarget("hip", name, wave), options=options)
             assembly = result.asm["amdgcn"]

@@ -193,6 +193,20 @@ def build_is_current(wanted: dict[str, str]) -> bool:
     return newest <= outputs[0].stat().st_mtime and built_with(outputs[0]) == wanted
 
 
+def refuse_old_torch() -> None:
+    """Before anything is installed: another environment than .venv keeps its torch."""
+    found = re.search(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert found is not None
+    have, oldest = installed("torch"), found[1]
+    if have is None or is_own_environment():
+        return
+    if [*map(int, have.split(".")[:2])] < [*map(int, oldest.split("."))]:
+        raise SystemExit(
+            f"torch {oldest} or later is needed, {sys.prefix} has {have}: "
+            f"pip install 'torch>={oldest}' there, or leave it (deactivate) for a new environment"
+        )
+
+
 def build() -> None:
     wanted = settings()
     if build_is_current(wanted):
@@ -232,7 +246,7 @@ ADVICE = (
     ),
     (
         r"is not able to compile a simple test program|No CMAKE_CXX_COMPILER could be found|"
-        r"CMAKE_CXX_COMPILER:.*is not",
+        r"CMAKE_CXX_COMPILER:\s+\S+\s+is not",
         "the C++ compiler does not work: install GCC 9 or later (Debian, Ubuntu: apt install g++), "
         "or name one with CXX, and run this again",
     ),
@@ -263,6 +277,7 @@ def main() -> None:
     parser.add_argument("--build", action="store_true", help="build and install se_kernels too")
     parser.add_argument("groups", nargs="+", choices=groups(), metavar="GROUP")
     arguments = parser.parse_args()
+    refuse_old_torch()
     install_requirements(arguments.groups)
     if arguments.build:
         build()

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = range(10, 15)  # 3.10 to 3.14
+UV = (sys.executable, "-m", "uv")  # unpacks a package once and links it into each environment
 
 
 class Failed(Exception):
@@ -57,16 +59,20 @@ class Runner:
 
     def environment(self, python: str, folder: Path) -> Path:
         """An empty environment's Python."""
-        self(f"an environment of {python}", [python, "-m", "venv", folder])
+        self(
+            f"an environment of {python}", [*UV, "venv", "--clear", "--seed", "-p", python, folder]
+        )
         return folder / "bin" / "python"
+
+    def install(self, python: Path, *wanted: str | Path) -> None:
+        self(f"{wanted} into {python}", [*UV, "pip", "install", "--python", python, *wanted])
 
     def wheel(self, python: str, folder: Path, **settings: str) -> Path:
         """The checkout's wheel as it is built."""
-        own, raw = self.environment(python, folder / "build"), folder / "raw"
         self(
             f"the wheel of {python}",
-            [own, "-m", "pip", "wheel", "--verbose", "--no-deps", "--wheel-dir", raw, ROOT],
+            [*UV, "build", "--verbose", "--wheel", "--python", python, "--out-dir", folder, ROOT],
             **{"SE_KERNELS_CPU": "ON", "SE_KERNELS_CUDA": "OFF", "VIRTUAL_ENV": "", **settings},
         )
-        (built,) = raw.iterdir()
+        (built,) = folder.glob("*.whl")
         return built

@@ -162,7 +162,8 @@ def roof() -> plt.Figure:
         axis.set_title(title, loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("% of the memory roof (a copy = 100)")
-    axes[1].legend(frameon=False, fontsize=9)
+    keys = axes[1].get_legend_handles_labels()
+    figure.legend(*keys, frameon=False, fontsize=9, loc="outside upper left", ncols=3)
     figure.supxlabel(f"measured, N=32, float32, NCHW; {machine(found[0])}", fontsize=8)
     return figure
 
@@ -193,7 +194,8 @@ def predicted() -> plt.Figure:
         axis.set_title(operation, loc="left", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("% of the memory roof")
-    axes[1].legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.95))
+    keys = axes[1].get_legend_handles_labels()
+    figure.legend(*keys, frameon=False, fontsize=9, loc="outside upper left", ncols=2)
     words = "PREDICTED from counted instructions, not measured: H100, N=256, bfloat16, NCHW"
     figure.supxlabel(words, fontsize=8)
     return figure

@@ -9,32 +9,23 @@ the tests marked quick. A table at the end, and an error if something failed.
 
 import argparse
 import os
-import re
 import tempfile
 from pathlib import Path
 
 from tools.environments import ROOT, Failed, Runner, pythons
 
 TORCHES = ("torch==2.11.0", "torch==2.13.0", "torch==2.14.1")
+ROOMS = ("ops", "autograd", "modules", "surgery")  # of the tests marked quick
 run = Runner("matrix")
-
-
-def pins() -> list[str]:
-    """The newest versions of the tests' packages that this Python has, but none that fits one
-    torch only."""
-    text = (ROOT / "requirements-dev.txt").read_text()
-    section = re.search(r"^# \[test\]\n(.*?)^# the libraries", text, re.M | re.S)
-    assert section is not None
-    return ["numpy", *re.sub("==", "<=", section[1]).split()]
 
 
 def suite(python: str, wheel: Path, torch: str, arguments: list[str]) -> str:
     """What pytest says at the end."""
     with tempfile.TemporaryDirectory() as empty:
         own = run.environment(python, Path(empty))
-        install = [own, "-m", "pip", "install", "--no-compile"]
-        run(f"{torch} and the tests' packages", [*install, torch, wheel, *pins()])
+        run.install(own, torch, wheel)
         run("the check", [own, "-m", "se_kernels", "check"])
+        run("the tests' packages", [own, ROOT / "tools" / "dev_env.py", "bench", "test"])
         site = run("where", [own, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"])
         said = run(
             f"the suite of {python} with {torch}",
@@ -52,7 +43,7 @@ def main() -> None:
     parser.add_argument("--python", nargs="+", help="interpreters; by default all that are found")
     parser.add_argument("--torch", nargs="+", default=TORCHES, help="by default the supported ones")
     options, arguments = parser.parse_known_args()
-    tests = arguments or ["-m", "quick", str(ROOT / "tests")]
+    tests = arguments or ["-m", "quick", *(str(ROOT / "tests" / room) for room in ROOMS)]
     failed = False
     print(f"all output: {run.log}", flush=True)
     for python in options.python or pythons():

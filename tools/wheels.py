@@ -3,10 +3,10 @@
     python -m tools.wheels [--python PATH ...] [--torch REQUIREMENT ...] [--cpu-only]
 
 For each CPython from 3.10 on that is found, one wheel without CUDA (dist/cpu) and, if there is
-nvcc, one with its kernels for all GPUs (dist/cuda). auditwheel grafts nothing, as nothing is
-linked: it says for which Linux the wheel is good, and renames it. Then each wheel is installed into
-an empty environment, with each torch that is asked for, and `python -m se_kernels check` must pass
-there. A line for each wheel; an error at the end if one of them failed.
+nvcc, one with its kernels for all GPUs, or for SE_KERNELS_CUDA_ARCHS (dist/cuda). auditwheel grafts
+nothing, as nothing is linked: it says for which Linux the wheel is good, and renames it. Then each
+wheel is installed into an empty environment, with each torch that is asked for, and `python -m
+se_kernels check` must pass there. A line for each wheel; an error at the end if one of them failed.
 """
 
 import argparse
@@ -43,7 +43,8 @@ run = Runner("wheels")
 
 
 def build(python: str, kind: str, folder: Path) -> Path:
-    cuda = {"SE_KERNELS_CUDA": "ON", "SE_KERNELS_CUDA_ARCHS": ALL_GPUS}
+    architectures = os.environ.get("SE_KERNELS_CUDA_ARCHS", ALL_GPUS)
+    cuda = {"SE_KERNELS_CUDA": "ON", "SE_KERNELS_CUDA_ARCHS": architectures}
     return run.wheel(python, folder, **(cuda if kind == "cuda" else {}))
 
 
@@ -66,8 +67,7 @@ def repair(wheel: Path, kind: str) -> tuple[Path, str]:
 def check(python: str, wheel: Path, torch: str, folder: Path) -> None:
     """``check`` in an empty environment."""
     own = run.environment(python, folder / "check")
-    pip = [own, "-m", "pip", "install", "--no-compile"]
-    run(f"{wheel.name} with {torch}", [*pip, torch, wheel])
+    run.install(own, torch, wheel)
     said = run(f"check of {wheel.name} with {torch}", [own, "-m", "se_kernels", "check"])
     info = run("what was installed", [own, "-m", "se_kernels"])
     if not re.search(r"^cpu +available", info, re.M):

@@ -1,5 +1,4 @@
-// The Python module se_kernels._C: integers and names in, exceptions out, the GIL released
-// meanwhile.
+// The Python module se_kernels._C: tensors and names in, exceptions out, the GIL released meanwhile.
 #include <new>
 
 #include "calls.h"
@@ -12,17 +11,17 @@ namespace {
 
 using namespace se_kernels;
 
-void read(Reader& r, Backward& b) {
-  b.x = r.input(), b.dy = r.input(), b.mask = r.bits(), b.dx = r.output(), b.dr = r.output();
-  b.w1 = r.in(), b.w2 = r.in(), b.z = r.in(), b.a = r.in(), b.s = r.in();
+void read(Reader& r, Problem& p, Backward& b) {
+  b.x = r.x(p), b.dy = r.input(), b.mask = r.bits(), b.dx = r.output(), b.dr = r.output();
+  b.w1 = r.w1(p), b.w2 = r.in(), b.z = r.in(), b.a = r.in(), b.s = r.in();
   b.dw1 = r.out(), b.dw2 = r.out(), b.db1 = r.out(), b.db2 = r.out();
 }
 
-void read(Reader& r, NormInference& f) {
-  f.x = r.input(), f.residual = r.input(), f.y = r.output();
+void read(Reader& r, Problem& p, NormInference& f) {
+  f.x = r.x(p), f.residual = r.input(), f.y = r.output();
   f.mean = r.in(), f.var = r.in(), f.weight = r.in(), f.bias = r.in();
   f.eps = r.number(), f.pre = r.pre();
-  f.w1 = r.in(), f.w2 = r.in(), f.b1 = r.in(), f.b2 = r.in();
+  f.w1 = r.w1(p), f.w2 = r.in(), f.b1 = r.in(), f.b2 = r.in();
 }
 
 // The arguments of each are those of the Problem as `of` reads it, then the tensors.
@@ -30,10 +29,12 @@ template <class Tensors, Status (*function)(const Problem&, const Tensors&),
           Problem (Reader::*of)()>
 void run(const py::args& arguments) {
   Reader r(arguments);
-  const Problem p = (r.*of)();
+  Problem p = (r.*of)();
   Tensors tensors{};
-  read(r, tensors);
+  read(r, p, tensors);
   r.end();
+  p.threads = thread_count();
+  if (p.threads == 0) throw py::error_already_set();
   const py::gil_scoped_release release;
   if (function(p, tensors) == Status::out_of_memory) throw std::bad_alloc();
 }
@@ -41,11 +42,10 @@ void run(const py::args& arguments) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native kernels of se_kernels; the arguments are addresses, called by backends/cpu.py";
-  m.attr("float32") = int(DType::float32);
-  m.attr("float64") = int(DType::float64);
-  m.attr("bfloat16") = int(DType::bfloat16);
-  m.attr("float16") = int(DType::float16);
+  m.doc() = "Native kernels of se_kernels, called by backends/cpu";
+  const py::module_ torch = py::module_::import("torch");
+  dlpack::load(torch.attr("Tensor"));
+  fast_path_setup(torch);
   m.def("forward", run<Forward, forward, &Reader::problem>);
   m.def("backward", run<Backward, backward, &Reader::problem>);
   m.def("squeeze", run<SqueezeForward, squeeze, &Reader::phase>);
@@ -62,8 +62,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("norm_backward", run<NormBackward, norm_backward, &Reader::problem>);
   m.def("instruction_set", instruction_set);
   static PyMethodDef fast_path[] = {
-      {"fast_path_setup", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast_path_setup)),
-       METH_FASTCALL, nullptr},
       {"fast_path_are_plain",
        reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(fast_path_are_plain)), METH_FASTCALL,
        nullptr},

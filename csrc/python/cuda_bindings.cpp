@@ -1,4 +1,4 @@
-// The Python module se_kernels._cuda: integers and names in, exceptions out, the GIL released
+// The Python module se_kernels._cuda: tensors and names in, exceptions out, the GIL released
 // meanwhile. Built on the host for the tests too, where its tensors are the CPU's.
 #include <map>
 #include <mutex>
@@ -15,7 +15,7 @@ namespace {
 using namespace se_kernels;
 
 cuda::Gpu read_gpu(Reader& r) {
-  const int device = int(r.size());
+  const int device = int(r.integer());
 #ifdef SE_CUDA_ON_HOST
   return cuda::gpu_at(device);  // as the test has set it
 #else
@@ -29,17 +29,19 @@ cuda::Gpu read_gpu(Reader& r) {
 
 cuda::Call read_call(Reader& r) {
   const cuda::Gpu gpu = read_gpu(r);
-  void *stream = r.out(), *workspace = r.out();
+  void* stream = reinterpret_cast<void*>(std::intptr_t(r.integer()));
+  void* workspace = r.out();
   return {gpu, stream, workspace};
 }
 
-void read(Reader& r, cuda::Backward& b) {
-  b.x = r.input(), b.dy = r.input(), b.mask = r.bits(), b.dx = r.output(), b.dr = r.output();
-  b.w1 = r.in(), b.w2 = r.in(), b.a = r.in(), b.s = r.in();
+void read(Reader& r, Problem& p, cuda::Backward& b) {
+  b.x = r.x(p), b.dy = r.input(), b.mask = r.bits(), b.dx = r.output(), b.dr = r.output();
+  b.w1 = r.w1(p), b.w2 = r.in(), b.a = r.in(), b.s = r.in();
   b.de = r.out(), b.da = r.out(), b.h = r.out();
 }
 
-void read(Reader& r, cuda::WeightGradients& g) {
+void read(Reader& r, Problem& p, cuda::WeightGradients& g) {
+  r.x(p), r.w1(p);
   g.de = r.in(), g.da = r.in(), g.h = r.in(), g.z = r.in();
   g.dw1 = r.out(), g.dw2 = r.out(), g.db1 = r.out(), g.db2 = r.out();
 }
@@ -51,29 +53,39 @@ template <class Tensors, void (*function)(const Problem&, const Tensors&, const 
 void run(const py::args& arguments) {
   Reader r(arguments);
   const cuda::Call call = read_call(r);
-  const Problem p = (r.*of)();
+  Problem p = (r.*of)();
   Tensors tensors{};
-  read(r, tensors);
+  read(r, p, tensors);
   r.end();
   const py::gil_scoped_release release;
   function(p, tensors, call);
 }
 
-// Of the GPU and the sizes alone.
-template <class Result, Result (*function)(const Problem&, const cuda::Gpu&),
-          Problem (Reader::*of)()>
-Result ask(const py::args& arguments) {
+// What a block needs: the GPU, nhwc, x, w1.
+template <class Result, Result (*function)(const Problem&, const cuda::Gpu&)>
+Result of_block(const py::args& arguments) {
   Reader r(arguments);
   const cuda::Gpu gpu = read_gpu(r);
-  const Problem p = (r.*of)();
-  r.end();
+  Problem p = r.phase();
+  r.x(p), r.w1(p), r.end();
+  return function(p, gpu);
+}
+
+// What a phase needs: the GPU, nhwc, x, whether the compute type is double.
+template <std::int64_t (*function)(const Problem&, const cuda::Gpu&)>
+std::int64_t of_phase(const py::args& arguments) {
+  Reader r(arguments);
+  const cuda::Gpu gpu = read_gpu(r);
+  Problem p = r.phase();
+  r.x(p), p.w_type = r.flag() ? DType::float64 : DType::float32, r.end();
   return function(p, gpu);
 }
 
 std::int64_t norm_backward_workspace_bytes(const py::args& arguments) {
   Reader r(arguments);
   const cuda::Gpu gpu = read_gpu(r);
-  const Problem p = r.sizes();
+  Problem p = r.phase();
+  r.x(p), r.w1(p);
   const Pre pre = r.pre();
   r.end();
   return cuda::norm_backward_workspace_bytes(p, pre, gpu);
@@ -99,21 +111,18 @@ py::list end_survey() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
-  m.doc() = "CUDA kernels of se_kernels; the arguments are addresses, called by backends/cuda";
+  m.doc() = "CUDA kernels of se_kernels, called by backends/cuda";
+  dlpack::load(py::module_::import("torch").attr("Tensor"));
 #ifdef SE_CUDA_ON_HOST
   m.attr("DEVICE_TYPE") = "cpu";
 #else
   m.attr("DEVICE_TYPE") = "cuda";
 #endif
-  m.attr("float32") = int(DType::float32);
-  m.attr("float64") = int(DType::float64);
-  m.attr("bfloat16") = int(DType::bfloat16);
-  m.attr("float16") = int(DType::float16);
   m.def("begin_survey", begin_survey);
   m.def("end_survey", end_survey);
   m.def("forward", run<Forward, cuda::forward, &Reader::problem>);
   m.def("backward", run<cuda::Backward, cuda::backward, &Reader::problem>);
-  m.def("weight_gradients", run<cuda::WeightGradients, cuda::weight_gradients, &Reader::sizes>);
+  m.def("weight_gradients", run<cuda::WeightGradients, cuda::weight_gradients, &Reader::phase>);
   m.def("squeeze", run<SqueezeForward, cuda::squeeze, &Reader::phase>);
   m.def("scale", run<ScaleForward, cuda::scale, &Reader::phase>);
   m.def("scale_backward", run<ScaleBackward, cuda::scale_backward, &Reader::phase>);
@@ -126,11 +135,10 @@ PYBIND11_MODULE(_cuda, m) {
         run<NormSqueezeBackward, cuda::norm_squeeze_backward, &Reader::phase>);
   m.def("norm_forward", run<NormForward, cuda::norm_forward, &Reader::problem>);
   m.def("norm_backward", run<NormBackward, cuda::norm_backward, &Reader::problem>);
-  m.def("workspace_bytes", ask<std::int64_t, cuda::workspace_bytes, &Reader::sizes>);
-  m.def("explain", ask<std::string, cuda::explain, &Reader::sizes>);
-  m.def("norm_workspace_bytes",
-        ask<std::int64_t, cuda::norm_workspace_bytes, &Reader::phase_sizes>);
-  m.def("norm_forward_workspace_bytes",
-        ask<std::int64_t, cuda::norm_forward_workspace_bytes, &Reader::sizes>);
+  m.def("workspace_bytes", of_block<std::int64_t, cuda::workspace_bytes>);
+  m.def("explain", of_block<std::string, cuda::explain>);
+  m.def("phase_workspace_bytes", of_phase<cuda::workspace_bytes>);
+  m.def("norm_workspace_bytes", of_phase<cuda::norm_workspace_bytes>);
+  m.def("norm_forward_workspace_bytes", of_block<std::int64_t, cuda::norm_forward_workspace_bytes>);
   m.def("norm_backward_workspace_bytes", norm_backward_workspace_bytes);
 }

@@ -2,7 +2,11 @@
 // as it is used here: a tensor's address, shape and strides from its Python object.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
+
+#include "api.h"
 
 namespace se_kernels::dlpack {
 
@@ -38,5 +42,35 @@ struct Exchange {
 
 constexpr char kCapsule[] = "dlpack_exchange_api";
 constexpr std::uint32_t kMajor = 1;
+
+// torch's; load() is called when the module is imported.
+inline const Exchange* exchange = nullptr;
+
+inline void load(pybind11::handle tensor_type) {
+  const pybind11::object capsule =
+      pybind11::getattr(tensor_type, "__dlpack_c_exchange_api__", pybind11::none());
+  const auto* table = capsule.is_none() ? nullptr
+                                        : static_cast<const Exchange*>(
+                                              PyCapsule_GetPointer(capsule.ptr(), kCapsule));
+  if (PyErr_Occurred()) throw pybind11::error_already_set();
+  if (!table || table->version.major != kMajor)
+    throw pybind11::import_error("expected a torch with DLPack's exchange table of version 1");
+  exchange = table;
+}
+
+inline void* address(const Tensor& t) {
+  return t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+}
+
+// False for a type that no kernel takes.
+inline bool find_type(DataType t, DType& type) {
+  if (t.lanes != 1) return false;
+  if (t.code == bfloat && t.bits == 16) return type = DType::bfloat16, true;
+  if (t.code != real) return false;
+  if (t.bits == 32) return type = DType::float32, true;
+  if (t.bits == 64) return type = DType::float64, true;
+  if (t.bits == 16) return type = DType::float16, true;
+  return false;
+}
 
 }  // namespace se_kernels::dlpack

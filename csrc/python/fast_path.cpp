@@ -10,17 +10,11 @@
 namespace se_kernels {
 namespace {
 
-// What fast_path_setup gives; nothing runs before.
-constexpr Py_ssize_t kMaxTypes = 4;
-const dlpack::Exchange* exchange = nullptr;
-PyObject* tensor_types[kMaxTypes];
-Py_ssize_t tensor_type_count = 0;
-PyObject *empty_like = nullptr, *get_num_threads = nullptr, *is_neg = nullptr;
+PyObject *tensor_type, *parameter_type, *empty_like, *get_num_threads, *is_neg;
 
 bool is_tensor(PyObject* object) {
-  for (Py_ssize_t i = 0; i < tensor_type_count; ++i)
-    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == tensor_types[i]) return true;
-  return false;
+  const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  return type == tensor_type || type == parameter_type;
 }
 
 // A negation put off, as of a conjugate's imaginary part; DLPack does not tell it.
@@ -31,16 +25,6 @@ bool is_negated(PyObject* tensor) {
   return !no;
 }
 
-bool find_type(dlpack::DataType t, DType& type) {
-  if (t.lanes != 1) return false;
-  if (t.code == dlpack::bfloat && t.bits == 16) return type = DType::bfloat16, true;
-  if (t.code != dlpack::real) return false;
-  if (t.bits == 32) return type = DType::float32, true;
-  if (t.bits == 64) return type = DType::float64, true;
-  if (t.bits == 16) return type = DType::float16, true;
-  return false;
-}
-
 // An argument: a tensor that the kernels can read, or None.
 struct Argument {
   dlpack::Tensor t{};
@@ -49,12 +33,12 @@ struct Argument {
 
   bool read(PyObject* object) {
     if (object == Py_None) return true;
-    if (!is_tensor(object) || exchange->to_tensor(object, &t) != 0) return false;
+    if (!is_tensor(object) || dlpack::exchange->to_tensor(object, &t) != 0) return false;
     present = true;
-    return t.device_type == dlpack::cpu && find_type(t.dtype, type) && t.data &&
+    return t.device_type == dlpack::cpu && dlpack::find_type(t.dtype, type) && t.data &&
            !is_negated(object);
   }
-  void* data() const { return present ? static_cast<char*>(t.data) + t.byte_offset : nullptr; }
+  void* data() const { return dlpack::address(t); }
 
   bool lies(const std::int64_t (&strides)[4]) const {
     for (int i = 0; i < 4; ++i)
@@ -108,11 +92,8 @@ struct Block {
     if (!w1.is_matrix(R, C) || !w2.is_matrix(C, R) || w2.type != w1.type ||
         !b1.is_bias(R, w1.type) || !b2.is_bias(C, w1.type))
       return false;
-    PyObject* threads = PyObject_CallNoArgs(get_num_threads);
-    if (!threads) return false;
-    p.threads = int(PyLong_AsLong(threads));
-    Py_DECREF(threads);
-    return true;
+    p.threads = thread_count();
+    return p.threads > 0;
   }
 
   // run(where x, residual and y lie) fills y. y, or null: with an exception where memory ran out,
@@ -179,23 +160,21 @@ PyObject* run_norm(PyObject* const* v) {
 
 }  // namespace
 
-PyObject* fast_path_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  if (count != 4 || !PyTuple_Check(v[1]) || PyTuple_GET_SIZE(v[1]) > kMaxTypes) {
-    PyErr_SetString(PyExc_TypeError, "expected (capsule, types, empty_like, get_num_threads)");
-    return nullptr;
-  }
-  const auto* table =
-      static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(v[0], dlpack::kCapsule));
-  if (!table) return nullptr;
-  if (table->version.major != dlpack::kMajor) Py_RETURN_FALSE;
-  tensor_type_count = PyTuple_GET_SIZE(v[1]);
-  for (Py_ssize_t i = 0; i < tensor_type_count; ++i)
-    tensor_types[i] = Py_NewRef(PyTuple_GET_ITEM(v[1], i));
-  empty_like = Py_NewRef(v[2]);
-  get_num_threads = Py_NewRef(v[3]);
+void fast_path_setup(const pybind11::module_& torch) {
+  const auto kept = [](pybind11::object object) { return object.release().ptr(); };
+  tensor_type = kept(torch.attr("Tensor"));
+  parameter_type = kept(torch.attr("nn").attr("Parameter"));
+  empty_like = kept(torch.attr("empty_like"));
+  get_num_threads = kept(torch.attr("get_num_threads"));
   is_neg = PyUnicode_InternFromString("is_neg");
-  exchange = table;
-  Py_RETURN_TRUE;
+}
+
+int thread_count() {
+  PyObject* threads = PyObject_CallNoArgs(get_num_threads);
+  if (!threads) return 0;
+  const long count = PyLong_AsLong(threads);
+  Py_DECREF(threads);
+  return int(count);
 }
 
 namespace {
@@ -212,23 +191,22 @@ PyObject* y_or_none(PyObject* y) {
 }  // namespace
 
 PyObject* fast_path_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  if (!exchange || count != 11) Py_RETURN_NONE;
+  if (count != 11) Py_RETURN_NONE;
   return y_or_none(run(v));
 }
 
 PyObject* fast_path_norm_inference(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  if (!exchange || count != 17) Py_RETURN_NONE;
+  if (count != 17) Py_RETURN_NONE;
   return y_or_none(run_norm(v));
 }
 
 PyObject* fast_path_are_plain(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  if (!exchange) Py_RETURN_FALSE;
   for (Py_ssize_t i = 0; i < count; ++i) {
     if (v[i] == Py_None || PyUnicode_Check(v[i]) || PyFloat_Check(v[i]) || PyBool_Check(v[i]) ||
         PyList_Check(v[i]))
       continue;
     dlpack::Tensor t{};
-    if (!is_tensor(v[i]) || exchange->to_tensor(v[i], &t) != 0 || t.device_type != dlpack::cpu ||
+    if (!is_tensor(v[i]) || dlpack::exchange->to_tensor(v[i], &t) != 0 || t.device_type != dlpack::cpu ||
         !t.data || is_negated(v[i])) {
       PyErr_Clear();
       Py_RETURN_FALSE;

@@ -1,12 +1,15 @@
 // The short way from Python to forward(): tensors are read here, by DLPack's exchange table.
 #pragma once
 
-#include <Python.h>
+#include <pybind11/pybind11.h>
 
 namespace se_kernels {
 
-// fast_path_setup(exchange capsule, (tensor types), empty_like, get_num_threads)
-PyObject* fast_path_setup(PyObject*, PyObject* const* arguments, Py_ssize_t count);
+// Looks up what the rest needs of torch, once.
+void fast_path_setup(const pybind11::module_& torch);
+
+// torch.get_num_threads(); 0 with a Python exception set if it fails.
+int thread_count();
 
 // fast_path_inference(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post): y, or None
 // where the long way must be taken, which copies what cannot be read and says what is wrong.

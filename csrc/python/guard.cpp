@@ -4,8 +4,8 @@ namespace se_kernels {
 namespace {
 
 constexpr int kHooks = 4;
-// what torch.nn.modules.module and torch.fx._symbolic_trace hold, by name
-PyObject *torch_module = nullptr, *tracer = nullptr;
+// what torch.nn.modules.module and torch.fx._symbolic_trace hold, by name; guards._FUNCTIONS
+PyObject *torch_module = nullptr, *tracer = nullptr, *own_functions = nullptr;
 PyObject *hooks[kHooks], *global_hooks[kHooks];
 PyObject *forward_name, *call_name, *compiled_name, *modules_name;
 
@@ -13,7 +13,7 @@ enum Call { seen, skipped, observed };  // of guards.py
 
 // A guards.Watch, field by field.
 struct Watch {
-  enum { cls, is_exact, call, functions, unset, names, settings, children, count };
+  enum { cls, is_exact, call, functions, unset, names, settings, children, calls, count };
   explicit Watch(PyObject* t) : t(t) {}
   bool is_one() const { return PyTuple_Check(t) && PyTuple_GET_SIZE(t) == count; }
   PyObject* operator[](int field) const { return PyTuple_GET_ITEM(t, field); }
@@ -42,6 +42,13 @@ bool is_same(PyObject* a, PyObject* b) {
 }
 
 bool has_keys(PyObject* dict, PyObject* names) {
+  if (PyDict_GET_SIZE(dict) != PyTuple_GET_SIZE(names)) return false;
+  if (PyDict_CheckExact(dict)) {
+    PyObject* key;
+    for (Py_ssize_t i = 0, at = 0; PyDict_Next(dict, &at, &key, nullptr); ++i)
+      if (!is_same(key, PyTuple_GET_ITEM(names, i))) return false;
+    return true;
+  }
   PyObject* keys = PySequence_Tuple(dict);  // in the order of whatever dictionary it is
   const bool same = keys && PyObject_RichCompareBool(keys, names, Py_EQ) == 1;
   Py_XDECREF(keys);
@@ -54,6 +61,21 @@ bool all_pairs(PyObject* pairs, Each each) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(pairs); ++i) {
     PyObject* pair = PyTuple_GET_ITEM(pairs, i);
     if (!each(PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1))) return false;
+  }
+  return true;
+}
+
+// Whether torch's functions by these names are its own, in each module and class that has them.
+bool are_own(PyObject* names) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    PyObject* entries = find(own_functions, name);
+    if (entries && !all_pairs(entries, [&](PyObject* space, PyObject* function) {
+          return function == (PyType_Check(space)
+                                  ? _PyType_Lookup(reinterpret_cast<PyTypeObject*>(space), name)
+                                  : find(PyModule_GetDict(space), name));
+        }))
+      return false;
   }
   return true;
 }
@@ -78,9 +100,7 @@ bool holds(PyObject* state, const Watch& watch) {
   PyObject* modules = find(state, modules_name);
   if (!modules || !PyDict_Check(modules)) return false;
   PyObject* names = watch[Watch::names];
-  if (names != Py_None && !(PyDict_GET_SIZE(modules) == 0 && PyTuple_GET_SIZE(names) == 0) &&
-      !has_keys(modules, names))
-    return false;
+  if (names != Py_None && !has_keys(modules, names)) return false;
   return all_pairs(watch[Watch::children], [&](PyObject* name, PyObject* inside) {
     PyObject* child = find(modules, name);
     const bool is_there = child && child != Py_None;
@@ -106,7 +126,7 @@ bool is_as_watched(PyObject* module, const Watch& watch) {
       return false;
   }
   PyObject* state = PyObject_GenericGetDict(module, nullptr);
-  const bool same = state && holds(state, watch);
+  const bool same = state && are_own(watch[Watch::calls]) && holds(state, watch);
   Py_XDECREF(state);
   return same;
 }
@@ -114,8 +134,8 @@ bool is_as_watched(PyObject* module, const Watch& watch) {
 }  // namespace
 
 PyObject* guard_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
-  if (count != 2 || !PyDict_Check(v[0]) || !PyDict_Check(v[1])) {
-    PyErr_SetString(PyExc_TypeError, "expected the names and values of two modules");
+  if (count != 3 || !PyDict_Check(v[0]) || !PyDict_Check(v[1]) || !PyDict_Check(v[2])) {
+    PyErr_SetString(PyExc_TypeError, "expected two modules' names and values, and torch's own");
     return nullptr;
   }
   static const char* const names[kHooks] = {"_forward_hooks", "_forward_pre_hooks",
@@ -132,6 +152,7 @@ PyObject* guard_setup(PyObject*, PyObject* const* v, Py_ssize_t count) {
   modules_name = PyUnicode_InternFromString("_modules");
   torch_module = Py_NewRef(v[0]);
   tracer = Py_NewRef(v[1]);
+  own_functions = Py_NewRef(v[2]);
   Py_RETURN_NONE;
 }
 

@@ -5,7 +5,8 @@
 
 namespace se_kernels {
 
-// guard_setup(what torch.nn.modules.module, and torch.fx._symbolic_trace, hold by name)
+// guard_setup(what torch.nn.modules.module, and torch.fx._symbolic_trace, hold by name,
+//             name → ((module or class of torch, its function), ...))
 PyObject* guard_setup(PyObject*, PyObject* const* arguments, Py_ssize_t count);
 
 // guard_is_valid(module, watch): guards.is_valid

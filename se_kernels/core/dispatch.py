@@ -66,13 +66,8 @@ def choose(x: Tensor, backend: str | None = None) -> str:
     return name
 
 
-def native_fast_path() -> ModuleType | None:
-    """The native module with the calls of ``fast_path``, or None if there is none."""
-    return cpu.native_fast_path
-
-
-def native_guard() -> ModuleType | None:
-    """The native module with the calls of ``guards``, or None if there is none."""
+def native_core() -> ModuleType | None:
+    """The native module, which ``fast_path`` and ``guards`` call, or None if there is none."""
     library: ModuleType | None = cpu.extension._C
     return library
 

@@ -28,7 +28,7 @@ try:
 except ImportError:  # private names: without one of them, the long way always
     _native = None
 else:
-    _native = dispatch.native_fast_path()
+    _native = dispatch.native_core()
     _PRE_DISPATCH = DispatchKey.PreDispatch
 
 

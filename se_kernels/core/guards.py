@@ -3,8 +3,8 @@
 A fused call stands for the calls of other modules: FCs, an activation, a norm, an SE module, a
 container. It may do so only while those calls would still do what they did. ``is_valid`` looks at
 all that they go by, on every call: which children there are, their classes, hooks, the functions
-of their classes, and the settings that those read. Nothing is assumed from a count or from the
-identity of a dictionary.
+of their classes, the functions of torch that those call, and the settings that they read. Nothing
+is assumed from a count or from the identity of a dictionary.
 
 A guard holds classes, functions, names and plain values, and no module: it keeps nothing alive, and
 is as good for a copy of the module. In a pickle it names its classes, whose functions are looked
@@ -17,12 +17,12 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from se_kernels.core import dispatch
@@ -51,6 +51,7 @@ class Watch(NamedTuple):
     settings: tuple[tuple[str, object], ...]  # attributes and their values
     # a watched one, or one that has to be there (True), or must not (False)
     children: tuple[tuple[str, "Watch | bool"], ...]
+    calls: tuple[str, ...] = ()  # names of functions of torch, which have to be torch's own
 
 
 class Functions(tuple[tuple[str, object], ...]):
@@ -125,7 +126,7 @@ def _is_of_tracer(function: object) -> bool:
 def _is_as_watched(
     module: nn.Module, watch: Watch
 ) -> bool:  # as guard.cpp does it; traced by Dynamo
-    cls, is_exact, call, functions, unset, names, settings, children = watch
+    cls, is_exact, call, functions, unset, names, settings, children, calls = watch
     if cls is not None and is_exact and type(module) is not cls:
         return False
     state = module.__dict__
@@ -140,6 +141,8 @@ def _is_as_watched(
             found = getattr(cls, name, None)
             if found is not function and not _is_of_tracer(found):
                 return False
+    if not _are_own(calls):
+        return False
     for name in unset:
         if name in state:
             return False
@@ -163,11 +166,24 @@ def _is_as_watched(
     return True
 
 
+@torch.compiler.assume_constant_result  # a compiled call goes by those of when it was traced
+def _are_own(names: tuple[str, ...]) -> bool:
+    """Whether the functions of torch by these names are torch's own."""
+    entries = ((name, *entry) for name in names for entry in _FUNCTIONS.get(name, ()))
+    return all(getattr(space, name, None) is function for name, space, function in entries)
+
+
+# name → the modules and classes that have a function of torch by that name, each with the function
+_FUNCTIONS: dict[str, tuple[tuple[Any, object], ...]] = {
+    name: tuple((s, getattr(s, name)) for s in (nn.functional, torch, Tensor) if hasattr(s, name))
+    for name, value in (*vars(torch).items(), *vars(nn.functional).items())
+    if name[0] != "_" and isinstance(value, (FunctionType, BuiltinFunctionType))
+}
 _TRACER = vars(torch.fx._symbolic_trace)
 _native: Callable[[nn.Module, Watch], bool] | None = None
-_library = dispatch.native_guard()
+_library = dispatch.native_core()
 if _library is not None:
-    _library.guard_setup(torch_module.__dict__, _TRACER)
+    _library.guard_setup(torch_module.__dict__, _TRACER, _FUNCTIONS)
     _native = _library.guard_is_valid
 
 
@@ -222,6 +238,7 @@ def watch(
             if name not in _NOT_SETTINGS and not name.startswith(_OWN) and _is_plain(value)
         ),
         children=tuple(inside.items()),
+        calls=_functions_of_torch(reads),
     )
 
 
@@ -229,10 +246,12 @@ def watch_class(cls: type[nn.Module], call: int = SKIPPED) -> Watch:
     """Modules of this very class, whose settings are read when they are called."""
     known = _watches.get((cls, call))
     if known is None:
-        functions = _functions_now(cls, _names_read(cls))
+        reads = _names_read(cls)
+        functions = _functions_now(cls, reads)
         functions = Functions((f for f in functions if f[1] is not None), cls)
         unset = tuple(name for name, _ in functions if name[:2] != "__" and name not in _CALL)
-        known = Watch(cls, True, call, functions, unset, None, (), ())
+        calls = _functions_of_torch(reads)
+        known = Watch(cls, True, call, functions, unset, None, (), (), calls)
         if patched(known) is None:
             _watches[cls, call] = known
     return known
@@ -316,6 +335,10 @@ def _names_read(cls: type) -> tuple[str, ...]:
                 names[name] = None
                 waiting.append(name)
     return tuple(names)
+
+
+def _functions_of_torch(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in _FUNCTIONS)
 
 
 def _names_in(code: CodeType | None) -> Iterator[str]:

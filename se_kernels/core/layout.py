@@ -169,12 +169,6 @@ def empty_weight_gradients(
     )
 
 
-def places_of_numbers(numbers: Tensor, images: int) -> tuple[int, int, int]:
-    """Addresses of the norm (4, C), and of squeezed and s (N, C): rows of a norm's numbers."""
-    first, row = numbers.data_ptr(), numbers.shape[1] * numbers.element_size()
-    return first, first + 4 * row, first + (4 + images) * row
-
-
 def empty_norm_gradients(
     u: Tensor, numbers: Tensor, w1: Tensor, w2: Tensor, needs: Sequence[bool]
 ) -> NormGradients:

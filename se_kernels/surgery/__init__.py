@@ -5,6 +5,7 @@ computes) → swap (the class of the module) → call. See ``fuse``.
 """
 
 from se_kernels.core.guards import Watch, functions_of
+from se_kernels.surgery import earlier_pickles
 from se_kernels.surgery.block_call import Tail
 from se_kernels.surgery.call import Plan
 from se_kernels.surgery.fuse import fuse, unfuse
@@ -12,7 +13,7 @@ from se_kernels.surgery.report import FuseReport
 from se_kernels.surgery.specs import register_family
 from se_kernels.surgery.steps import ExcitationSteps
 
-# what a pickle of a fused model names beside the classes of its modules
-SAFE_GLOBALS = (Plan, Tail, Watch, functions_of)
+# what a pickle of a fused model names, or named, beside the classes of its modules
+SAFE_GLOBALS = (Plan, Tail, Watch, functions_of, *earlier_pickles.SAFE_GLOBALS)
 
 __all__ = ["SAFE_GLOBALS", "ExcitationSteps", "FuseReport", "fuse", "register_family", "unfuse"]

@@ -147,9 +147,10 @@ def _in_sequence(module: nn.Sequential) -> BlockSpec | None:
     return None
 
 
-def _steps_of(module: nn.Module, name: str) -> list[str]:
+def _steps_of(module: nn.Module | None, name: str) -> list[str]:
     """A sequence's children, those of its last child in its place; of another module itself."""
-    if type(module).forward is not nn.Sequential.forward or not module._modules:
+    is_sequence = module is not None and type(module).forward is nn.Sequential.forward
+    if not is_sequence or not module._modules:
         return [name]
     *first, last = module._modules
     return [*(f"{name}.{n}" for n in first), *_steps_of(module._modules[last], f"{name}.{last}")]

@@ -77,12 +77,12 @@ def _fuse(model: nn.Module, level: str) -> FuseReport:
                     label = f"{class_path(family.cls)} {name!r}" if name else class_path(family.cls)
                     raise ValueError(f"adapter of {label}: {refusal}") from refusal.__cause__
                 refused[module] = str(refusal)
+    for module in list(model.modules()):
+        if is_fused(module):  # by a plan of before
+            swap_back(module)
     for module, plan in plans.items():
         swap(module, plan)
     blocks, apart = _fuse_blocks(model) if level == "block" else ({}, {})
-    for module in list(model.modules()):
-        if is_fused(module) and module not in plans and module not in blocks:
-            swap_back(module)
     report = FuseReport(original_class(model).__name__)
     for name, module in model.named_modules(remove_duplicate=False):
         if module in plans:

@@ -32,7 +32,7 @@ class Fused(nn.Module):
             level = "block" if "se_kernels_tail" in state else "layer"
             for name in kinds:
                 self.__dict__.pop(name, None)
-            fuse(self, level)  # a plan of an earlier version: see se_kernels.pickles
+            fuse(self, level)  # a plan of an earlier version: see earlier_pickles
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""What surrounds an op in training: autocast, checkpoints, accumulation, penalties, hooks."""
+"""What surrounds an op in training, of the block with a norm and without: autocast, checkpoints,
+hooks, modes, transforms."""
 
 import contextlib
 import itertools
@@ -6,18 +7,22 @@ from functools import partial
 
 import pytest
 import torch
-from operator_cases import NAMES, Case, make, run, run_judge
+import torch.nn.functional as F
+from norm_cases import RUNNING, Case, copies, make, run
 from ops_called import OpsCalled
+from placements import IMAGES
+from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-import se_kernels
-from se_kernels import SqueezeExcite
-from se_kernels.verification.block_case import with_excitation
+from se_kernels import SqueezeExcite, reference
+from se_kernels.verification import block_case
 
-pytestmark = pytest.mark.native
+# autograd is the same whichever backend computes
+pytestmark = [pytest.mark.sampled(every=0, on_host=7), pytest.mark.usefixtures("one_thread")]
 
 TAIL = dict(post="relu", residual=True)
+WIDE_WEIGHTS = dict(shape=(4, 16, 6, 5), weight_dtype=torch.float32, norm_dtype=torch.float32)
 
 
 def equal(results, expected):
@@ -33,54 +38,77 @@ def autocast():
     return torch.autocast("cpu", torch.bfloat16)
 
 
+@pytest.mark.parametrize("squeeze", ["avg", "max"])
 @pytest.mark.parametrize("backward_inside", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_autocast_leaves_float32_weights_exact(kernel, dtype, backward_inside):
-    """The weights and their gradients stay float32, in value too; y has x's dtype."""
-    case = Case(shape=(4, 16, 6, 5), dtype=dtype, weight_dtype=torch.float32, **TAIL)
-    inputs, dy = make(case)
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+def test_autocast_changes_no_bit(op, dtype, backward_inside, squeeze):
+    """Weights, their gradients and running statistics stay float32, in value too."""
+    case = op.case(**WIDE_WEIGHTS, dtype=dtype, pre="silu", squeeze=squeeze, **TAIL)
+    inputs, dy = op.make(case)
+    leaves = op.leaves_of(inputs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(autocast())
-        y = kernel(**leaves, **case.variant)
+        y = op(**leaves, **case.variant)
         if not backward_inside:
             stack.close()
         y.backward(dy)
-    assert y.dtype == dtype
-    exact = run_judge(case, inputs, dy)
-    for name in ("w1", "w2", "b1", "b2"):
-        grad = leaves[name].grad
-        assert grad.dtype == torch.float32
-        error = (grad - exact[f"d{name}"]).norm() / exact[f"d{name}"].norm()
-        # sums of some hundred float32 roundings; one rounding to bfloat16 would be 2e-3
-        assert error < 1e-5, name
-    assert leaves["x"].grad.dtype == dtype
-    assert equal(
-        {"y": y.detach(), **{f"d{name}": leaf.grad for name, leaf in leaves.items()}},
-        run(kernel, inputs, dy, **case.variant),
-    )
+    assert y.dtype == leaves[op.image].grad.dtype == dtype
+    assert equal(op.results(y, leaves), op.run(case, inputs, dy))
+    for name in op.names:
+        if name not in (op.image, "residual"):
+            assert leaves[name].grad.dtype == torch.float32
+            assert (leaves[name].grad != leaves[name].grad.bfloat16()).any(), name
+
+
+def test_inference_under_autocast(op):
+    case = op.case(dtype=torch.bfloat16, weight_dtype=torch.float32, **TAIL)
+    inputs, dy = op.make(case)
+    expected = op.run(case, inputs, dy, ())
+    with autocast():
+        assert equal(op.run(case, inputs, dy, ()), expected)
+
+
+@pytest.fixture
+def coarse_products():
+    """float32 products may be rounded to bfloat16 here, as far as the processor has them."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_a_coarser_precision_of_products_changes_no_bit(op, request):
+    case = op.case(
+        shape=(64, 512, 1, 2), reduced=512, act="silu", **TAIL
+    )  # large enough to be rounded
+    inputs, dy = op.make(case)
+    expected = op.run(case, inputs, dy)
+    request.getfixturevalue("coarse_products")
+    assert equal(op.run(case, inputs, dy), expected)
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_penalty_gradients_under_autocast_are_not_degraded(kernel, dtype, inside):
+def test_penalty_gradients_under_autocast_are_not_degraded(op, dtype, inside):
     """create_graph takes the differentiable definition: it too must stay out of autocast's reach"""
-    case = Case(shape=(4, 16, 6, 5), dtype=dtype, weight_dtype=torch.float32)
-    inputs, dy = make(case)
-    del inputs["residual"]
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
+    case = op.case(**WIDE_WEIGHTS, dtype=dtype, pre="silu")
+    inputs, dy = op.make(case)
+    leaves = op.leaves_of(inputs)
+    names = [name for name in op.names if leaves[name] is not None]
     with contextlib.ExitStack() as stack:
         stack.enter_context(autocast())
-        y = kernel(**leaves, **case.variant)
+        y = op(**leaves, **case.variant)
         if not inside:
             stack.close()
-        grads = torch.autograd.grad(y, [*leaves.values()], dy, create_graph=True)
-    exact = run_judge(case, inputs, dy)
-    for name, grad in zip(leaves, grads, strict=True):
+        grads = torch.autograd.grad(y, [leaves[name] for name in names], dy, create_graph=True)
+    exact = op.judge(case, inputs, dy)
+    for name, grad in zip(names, grads, strict=True):
         assert grad.requires_grad
-        if name != "x":
+        if name != op.image:
             error = (grad - exact[f"d{name}"]).norm() / exact[f"d{name}"].norm()
-            assert error < 1e-5, name  # as above
+            # sums of some hundred float32 roundings; one rounding to bfloat16 would be 2e-3
+            assert error < 1e-5, name
 
 
 def test_module_under_autocast(backend):
@@ -97,179 +125,74 @@ def test_module_under_autocast(backend):
     assert all((p.grad != p.grad.bfloat16()).any() for p in se.parameters())
 
 
-# --- checkpoints and graphs ----------------------------------------------------------------------
+# --- checkpoints, hooks, modes -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpoint(kernel, use_reentrant):
-    case = Case(**TAIL)
-    inputs, dy = make(case)
+def test_checkpoint(op, use_reentrant):
+    """The gradients are those without; running statistics move twice, as torch's do."""
+    case = op.case(**TAIL)
+    inputs, dy = op.make(case)
+    leaves = op.leaves_of(inputs)
 
-    def checkpointed(x, w1, w2, b1, b2, residual, **options):
-        def block(*tensors):
-            return kernel(*tensors[:5], residual=tensors[5], **options)
+    def block(*tensors):
+        return op(**{**leaves, **dict(zip(op.names, tensors, strict=True))}, **case.variant)
 
-        return checkpoint(block, x, w1, w2, b1, b2, residual, use_reentrant=use_reentrant)
-
-    def backward(function):
-        leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-        y = function(**leaves, **case.variant)
-        y.backward(dy)  # torch.autograd.grad does not go with a reentrant checkpoint
-        return {"y": y.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
-
+    tensors = [leaves[name] for name in op.names]
     with OpsCalled() as called:
-        results = backward(checkpointed)
-    assert equal(results, backward(kernel))
-    assert called.names[-1] == "backward"
-    assert called.names.count("backward") == 1
-
-
-def test_gradients_accumulate(kernel):
-    case = Case(dtype=torch.float64, **TAIL)
-    inputs, dy = make(case)
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-    for factor in (1, 2):
-        kernel(**leaves, **case.variant).backward(factor * dy)
-    once = run(kernel, inputs, dy, **case.variant)
-    for name, leaf in leaves.items():
-        torch.testing.assert_close(leaf.grad, 3 * once[f"d{name}"], rtol=1e-14, atol=1e-14)
-
-
-def test_one_graph_twice(kernel):
-    case = Case(**TAIL)
-    inputs, dy = make(case)
-    leaves = [inputs[name].detach().requires_grad_() for name in NAMES]
-    y = kernel(*leaves[:5], residual=leaves[5], **case.variant)
-    first = torch.autograd.grad(y, leaves, dy, retain_graph=True)
-    second = torch.autograd.grad(y, leaves, dy)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(y, leaves, dy)
-
-
-@pytest.mark.sampled(every=0)  # 63 calls each
-@pytest.mark.parametrize("post", ["none", "relu"])
-def test_every_subset_of_gradients(kernel, post):
-    """Asked for alone or together, a gradient has the same bits, and no other is computed."""
-    case = Case(post=post, residual=True)
-    inputs, dy = make(case)
-    full = run(kernel, inputs, dy, **case.variant)
-    for size in range(len(NAMES) + 1):
-        for need in itertools.combinations(NAMES, size):
-            some = run(kernel, inputs, dy, need, **case.variant)
-            assert set(some) == {"y", *(f"d{name}" for name in need)}
-            assert equal(some, {name: full[name] for name in some}), need
-
-
-def test_residual_alone_needs_no_kernel(kernel):
-    for post in ("none", "relu"):
-        case = Case(post=post, residual=True)
-        inputs, dy = make(case)
-        with OpsCalled() as called:
-            run(kernel, inputs, dy, ["residual"], **case.variant)
-        assert called.names == ["forward"]
-
-
-def test_a_tensor_given_twice(kernel):
-    """x as its own residual, one weight in both places: the gradients add up."""
-    case = Case(shape=(2, 3, 3, 4), reduced=3, dtype=torch.float64, biases=())
-    inputs, dy = make(case)
-    x, w = inputs["x"].requires_grad_(), inputs["w1"].requires_grad_()
-    results = torch.autograd.grad(kernel(x, w, w, residual=x), (x, w), dy)
-    expected = torch.autograd.grad(
-        se_kernels.reference.squeeze_excite(x, w, w, residual=x), (x, w), dy
-    )
-    for result, value in zip(results, expected, strict=True):
-        torch.testing.assert_close(result, value, rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("changed", ["x", "w1", "w2"])
-def test_a_saved_tensor_changed_in_place_is_noticed(kernel, changed):
-    case = Case(**TAIL)
-    inputs, dy = make(case)
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-    y = kernel(**leaves, **case.variant)
-    with torch.no_grad():
-        leaves[changed].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y = checkpoint(block, *tensors, use_reentrant=use_reentrant)
         y.backward(dy)
+    assert called.names.count(f"{op.prefix}backward") == 1
+    plain = op.run(case, inputs, dy)
+    again = op.run(case, inputs | {name: plain[name] for name in op.running}, dy, ())
+    results, expected = op.results(y, leaves), plain | {name: again[name] for name in op.running}
+    # a reentrant one infers first, which a frozen norm may do in another way
+    torch.testing.assert_close(results.pop("y"), expected.pop("y"), rtol=1e-5, atol=1e-5)
+    assert equal(results, expected)
 
 
-@pytest.mark.parametrize("post", ["none", "relu"])
-def test_output_may_be_changed_in_place(kernel, post):
-    """y is never saved: in-place operations after the block train."""
-    inputs, dy = make(Case(post=post))
-    leaves = [inputs[name].detach().requires_grad_() for name in NAMES[:5]]
-    in_place = torch.autograd.grad(torch.relu_(kernel(*leaves, post=post).mul_(2)), leaves, dy)
-    expected = torch.autograd.grad(torch.relu(kernel(*leaves, post=post) * 2), leaves, dy)
-    assert all(torch.equal(a, b) for a, b in zip(in_place, expected, strict=True))
+def test_a_tensor_given_twice(op):
+    """x as its own residual, one weight in both places: the gradients add up."""
+    case = op.case(shape=(2, 3, 3, 4), reduced=3, dtype=torch.float64, biases=(), affine=(), **TAIL)
+    inputs, dy = op.make(case)
+    x, w = inputs[op.image].requires_grad_(), inputs["w1"].requires_grad_()
+
+    def gradients(function):
+        given = op.copies(inputs) | {"residual": x, "w2": w}
+        return torch.autograd.grad(function(**given, **case.variant), (x, w), dy)
+
+    for result, value in zip(gradients(op), gradients(op.definition), strict=True):
+        torch.testing.assert_close(result, value, rtol=op.tolerance, atol=op.tolerance)
 
 
-def test_expanded_gradient(kernel):
+@pytest.mark.parametrize(
+    "options",
+    [TAIL, dict(pre="relu", dtype=torch.float64), dict(layout="channels_last")],
+    ids=["tail", "float64", "channels_last"],
+)
+def test_expanded_gradient(op, options):
     """dy of y.sum() has stride 0 everywhere."""
-    case = Case(dtype=torch.float64, **TAIL)
-    inputs, dy = make(case)
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-    kernel(**leaves, **case.variant).sum().backward()
-    expected = run(kernel, inputs, torch.ones_like(dy), **case.variant)
-    assert equal(
-        {f"d{name}": leaf.grad for name, leaf in leaves.items()} | {"y": expected["y"]}, expected
-    )
-
-
-# --- double backward -----------------------------------------------------------------------------
-
-
-@pytest.mark.sampled(every=0)
-@pytest.mark.parametrize("variant", [{}, dict(act="silu", squeeze="avgmax", **TAIL)], ids=str)
-def test_gradient_penalty_trains(kernel, variant):
-    """A few steps on a loss that holds the gradient's norm: step by step that of the definition."""
-    case = Case(shape=(3, 8, 4, 5), reduced=4, dtype=torch.float64, **variant)
-    inputs, dy = make(case)
-
-    def losses(function):
-        leaves = {name: None if t is None else t.clone() for name, t in inputs.items()}
-        x = leaves["x"].requires_grad_()
-        weights = [leaves[name].requires_grad_() for name in NAMES[1:5]]
-        optimizer = torch.optim.SGD(weights, lr=1e-3)
-        for _ in range(5):
-            optimizer.zero_grad()
-            y = function(**leaves, **case.variant)
-            (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
-            loss = (y * dy).sum() + dx.flatten(1).norm(dim=1).sub(1).square().sum()
-            loss.backward()
-            optimizer.step()
-            yield loss.item()
-
-    fused, expected = [*losses(kernel)], [*losses(se_kernels.reference.squeeze_excite)]
-    assert fused == pytest.approx(expected, rel=1e-12)
-    assert fused[-1] < fused[0]
-
-
-# --- without gradients ---------------------------------------------------------------------------
+    case = op.case(**options)
+    inputs, dy = op.make(case)
+    leaves = op.leaves_of(inputs)
+    y = op(**leaves, **case.variant)
+    y.sum().backward()
+    expected = op.run(case, inputs, torch.ones_like(dy))
+    assert equal({n: t for n, t in op.results(y, leaves).items() if t is not None}, expected)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_inference_modes_save_nothing(kernel, mode):
-    case = Case(**TAIL)
-    inputs, dy = make(case)
-    expected = run(kernel, inputs, dy, **case.variant)["y"]
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-    with mode(), OpsCalled() as called:
-        y = kernel(**leaves, **case.variant)
-    assert called.names == ["inference"]
+def test_modes_without_gradients(op, mode):
+    """The same numbers; running statistics move where the norm trains."""
+    case = op.case(**TAIL)
+    inputs, dy = op.make(case)
+    expected = op.run(case, inputs, dy, ())
+    leaves = op.leaves_of(inputs)
+    with mode():
+        y = op(**leaves, **case.variant)
     assert not y.requires_grad
     assert y.is_inference() == (mode is torch.inference_mode)
-    assert torch.equal(y, expected)
-
-
-def test_frozen_block_saves_nothing(kernel):
-    case = Case(**TAIL)
-    inputs, _ = make(case)
-    with OpsCalled() as called:
-        y = kernel(**inputs, **case.variant)
-    assert called.names == ["inference"]
-    assert not y.requires_grad
+    assert equal({"y": y, **{n: leaves[n] for n in op.running}}, expected)
 
 
 def test_tensors_made_in_inference_mode(kernel):
@@ -282,14 +205,11 @@ def test_tensors_made_in_inference_mode(kernel):
         kernel(x, w1.requires_grad_(), w2)
 
 
-# --- hooks ---------------------------------------------------------------------------------------
-
-
-def test_hooks_on_the_output(kernel):
-    case = Case(**TAIL)
-    inputs, dy = make(case)
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.items()}
-    y = kernel(**leaves, **case.variant)
+def test_hooks_on_the_output(op):
+    case = op.case(**TAIL)
+    inputs, dy = op.make(case)
+    leaves = op.leaves_of(inputs)
+    y = op(**leaves, **case.variant)
     seen = []
     y.register_hook(lambda grad: seen.append(grad.clone()) or 2 * grad)
     y.retain_grad()
@@ -298,14 +218,13 @@ def test_hooks_on_the_output(kernel):
     assert torch.equal(seen[0], dy)
     assert torch.equal(seen[1], 2 * dy)
     assert torch.equal(y.grad, 2 * dy)
-    doubled = run(kernel, inputs, 2 * dy, **case.variant)
-    assert equal({"y": y.detach(), **{f"d{n}": leaf.grad for n, leaf in leaves.items()}}, doubled)
+    assert equal(op.results(y, leaves), op.run(case, inputs, 2 * dy))
 
 
-def test_hooks_on_saved_tensors(kernel):
+def test_hooks_on_saved_tensors(op):
     """Saved tensors may leave for elsewhere, as in activation offloading."""
-    case = Case(**TAIL)
-    inputs, dy = make(case)
+    case = op.case(pre="relu", **TAIL)
+    inputs, dy = op.make(case)
     offloaded = []
 
     def pack(t):
@@ -313,37 +232,104 @@ def test_hooks_on_saved_tensors(kernel):
         return t.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        results = run(kernel, inputs, dy, **case.variant)
+        results = op.run(case, inputs, dy)
     assert offloaded
-    assert equal(results, run(kernel, inputs, dy, **case.variant))
+    assert equal(results, op.run(case, inputs, dy))
 
 
-@pytest.mark.parametrize("excitation", [False, True])
-def test_a_hook_may_give_x_back_in_another_layout(kernel, backend, excitation):
+def test_a_hook_may_give_x_back_in_another_layout_to_a_module_between(backend):
     """The bits of the mask go by where x lay in forward."""
-    case = Case(dtype=torch.float64, layout="channels_last", **TAIL)
-    inputs, dy = make(case)
-    function = partial(with_excitation, backend=backend) if excitation else kernel
+    case = block_case.Case(dtype=torch.float64, layout="channels_last", **TAIL)
+    inputs, dy = block_case.make(case)
+    function = partial(block_case.with_excitation, backend=backend)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, torch.Tensor.contiguous):
-        results = run(function, inputs, dy, **case.variant)
-    for name, expected in run(function, inputs, dy, **case.variant).items():
+        results = block_case.run(function, inputs, dy, **case.variant)
+    for name, expected in block_case.run(function, inputs, dy, **case.variant).items():
         torch.testing.assert_close(results[name], expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("pre", ["identity", "silu"])
+@pytest.mark.parametrize("shape", [(2, 6, 3, 2), (2, 9, 3, 4), (3, 12, 1, 1)], ids=str)
+def test_hooks_that_lay_saved_tensors_otherwise(op, shape, pre, create_graph):
+    """As offloading to pinned memory does: the ReLU's mask is still of the right elements."""
+    case = op.case(shape=shape, dtype=torch.float64, pre=pre, **TAIL)
+    inputs, dy = op.make(case)
+    expected = op.run(case, inputs, dy)
+    dense = ("contiguous", "channels_last")
+    for start, end in {*itertools.product(IMAGES, dense), *itertools.product(dense, IMAGES)}:
+
+        def pack(t, end=end):
+            return IMAGES[end](t) if t.dim() == 4 else t
+
+        leaves = op.leaves_of({**inputs, op.image: IMAGES[start](inputs[op.image])})
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = op(**leaves, **case.variant)
+            tensors = [leaves[name] for name in op.names]
+            grads = torch.autograd.grad(y, tensors, dy, create_graph=create_graph)
+        for name, grad in zip(op.names, grads, strict=True):
+            # sums in another order
+            torch.testing.assert_close(grad, expected[f"d{name}"], rtol=1e-10, atol=1e-10)
+
+
+def test_inside_a_network(norm_kernel):
+    """Convolution, op, ReLU in place, head: three steps of the network and of its twin of parts."""
+
+    class Block(nn.Module):
+        def __init__(self, fused):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.fc1, self.fc2, self.head = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+            self.fused = fused
+
+        def forward(self, x):
+            u, bn = self.conv(x), self.bn
+            excitation = self.fc1.weight, self.fc2.weight, self.fc1.bias, self.fc2.bias
+            if self.fused:
+                bn.num_batches_tracked += 1
+                norm = u, bn.weight, bn.bias, bn.running_mean, bn.running_var
+                y = norm_kernel(*norm, *excitation, training=True, pre="hardswish")
+            else:
+                y = reference.squeeze_excite(F.hardswish(bn(u)), *excitation)
+            return self.head(F.relu_(y).mean((2, 3)))
+
+    torch.manual_seed(0)
+    parts = Block(False).double()
+    fused = Block(True).double()
+    fused.load_state_dict(parts.state_dict())
+    for block in (parts, fused):
+        optimizer = torch.optim.SGD(block.parameters(), lr=0.1, momentum=0.9)
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(4, 3, 6, 5, generator=generator, dtype=torch.float64)
+            optimizer.zero_grad()
+            block(x).square().sum().backward()
+            optimizer.step()
+    for name, value in parts.state_dict().items():
+        torch.testing.assert_close(fused.state_dict()[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
 
 # --- transforms: the differentiable definition serves them ---------------------------------------
 
 
 @pytest.fixture
-def smooth(kernel):
-    """The block as a function of x, of w1 and of both, on float64, with nothing that jumps."""
-    torch.manual_seed(0)
-    x = torch.randn(2, 4, 3, 2, dtype=torch.float64)
-    w1, w2 = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+def smooth(op):
+    """The op and its definition as functions of x and w1, with nothing that jumps; on w1 the weight
+    of a norm depends too."""
+    options = dict(running=not op.running, pre="silu", act="silu")
+    case = op.case(shape=(2, 4, 3, 2), dtype=torch.float64, **options)
+    inputs, _ = op.make(case)
 
     def pair(function):
-        return lambda x, w1: function(x, w1, w2, act="silu")
+        def of_x_and_w1(x, w1):
+            given = {**inputs, op.image: x, "w1": w1}
+            if op.prefix:
+                given["bn_weight"] = inputs["bn_weight"] + w1.sum(0)
+            return function(**given, **case.variant)
 
-    return pair(kernel), pair(se_kernels.reference.squeeze_excite), x, w1
+        return of_x_and_w1
+
+    return pair(op), pair(op.definition), inputs[op.image], inputs["w1"]
 
 
 @pytest.mark.parametrize(
@@ -411,3 +397,59 @@ def test_batched_gradients(smooth):
         for function in (fused, eager)
     ]
     torch.testing.assert_close(*results)
+
+
+# --- running statistics --------------------------------------------------------------------------
+
+
+def test_running_statistics_under_transforms_move_as_torch_moves_them(norm_kernel):
+    """By the batch under grad; into nothing that outlives forward-mode's level."""
+    case = Case(dtype=torch.float64)
+    inputs, dy = make(case)
+    once = run(norm_kernel, inputs, dy, (), **case.variant)
+
+    def moved(transform):
+        given = copies(inputs)
+
+        def of_u(u):
+            return norm_kernel(**{**given, "u": u}, **case.variant).sum()
+
+        transform(of_u, inputs["u"])
+        return given
+
+    def jvp(function, u):
+        with forward_ad.dual_level():
+            function(forward_ad.make_dual(u, u.cos()))
+
+    for transform in (lambda function, u: torch.func.grad(function)(u), jvp):
+        given = moved(transform)
+        for name in RUNNING:
+            torch.testing.assert_close(given[name], once[name], rtol=1e-12, atol=1e-12)
+
+
+def test_forward_mode_leaves_running_statistics_without_a_tangent(norm_kernel):
+    case = Case(dtype=torch.float64)
+    inputs, _ = make(case)
+    given = copies(inputs)
+    with forward_ad.dual_level():
+        u = forward_ad.make_dual(inputs["u"], inputs["u"].cos())
+        y = norm_kernel(**{**given, "u": u}, **case.variant)
+        assert forward_ad.unpack_dual(y).tangent is not None
+        for name in RUNNING:
+            assert forward_ad.unpack_dual(given[name]).tangent is None, name
+
+
+def test_vmap_over_batches_with_running_statistics_is_refused_as_by_torch(norm_kernel):
+    inputs, _ = make(Case())
+    given = copies(inputs)
+    batches = torch.stack([inputs["u"], 2 * inputs["u"]])
+
+    def of_u(u):
+        return norm_kernel(**{**given, "u": u}, training=True)
+
+    def of_torch(u):
+        return F.batch_norm(u, given["running_mean"], given["running_var"], training=True)
+
+    for function in (of_u, of_torch):
+        with pytest.raises((RuntimeError, ValueError), match=r"vmap|running"):
+            torch.func.vmap(function)(batches)

@@ -12,8 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from se_kernels import SqueezeExcite
 
-# The graph is the same whichever backend it names, and interpreted kernels take a minute each.
-pytestmark = pytest.mark.sampled(every=0)
+# The graph is the same whichever backend it names.
+pytestmark = pytest.mark.sampled(every=0, on_host=0)
 
 
 TAIL = dict(post="relu", residual=True)
@@ -101,14 +101,12 @@ def assert_close_gradients(results, expected):
         )
 
 
-@pytest.mark.sampled(every=0, on_host=0)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_network_trains_over_batch_sizes_without_recompilation(backend, layout):
+def test_network_trains_over_batch_sizes_without_recompilation(backend):
     torch.manual_seed(0)
-    network = Network(post="relu", bias=True, backend=backend).to(memory_format=layout)
+    network = Network(post="relu", bias=True, backend=backend)
     compiled = torch.compile(network, fullgraph=True)
     for batch in (5, 2, 7, 15):  # from 16 on torch's own convolution has a guard
-        images = torch.randn(batch, 3, 8, 9).contiguous(memory_format=layout)
+        images = torch.randn(batch, 3, 8, 9)
         stance = "default" if batch == 5 else "fail_on_recompile"
         with torch.compiler.set_stance(stance):
             results = train(network, images, compiled)
@@ -248,9 +246,9 @@ def export(network, arguments, dimensions, strict):
         return torch.export.export(network, arguments, dynamic_shapes=dimensions, strict=strict)
 
 
-@pytest.mark.sampled(every=0, on_host=0)
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    "layout, strict", [(torch.contiguous_format, False), (torch.channels_last, True)], ids=str
+)
 def test_export(backend, layout, strict):
     torch.manual_seed(0)
     network = Network(post="relu", backend=backend).eval().to(memory_format=layout)

@@ -51,7 +51,6 @@ def test_by_inductor(norm_kernel):
     compare(norm_kernel, Case((3, 16, 6, 5), pre="silu", layout="channels_last", **TAIL))
 
 
-@pytest.mark.sampled(every=0, on_host=5)
 @pytest.mark.parametrize(
     "case",
     [
@@ -125,7 +124,6 @@ class Network(nn.Module):
         return self.after(y)
 
 
-@pytest.mark.sampled(every=0, on_host=3)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network(backend, training):
     """Two steps in either mode: outputs, gradients and buffers."""

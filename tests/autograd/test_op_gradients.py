@@ -17,8 +17,6 @@ from se_kernels import BatchNormSqueezeExcite, SqueezeExcite
 from se_kernels.core import ops
 from se_kernels.core.variants import Variant
 
-pytestmark = pytest.mark.native
-
 
 @pytest.fixture(scope="module")
 def backend():

@@ -85,7 +85,7 @@ def test_the_second_sweep_waits_for_the_first(host, poisoned_outputs, layout, sq
     case = Case(shape=(16, 40, 2, 4), reduced=reduced, squeeze=squeeze, layout=layout, **TAIL)
     inputs, dy = make(case)
     judge = check_against_eager if reduced else check  # eager's convolution has one at least
-    for seed in range(8):
+    for seed in range(1 if host.finds_races else 8):  # a race is one in any order
         with host.gpu(GPUS["one"]), host.order(seed):
             judge(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 

@@ -15,12 +15,9 @@ from mutants import Mutants
 from operator_cases import Case, check, make, run
 from test_cuda import kernel
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.skipif(
-        not (LIBRARY.exists() and Selftest(LIBRARY).finds_races), reason="`make races` finds them"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not (LIBRARY.exists() and Selftest(LIBRARY).finds_races), reason="`make races` finds them"
+)
 
 SOURCE = ROOT / "tests" / "cuda_on_host" / "selftest_races.cu"
 READ, WRITE = "read by thread", "write by thread"

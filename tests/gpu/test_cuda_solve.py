@@ -82,7 +82,7 @@ def test_the_same_bits_in_every_order(host, pre):
 def test_weight_gradients_are_full_float32(host):
     """Of integers below 2^12, whose products tf32 would round."""
     generator = torch.Generator().manual_seed(0)
-    shape = images, channels, reduced = 66, 131, 67
+    images, channels, reduced = 66, 131, 67
 
     def drawn(*size):
         return torch.randint(-1500, 1500, size, generator=generator).float()
@@ -90,11 +90,8 @@ def test_weight_gradients_are_full_float32(host):
     de, z, da, h = (drawn(images, n) for n in (channels, channels, reduced, reduced))
     dw1, dw2 = torch.empty(reduced, channels), torch.empty(channels, reduced)
     db1, db2 = torch.empty(reduced), torch.empty(channels)
-    float32 = library.native.float32
-    tensors = de, da, h, z, dw1, dw2, db1, db2
-    library.native.weight_gradients(
-        *(0, 0, 0), *shape, 1, float32, float32, False, *(t.data_ptr() for t in tensors)
-    )
+    x, tensors = torch.empty(images, channels, 1, 1), (de, da, h, z, dw1, dw2, db1, db2)
+    library.native.weight_gradients(*(0, 0, None), False, x, dw1, *tensors)
     exact = da.double().T @ z.double(), de.double().T @ h.double(), da.sum(0), de.sum(0)
     # a product of 22 bits and a sum of 66 of them: 1e-7 of the largest, an ulp, is a few units
     for result, expected in zip((dw1, dw2, db1, db2), exact, strict=True):

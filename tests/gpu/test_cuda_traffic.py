@@ -21,12 +21,9 @@ from benchmarks.inputs import MEMORY_FORMATS
 from benchmarks.traffic import BATCHES, GPU, KERNELS, MASK, Case, count_kernel
 from se_kernels.backends import cuda
 
-pytestmark = [
-    pytest.mark.native,
-    pytest.mark.skipif(
-        not (LIBRARY.exists() and Selftest(LIBRARY).finds_races), reason="`make races` counts it"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not (LIBRARY.exists() and Selftest(LIBRARY).finds_races), reason="`make races` counts it"
+)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,8 @@
 
 In a process of its own, as Triton decides at import whether it interprets. For each compute
 capability: the stages of SE-ResNet-50 in both layouts, bfloat16, forward and backward (every tile
-shape of the plan's main path); then one configuration for each further branch of the kernels.
+shape of the plan's main path); then one configuration for each further branch of the kernels. All
+of them at 9.0, half at 8.0 and the other half at 10.0.
 """
 
 import importlib.util
@@ -49,8 +50,8 @@ def compiled(request):
 
 @pytest.mark.parametrize("name", ["gfx942", "gfx1100"])
 def test_amd(name):
-    """Each kernel compiles, in both layouts, spills nothing, fits the 64 KB of shared memory of a
-    program, and every wave releases its stores before its program counts itself in."""
+    """Each kernel compiles, for CDNA in both layouts, spills nothing, fits the 64 KB of shared
+    memory of a program, and every wave releases its stores before its program counts itself in."""
     kernels = compile_for("triton_compile_amd.py", name)
     assert not any("maxnreg" in k["options"] for k in kernels)  # unknown to AMD's compiler
     assert len({k["name"].split()[0] for k in kernels}) == 12
@@ -64,7 +65,7 @@ def test_no_register_is_spilled(compiled):
     """By the assembler of Triton 3.9. Those before it spill of a forward kernel, which they hold to
     64 registers, two or three numbers (3.6) or seven (3.7); that much is allowed to them."""
     _, kernels = compiled
-    assert len(kernels) >= 20
+    assert len(kernels) >= 12
     allowed = 0 if RELEASE >= (3, 9) else 7 * 4
     assert [k["name"] for k in kernels if k["spilled_bytes"] > allowed] == []
     assert all(0 < k["registers"] <= 255 for k in kernels)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import host_gpu
 import pytest
+import torch
 
 import se_kernels
 from se_kernels.backends.cpu import extension
@@ -58,9 +59,11 @@ def test_a_wrong_number_of_arguments_is_refused(name):
     squeeze = native(name).squeeze
     with pytest.raises(TypeError, match="expected 0 arguments or more, got 0"):
         squeeze()
-    phase = (*(1, 1, 1, 0, 0), False, "avg", "none", 1)
-    call = (0, 0, 0) * (name == "_cuda")
+    call = (0, 0, None) * (name == "_cuda")
+    x, z = torch.ones(1, 1, 1, 1), torch.ones(1, 1)
     with pytest.raises(TypeError, match=r"expected \d+ arguments, got \d+"):
-        squeeze(*call, *phase, *(0, 0, 0, 0), 0, "one more")
+        squeeze(*call, False, x, z, "avg", "one more")
     with pytest.raises(ValueError, match="squeeze: unknown name 'sum'"):
-        squeeze(*call, *(1, 1, 1, 0, 0), False, "sum", "none", 1)
+        squeeze(*call, False, x, z, "sum")
+    with pytest.raises(TypeError, match="expected a tensor, got None"):
+        squeeze(*call, False, None, z, "avg")

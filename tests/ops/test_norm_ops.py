@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from norm_cases import pre_module
 from operator_cases import DTYPES
-from test_ops import LAYOUTS, R, channels_last, described, described_fake
+from test_ops import (
+    LAYOUTS,
+    UNTRACED,
+    R,
+    channels_last,
+    described,
+    described_fake,
+    of_one_backend,
+)
 
 from se_kernels.core import dispatch, ops
 from se_kernels.core.layout import layout_of, unpacked
@@ -87,7 +95,7 @@ def sweeps(backend):
     return dispatch.get(backend)
 
 
-@pytest.mark.sampled(every=0, on_host=3)
+@of_one_backend
 @pytest.mark.parametrize(
     "layout", ["contiguous", "channels_last", "columns", "expanded over pixels", "one pixel"]
 )
@@ -97,19 +105,20 @@ def test_opcheck_layouts(arguments, layout):
     opcheck_all(arguments(layout, post="relu" if layout_of(u.clone()) == layout_of(u) else "none"))
 
 
+@of_one_backend
 @pytest.mark.parametrize("layout", NO_ELEMENTS)
 def test_opcheck_no_elements(arguments, layout):
     # a mean of nothing is NaN, and opcheck's comparison of a traced run holds NaN unequal
-    untraced = "test_schema", "test_autograd_registration", "test_faketensor"
-    opcheck_all(arguments(layout), test_utils=untraced)
+    opcheck_all(arguments(layout), **UNTRACED)
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@of_one_backend
 @pytest.mark.parametrize("pre, post", [*zip(PRES, POSTS * 2, strict=True)])
 def test_opcheck_variants(arguments, pre, post):
     opcheck_all(arguments("channels_last", pre, post, torch.bfloat16))
 
 
+@of_one_backend
 def test_opcheck_optional_arguments(arguments):
     made = arguments(pre="identity")
     u, weight, bias, mean, var, _, w1, w2, b1, b2, _, _, *rest = made["forward"]
@@ -129,7 +138,7 @@ def test_opcheck_optional_arguments(arguments):
     torch.library.opcheck(ops.norm_inference, bare)
 
 
-@pytest.mark.sampled(every=41, on_host=13)
+@pytest.mark.sampled(every=0, on_host=13)
 @pytest.mark.parametrize("dtype, wide", [*itertools.product(DTYPES, (False, True))])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fakes_describe_the_real(arguments, layout, dtype, wide):

@@ -80,7 +80,7 @@ def test_squeeze(sweeps, device, dtype, wide, pre, shape, layout):
     check_squeeze(sweeps, case, make(case, device))
 
 
-@pytest.mark.sampled(every=11, on_host=3)
+@pytest.mark.sampled(every=31, on_host=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "residual, post, keep",
@@ -99,7 +99,7 @@ def test_scale(sweeps, device, dtype, shape, pre, residual, post, keep, layout):
     check_scale(sweeps, case, make(case, device), residual, post, keep)
 
 
-@pytest.mark.sampled(every=11, on_host=5)
+@pytest.mark.sampled(every=23, on_host=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("masked, write", [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("pre", PRES)
@@ -109,7 +109,7 @@ def test_scale_backward(sweeps, device, dtype, shape, pre, write, masked, layout
     check_scale_backward(sweeps, case, make(case, device), masked, write)
 
 
-@pytest.mark.sampled(every=11, on_host=5)
+@pytest.mark.sampled(every=23, on_host=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("masked, sloped", [(False, False), (False, True), (True, True)])
 @pytest.mark.parametrize("pre", PRES)
@@ -142,7 +142,7 @@ def test_random_cases(sweeps, backend, device, dtype):
 # --- how tensors lie -----------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=7, on_host=3)
+@pytest.mark.sampled(every=11, on_host=3)
 @pytest.mark.parametrize("place", IMAGES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("placed", ["u", "dy and residual"])

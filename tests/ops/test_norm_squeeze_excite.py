@@ -221,7 +221,7 @@ def test_running_statistics_wider_than_the_sums_keep_their_digits(norm_kernel, d
 # --- means far from zero -------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=17, on_host=7)
+@pytest.mark.sampled(every=31, on_host=7)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("pre", PRES)
 @pytest.mark.parametrize("training", [True, False])

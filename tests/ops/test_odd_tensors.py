@@ -36,7 +36,7 @@ EMPTY = [
 ]
 
 
-@pytest.mark.sampled(every=7)
+@pytest.mark.sampled(every=13)
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -68,10 +68,11 @@ def test_sizes_of_zero(kernel, device, shape, reduced, squeeze, layout):
 
 # --- oddly placed --------------------------------------------------------------------------------
 
-PLACED = Case(shape=(3, 17, 5, 6), reduced=4, residual=True, post="relu", squeeze="avgmax")
+TAIL = dict(residual=True, post="relu")
+PLACED = Case(shape=(3, 17, 5, 6), reduced=4, squeeze="avgmax", **TAIL)
 
 
-@pytest.mark.sampled(every=7)
+@pytest.mark.sampled(every=17)
 @pytest.mark.parametrize("name", ["x", "residual", "dy"])
 @pytest.mark.parametrize("place", IMAGES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -88,6 +89,7 @@ def test_images_placed_anyhow(kernel, device, layout, place, name):
     assert torch.equal(storage_bytes(dy if name == "dy" else tensors[name]), before)
 
 
+@pytest.mark.sampled(every=7)
 @pytest.mark.parametrize(
     "name, place",
     [
@@ -101,7 +103,7 @@ def test_weights_placed_anyhow(kernel, device, name, place):
     check(PLACED, inputs, dy, run(kernel, inputs, dy, **PLACED.variant))
 
 
-@pytest.mark.sampled(every=4)
+@pytest.mark.sampled(every=11)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
 @pytest.mark.parametrize("expanded", [(0,), (1,), (2,), (3,), (2, 3), (0, 2, 3), (0, 1, 2, 3)])
 def test_expanded_x(kernel, device, expanded, squeeze):
@@ -111,7 +113,7 @@ def test_expanded_x(kernel, device, expanded, squeeze):
     check(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("post", POSTS)
 def test_expanded_dy_and_residual(kernel, device, post, layout):
@@ -137,6 +139,7 @@ def test_backward_of_a_sum(kernel, device, layout):
     check(case, inputs, torch.ones_like(dy), {"y": y.detach(), **grads})
 
 
+@pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_lie_as_x_does(kernel, device, layout, dtype):
@@ -149,6 +152,7 @@ def test_outputs_lie_as_x_does(kernel, device, layout, dtype):
         assert kernel(**inputs, **case.variant).stride() == inputs["x"].stride()
 
 
+@pytest.mark.sampled(every=0)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pointers_that_are_not_even_aligned_to_an_element(kernel, device, dtype, layout):
@@ -219,7 +223,7 @@ def check_as_eager(case, inputs, dy, results):
             )
 
 
-@pytest.mark.sampled(every=23, on_host=7)
+@pytest.mark.sampled(every=91, on_host=13)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", NOT_FINITE)
 @pytest.mark.parametrize("squeeze", SQUEEZES)
@@ -243,7 +247,7 @@ def test_not_finite(kernel, device, act, gate, squeeze, value, layout):
             check_as_eager(case, inputs, dy, run(kernel, inputs, dy, **case.variant))
 
 
-@pytest.mark.sampled(every=3)
+@pytest.mark.sampled(every=9)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("squeeze", ["max", "avgmax"])
 @pytest.mark.parametrize("pixel", [0, 1, 4, 20, 34, 35, 36])
@@ -269,7 +273,7 @@ def test_overflow_gives_infinities(kernel, device, dtype):
 # --- ties ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(every=7)
+@pytest.mark.sampled(every=31)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("squeeze", ["max", "avgmax"])
@@ -296,6 +300,26 @@ def test_ties_by_hand(kernel, device):
 
 
 # --- huge ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.sampled(every=0)
+@pytest.mark.parametrize(
+    "strides",
+    [(2**31 + 32, 30, 6, 1), (32, 2**30 + 64, 6, 1), (2**31 + 96, 1, 18, 3)],
+    ids=["images", "channels", "images of channels_last"],
+)
+def test_places_2_to_the_31_elements_apart(kernel, device, strides, monkeypatch):
+    """In 4.3 GB, of which the pages between are never touched."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    layout = "channels_last" if strides[1] == 1 else "nchw"
+    case = Case((2, 3, 5, 6), reduced=2, dtype=torch.bfloat16, layout=layout, **TAIL)
+    inputs, dy = make(case, device)
+    memory = torch.empty(2**31 + 2**20, dtype=case.dtype, device=device)
+    apart = {**inputs, "dy": dy}
+    for i, name in enumerate(("x", "residual", "dy")):
+        apart[name] = memory.as_strided(case.shape, strides, 4096 * i).copy_(apart[name])
+    dy = apart.pop("dy")
+    check(case, apart, dy, run(kernel, apart, dy, **case.variant))
 
 
 @pytest.mark.sampled(every=0, on_host=0)

@@ -11,8 +11,6 @@ from se_kernels.core import ops
 from se_kernels.core.layout import layout_of
 from se_kernels.core.variants import ACTS, GATES, POSTS, SQUEEZES, Variant
 
-pytestmark = pytest.mark.native
-
 N, C, R, H, W = 3, 6, 4, 4, 5
 RESIDUAL_RELU = Variant(post="relu")
 
@@ -79,31 +77,34 @@ def backward_arguments(arguments, needs=(True,) * 6):
     return torch.randn_like(y), x, w1, w2, mask, z, a, s, *variant[:-1], needs, backend
 
 
-def opcheck_all(arguments):
-    torch.library.opcheck(ops.inference, arguments)
-    torch.library.opcheck(ops.forward, arguments)
-    torch.library.opcheck(ops.backward, backward_arguments(arguments))
+def opcheck_all(arguments, **options):
+    torch.library.opcheck(ops.inference, arguments, **options)
+    torch.library.opcheck(ops.forward, arguments, **options)
+    torch.library.opcheck(ops.backward, backward_arguments(arguments), **options)
 
 
-@pytest.mark.sampled(every=5, on_host=5)
+# the ops are registered once for all backends, so that one shows all; tracing takes seconds
+of_one_backend = pytest.mark.sampled(every=0, on_host=0)
+UNTRACED = dict(test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+@of_one_backend
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "no pixel"])
 def test_opcheck_layouts(forward_arguments, layout):
     """Without a mask if opcheck's copy of x lies otherwise than x: its mask is then another."""
     x, *_ = forward_arguments(layout)
     post = "relu" if layout_of(x.clone()) == layout_of(x) else "none"
-    opcheck_all(forward_arguments(layout, Variant(post=post)))
+    traced = layout in ("contiguous", "channels_last", "columns", "expanded over pixels")
+    opcheck_all(forward_arguments(layout, Variant(post=post)), **({} if traced else UNTRACED))
 
 
+@of_one_backend
 def test_opcheck_no_pixel(forward_arguments):
-    arguments = forward_arguments("no pixel")
-    torch.library.opcheck(ops.inference, arguments)
     # z is a mean of nothing, NaN, and opcheck's comparison of a traced run holds NaN unequal
-    untraced = "test_schema", "test_autograd_registration", "test_faketensor"
-    torch.library.opcheck(ops.forward, arguments, test_utils=untraced)
-    torch.library.opcheck(ops.backward, backward_arguments(arguments), test_utils=untraced)
+    opcheck_all(forward_arguments("no pixel"), **UNTRACED)
 
 
-@pytest.mark.sampled(every=5, on_host=3)
+@of_one_backend
 @pytest.mark.parametrize(
     "dtype, w_dtype",
     [
@@ -115,10 +116,10 @@ def test_opcheck_no_pixel(forward_arguments):
     ],
 )
 def test_opcheck_dtypes(forward_arguments, dtype, w_dtype):
-    opcheck_all(forward_arguments("channels_last", dtype=dtype, w_dtype=w_dtype))
+    opcheck_all(forward_arguments("channels_last", dtype=dtype, w_dtype=w_dtype), **UNTRACED)
 
 
-@pytest.mark.sampled(every=3, on_host=5)
+@of_one_backend
 @pytest.mark.parametrize(
     "variant",
     [
@@ -129,10 +130,10 @@ def test_opcheck_dtypes(forward_arguments, dtype, w_dtype):
     ids=lambda variant: "-".join(map(str, variant)),
 )
 def test_opcheck_variants(forward_arguments, variant):
-    opcheck_all(forward_arguments(variant=variant))
+    opcheck_all(forward_arguments(variant=variant), **UNTRACED)
 
 
-@pytest.mark.sampled(every=3, on_host=3)
+@of_one_backend
 @pytest.mark.parametrize("post", POSTS)
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
@@ -140,10 +141,11 @@ def test_opcheck_optional_arguments(forward_arguments, bias, residual, post):
     opcheck_all(forward_arguments(variant=Variant(post=post), bias=bias, residual=residual))
 
 
+@of_one_backend
 @pytest.mark.parametrize("alone", range(6), ids=["dx", "dr", "dw1", "dw2", "db1", "db2"])
 def test_opcheck_one_gradient_needed(forward_arguments, alone):
     needs = [index == alone for index in range(6)]
-    torch.library.opcheck(ops.backward, backward_arguments(forward_arguments(), needs))
+    torch.library.opcheck(ops.backward, backward_arguments(forward_arguments(), needs), **UNTRACED)
 
 
 def described(outputs):
@@ -157,7 +159,7 @@ def described_fake(op, arguments):
         return described(op(*faked))
 
 
-@pytest.mark.sampled(every=11)
+@pytest.mark.sampled(every=23, on_host=11)
 @pytest.mark.parametrize("dtype, w_dtype", [*itertools.product(DTYPES, DTYPES[:2])])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fakes_describe_the_real(forward_arguments, layout, dtype, w_dtype):

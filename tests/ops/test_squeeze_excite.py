@@ -87,7 +87,7 @@ def test_sizes(kernel, device, shape, reduced, layout, dtype):
     check_kernel(kernel, device, tail)
 
 
-@pytest.mark.sampled(every=9)
+@pytest.mark.sampled(every=13)
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_of_another_dtype(kernel, device, dtype, weight_dtype):

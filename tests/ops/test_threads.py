@@ -1,4 +1,4 @@
-"""Python threads, torch's number of threads, and processes that fork."""
+"""Python threads, torch's number of threads, and processes that fork, with a norm and without."""
 
 import os
 import time
@@ -7,10 +7,12 @@ from threading import Barrier
 
 import pytest
 import torch
-from operator_cases import Case, check, make, run
+from operator_cases import make, run
+from operators import OPERATORS
 from torch.utils.data import DataLoader, Dataset
 
 from se_kernels import SqueezeExcite
+from se_kernels.core.variants import PRES
 
 pytestmark = pytest.mark.sampled(every=0)  # it is not made for several threads
 
@@ -19,13 +21,15 @@ SHAPES = [(1, 64, 28, 28), (5, 32, 28, 28)]
 CALLERS = 4
 
 
-def case_of(index):
-    return Case(
+def case_of(index, op=OPERATORS["block"]):
+    return op.case(
         shape=SHAPES[index % 2],
         reduced=8,
         layout=("nchw", "channels_last")[index // 2 % 2],
         dtype=(torch.float32, torch.bfloat16)[index // 4 % 2],
         weight_dtype=torch.float32,
+        norm_dtype=torch.float32,
+        pre=PRES[index % 4],
         post="relu",
         residual=True,
         seed=index,
@@ -37,10 +41,11 @@ def equal(results, expected):
 
 
 @pytest.mark.native
+@pytest.mark.sampled(every=0, on_host=9)
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_python_threads_at_once_give_the_bits_of_one(kernel, threads, count):
-    cases = [case_of(index) for index in range(CALLERS)]
-    drawn = [make(case) for case in cases]
+def test_python_threads_at_once_give_the_bits_of_one(op, threads, count):
+    cases = [case_of(index, op) for index in range(CALLERS)]
+    drawn = [op.make(case) for case in cases]
     together = Barrier(CALLERS)
 
     def call(index, repeats=10):
@@ -48,7 +53,7 @@ def test_python_threads_at_once_give_the_bits_of_one(kernel, threads, count):
         inputs = {name: t.clone() for name, t in inputs.items()}
         if repeats > 1:
             together.wait(60)
-        return [run(kernel, inputs, dy, **cases[index].variant) for _ in range(repeats)]
+        return [op.run(cases[index], inputs, dy) for _ in range(repeats)]
 
     with threads(count):
         alone = [call(index, repeats=1)[0] for index in range(CALLERS)]
@@ -79,18 +84,46 @@ def test_python_threads_share_a_module(backend):
 
 
 @pytest.mark.native
+@pytest.mark.sampled(every=0, on_host=9)
 @pytest.mark.parametrize("index", range(8))
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_any_number_of_threads(kernel, threads, count, index):
+def test_any_number_of_threads(op, threads, count, index):
     """Right at each, more threads than cores, images or channels included, and the same twice."""
-    case = case_of(index)
-    inputs, dy = make(case)
+    case = case_of(index, op)
+    inputs, dy = op.make(case)
     with threads(count):
-        results = run(kernel, inputs, dy, **case.variant)
-        again = run(kernel, inputs, dy, **case.variant)
+        results = op.run(case, inputs, dy)
+        again = op.run(case, inputs, dy)
         assert torch.get_num_threads() == count
-    check(case, inputs, dy, results)
+    op.cases.check(case, inputs, dy, results)
     assert equal(again, results)
+
+
+@pytest.mark.parametrize("pre", ["identity", "silu"])
+def test_no_setting_of_the_process_is_touched(monkeypatch, pre):
+    """Nor for a moment: other threads would see it. The native products are in float32 anyway."""
+    touched = []
+    for cls in {type(torch.backends.cuda.matmul), type(torch.backends.mkldnn.matmul)}:
+        write = cls.__setattr__
+
+        def note(of, name, value, write=write):
+            touched.append(name)
+            write(of, name, value)
+
+        monkeypatch.setattr(cls, "__setattr__", note)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    touched.clear()
+    try:
+        for training in (True, False):
+            op = OPERATORS["norm" if training else "frozen norm"].on("cpu")
+            case = op.case(pre=pre, post="relu", residual=True)
+            op.run(case, *op.make(case))
+        assert not touched
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert touched == ["fp32_precision"]
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")

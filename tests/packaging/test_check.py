@@ -62,7 +62,6 @@ def wrong_forward(monkeypatch):
 # --- the trials ----------------------------------------------------------------------------------
 
 
-@pytest.mark.native
 @pytest.mark.sampled(every=5)
 @pytest.mark.parametrize("number", range(len(SMALL)))
 def test_every_backend_passes(backend, device, number):
@@ -122,7 +121,6 @@ def test_every_kernel_of_the_library_is_launched(host_gpu_of_cuda):
 # --- what it says --------------------------------------------------------------------------------
 
 
-@pytest.mark.native
 def test_a_right_backend(few, capsys):
     assert run(["check", "--backend", "cpu"]) == 0
     head, row = capsys.readouterr().out.splitlines()
@@ -130,7 +128,6 @@ def test_a_right_backend(few, capsys):
     assert row.split()[:4] == ["cpu", "cpu", "2", "0"]
 
 
-@pytest.mark.native
 def test_a_wrong_backend_fails_with_the_call_on_one_line(few, wrong_forward, capsys):
     assert run(["check", "--backend", "cpu"]) == 1
     out = capsys.readouterr().out
@@ -151,7 +148,6 @@ def test_the_call_on_one_line_is_the_trial(trial, monkeypatch):
     assert seen == [(trial, ("cpu", "cpu"))]
 
 
-@pytest.mark.native
 def test_other_bits_in_a_second_call_are_wrong(monkeypatch):
     right, calls = cpu.forward, []
 
@@ -168,7 +164,6 @@ def test_other_bits_in_a_second_call_are_wrong(monkeypatch):
     trial.verify("cpu", "cpu", again=False)
 
 
-@pytest.mark.native
 def test_of_every_kernel_the_name_comes_before_the_launch(few, monkeypatch, capsys, tmp_path):
     def backward(*_):
         raise RuntimeError("no such kernel")
@@ -193,7 +188,6 @@ def test_of_every_kernel_the_name_comes_before_the_launch(few, monkeypatch, caps
     assert f"[2/2] cpu {FEW[1]}" in capsys.readouterr().out
 
 
-@pytest.mark.native
 def test_after_a_device_is_lost_no_trial_begins(few, wrong_forward, monkeypatch, capsys):
     monkeypatch.setattr(command, "is_lost", lambda device: True)
     for more in ([], ["--every-kernel"]):
@@ -211,7 +205,6 @@ def test_triton_compiles_apart(few, monkeypatch, capsys):
     assert command.table(tallies, {})[1].split()[-1] == "4.0"
 
 
-@pytest.mark.native
 def test_a_bar_on_a_terminal(few, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -286,7 +279,6 @@ def test_what_is_resident_is_asked_without_a_launch(host_gpu_of_cuda):
     assert host_gpu_of_cuda.launches() == launches + 1
 
 
-@pytest.mark.native
 def test_a_fact_that_cannot_be_had_stops_nothing(few, monkeypatch, capsys):
     def facts(of):
         yield "one", {}

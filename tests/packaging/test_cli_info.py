@@ -63,7 +63,6 @@ def test_main_prints_versions_and_backends():
         assert line.split(maxsplit=1)[1] == status
 
 
-@pytest.mark.native
 def test_main_names_the_instruction_set(backend, capsys):
     if backend != "cpu":
         pytest.skip("of the CPU backend")
@@ -137,7 +136,6 @@ def test_a_bad_name_raises(tensors):
         se_kernels.squeeze_excite(*tensors, backend="CPU")
 
 
-@pytest.mark.native
 def test_a_backend_refuses_another_device(backend):
     x, w1, w2 = (torch.empty(s, device="meta") for s in ((2, 4, 3, 3), (2, 4), (4, 2)))
     with pytest.raises(ValueError, match=rf"backend '{backend}': expected x on .*got meta"):

@@ -101,6 +101,7 @@ def test_make_asks_for_groups_that_exist(dev_env):
         ("ERROR: Could not find a version that satisfies x (from versions: none)", "the network"),
         ("c++: fatal error: Killed signal terminated program cc1plus", "MAX_JOBS=1"),
         ('The C++ compiler\n  "/bin/false"\nis not able to compile a simple test program.', "CXX"),
+        ("The CMAKE_CXX_COMPILER:\n\n  g+++\n\nis not a full path and was not found", "CXX"),
         ("Could NOT find Python (missing: Development.Module)", "python3-dev"),
         ("a\nx.cpp:1:2: error: expected ';'\nb", "x.cpp:1:2: error: expected ';'"),
         ("ERROR: No matching distribution found for x==9", "No matching distribution found"),
@@ -128,6 +129,15 @@ def test_a_full_disk_is_told_before_anything_is_installed(dev_env, monkeypatch):
     monkeypatch.setattr(dev_env, "pip", lambda *arguments: pytest.fail("was called"))
     with pytest.raises(SystemExit, match=r"no room in .*: 0\.0 GB are free and 3 GB are needed"):
         dev_env.install(["torch==2.13.0"])
+
+
+def test_an_old_torch_is_refused_before_anything_is_installed(dev_env, monkeypatch):
+    monkeypatch.setattr(dev_env, "installed", lambda name: "2.9.1+cpu")
+    monkeypatch.setattr(dev_env, "is_own_environment", lambda: False)
+    with pytest.raises(SystemExit, match=r"torch 2\.11 or later is needed, .* has 2\.9\.1\+cpu"):
+        dev_env.refuse_old_torch()
+    monkeypatch.setattr(dev_env, "installed", lambda name: "2.14.1")
+    dev_env.refuse_old_torch()
 
 
 def test_an_old_python_is_refused_before_an_environment_is_made(tmp_path):

@@ -61,7 +61,8 @@ PLAN_AT, REVERSED_AT = 7, 34  # in words: SweepParameters come first, in them Si
 def plan_of(launch: Launch) -> TilePlan:
     words = np.frombuffer(launch.parameters[: 4 * REVERSED_AT], np.int32)
     reversed_ = launch.parameters[4 * REVERSED_AT] == 1
-    plan = TilePlan(*map(int, words[PLAN_AT : PLAN_AT + 13]), batch=int(words[0]), reversed=reversed_)
+    numbers = map(int, words[PLAN_AT : PLAN_AT + 13])
+    plan = TilePlan(*numbers, batch=int(words[0]), reversed=reversed_)
     if not 0 < plan.images * plan.groups < plan.batch + plan.images:
         raise ValueError(f"no plan among the parameters of {launch.kernel}")
     return plan
@@ -92,7 +93,7 @@ def kinds_of(launch: Launch) -> list[Kind]:
     first_fc, second_fc, second = map(
         plan.ticket, (plan.first_fc_lag, plan.second_fc_lag, plan.lag + plan.groups - 1)
     )
-    if plan.second_fc_lag < plan.first_fc_lag + plan.groups:  # a later group's first FC comes before
+    if plan.second_fc_lag < plan.first_fc_lag + plan.groups:  # a later group's first FC is before
         second_fc += plan.first_fc_items
     for lag, items in (
         (plan.first_fc_lag, plan.first_fc_items),

@@ -21,7 +21,7 @@ from benchmarks.occupancy import resident_blocks
 from sass import launches
 from sass.cubin import Function, functions
 from sass.loops import contents, dividing_subroutines, find_loops
-from sass.measure import UNIT, Measured, plan_of, measure
+from sass.measure import UNIT, Measured, measure, plan_of
 
 BATCH, CAPABILITY = 256, 90
 H200 = Gpu(132, 50 << 20, 227 << 10, 228 << 10, 256)

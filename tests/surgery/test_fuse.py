@@ -560,6 +560,32 @@ def test_a_patched_function_of_torch_is_a_reason(se, monkeypatch):
     assert se_kernels.fuse(se).skipped == {"": "Conv2d.forward is patched"}
 
 
+@pytest.mark.parametrize(
+    "space, name",
+    [
+        (F, "conv2d"),
+        (F, "batch_norm"),
+        (F, "relu"),
+        (F, "leaky_relu"),
+        (torch, "relu"),
+        (torch, "sigmoid"),
+        (torch.Tensor, "mean"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_function_of_torch_that_is_patched_for_a_time(space, name, monkeypatch):
+    """What is compiled goes by the functions of when it was."""
+    model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.ReLU(), SEModule()).eval()
+    unfused, fused = twins(draw(model), "block")
+    x, own = images(2, CHANNELS, 4, 5).float(), getattr(space, name)
+    for patched in (False, True, False):
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(space, name, lambda *args, **how: 2 * own(*args, **how))
+            torch.testing.assert_close(fused(x), unfused(x))
+            assert any("norm_" in op for op in ops_of(fused, x)) is not patched
+
+
 @pytest.mark.parametrize("cast", ["both weights", "fc2"])
 def test_fcs_of_several_dtypes_as_autocast_takes_them(se, cast):
     for fc in (se.fc1, se.fc2):
@@ -934,13 +960,18 @@ def test_pickles_name_what_stays(level):
     assert {n for n in named if n.startswith("se_kernels")} == {"se_kernels.pickles"}
 
 
+@pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("level", ["layer", "block"])
-def test_a_pickle_of_an_earlier_version_is_read_anew(level):
+def test_a_pickle_of_an_earlier_version_is_read_anew(level, weights_only):
     """Before se_kernels.pickles: names of modules that are gone, plans of other fields."""
 
     def global_(name):
         module, _, name = name.rpartition(".")
-        return pickle.loads(f"c{module}\n{name}\n.".encode())
+        text = f"c{module}\n{name}\n.".encode()
+        if not weights_only:
+            return pickle.loads(text)
+        with torch.serialization.safe_globals([*se_kernels.surgery.SAFE_GLOBALS]):
+            return torch._weights_only_unpickler.load(io.BytesIO(text))
 
     model = nn.Sequential(nn.BatchNorm2d(CHANNELS), nn.ReLU(), SEModule(CHANNELS))
     unfused = copy.deepcopy(model)

@@ -360,9 +360,27 @@ def test_left_apart_with_the_reason(reason, x):
     compare(unfused, model, x, torch.float64)
 
 
+@pytest.mark.parametrize("fc", ["fc1", "fc2"])
+def test_fusing_again_goes_by_no_plan_of_before(fc):
+    model = inverted()
+    assert se_kernels.fuse(model, level="block").blocks
+    setattr(model[2], fc, None)
+    report = se_kernels.fuse(model, level="block")
+    assert report.skipped["2"].startswith(f"{fc}: expected an nn.Conv2d or nn.Linear")
+    assert report.apart == {"": "2 is not fused itself"}
+    assert se_kernels.unfuse(model) == []
+
+
 @pytest.mark.parametrize(
     "module",
-    [nn.Identity(), nn.GroupNorm(2, INNER), nn.InstanceNorm2d(INNER), nn.Conv2d(INNER, INNER, 1)],
+    [
+        nn.Identity(),
+        nn.GroupNorm(2, INNER),
+        nn.InstanceNorm2d(INNER),
+        nn.Conv2d(INNER, INNER, 1),
+        None,
+        nn.Sequential(nn.BatchNorm2d(INNER), None),
+    ],
     ids=lambda module: type(module).__name__,
 )
 def test_no_batch_norm_is_no_block(module):

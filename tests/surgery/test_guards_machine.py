@@ -122,7 +122,10 @@ class Twin:
     def at(self, piece):
         """conv, norm, act, se, fc1, δ, fc2, σ, by name: in whatever model it is."""
         paths = PATHS["tail" if hasattr(self.model, "se") else "sequence"]
-        return self.model.get_submodule(paths[piece])
+        found = self.model.get_submodule(paths[piece])
+        if found is vars(SEModule).get("gate"):
+            raise AttributeError(f"{piece}: both twins have it")
+        return found
 
     def holder(self, piece):
         paths = PATHS["tail" if hasattr(self.model, "se") else "sequence"]
@@ -562,7 +565,7 @@ def fused_by_block(twin, piece):
 
 
 def patching(cls, name):
-    """The method of the class, or back what it was."""
+    """The method of the class, or the function of the module, or back what it was."""
 
     def patch(undo):
         key = cls, name
@@ -592,6 +595,9 @@ for cls, name in (
     (nn.Sequential, "forward"),
     (nn.Module, "__call__"),
     (nn.Module, "_call_impl"),
+    (F, "conv2d"),
+    (F, "batch_norm"),
+    (F, "leaky_relu"),
 ):
     GLOBAL[f"{cls.__name__}.{name}"] = patching(cls, name)
 

@@ -10,7 +10,7 @@ TESTS = (
     *("gpu/test_gpu", "gpu/test_cuda", "gpu/test_norm_gpu", "ops/test_squeeze_excite"),
     *("ops/test_odd_tensors", "ops/test_phases", "ops/test_conversions", "ops/test_properties"),
     *("ops/test_norm_phases", "ops/test_norm_squeeze_excite"),
-    *("autograd/test_gradients", "autograd/test_norm_gradients"),
+    "autograd/test_gradients",
 )
 LAYOUTS = ("channels_last", "nchw")
 DTYPE = "bfloat16"
@@ -183,7 +183,7 @@ def _tests(sizes: Sizes) -> Step:
         files, which = TESTS, "triton or cuda or gpu"
         workers = str(min(12, os.cpu_count() or 1))
     names = (f"tests/{name}.py" for name in files)
-    options = ("-q", "-n", workers, "-k", which, "-m", "not slow")
+    options = ("-q", "-n", workers, "-k", which)
     return Step("operators", 55, ("-m", "pytest", *options, *names))
 
 

@@ -12,7 +12,6 @@ from se_kernels.backends.cpu.block import (
     squeeze,
     squeeze_backward,
 )
-from se_kernels.backends.cpu.extension import native_fast_path
 from se_kernels.backends.cpu.norm import (
     norm_backward,
     norm_forward,
@@ -30,7 +29,6 @@ __all__ = [
     "forward",
     "inference",
     "instruction_set",
-    "native_fast_path",
     "norm_backward",
     "norm_forward",
     "norm_inference",

@@ -1,4 +1,4 @@
-"""The block and its phases: torch tensors in, plain pointers to csrc/ out."""
+"""The block and its phases in csrc/cpu, which reads the tensors itself."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from se_kernels.backends.cpu.extension import _C
-from se_kernels.backends.cpu.native_args import phase, place, pointer, problem
 from se_kernels.backends.protocol import Forward
 from se_kernels.core.layout import (
     Gradients,
@@ -54,20 +53,8 @@ def _run_forward(
     layout, x = readable(x)
     residual = like_layout(residual, layout)
     w1, w2, b1, b2 = row_major(w1), row_major(w2), flat(b1), flat(b2)
-    _C.forward(
-        *problem(x, w1, layout, squeeze, act, act_slope, gate, post),
-        *place(x),
-        *place(residual),
-        *place(y),
-        w1.data_ptr(),
-        w2.data_ptr(),
-        pointer(b1),
-        pointer(b2),
-        pointer(mask),
-        pointer(z),
-        pointer(a),
-        pointer(s),
-    )
+    variant = squeeze, act, act_slope, gate, post
+    _C.forward(layout == "nhwc", *variant, x, residual, y, w1, w2, b1, b2, mask, z, a, s)
 
 
 def backward(
@@ -76,25 +63,13 @@ def backward(
 ) -> Gradients:  # fmt: skip
     """dx, dr (N, C, H, W), dw1, dw2, db1 (R,), db2 (C,); each empty where ``needs`` says so."""
     gradients = empty_gradients(x, w1, w2, needs)
-    dx, dr, *weight_gradients = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    dx, dr, *weight_gradients = gradients  # the native core sees no elements as not wanted
     layout, x = readable(x)
     dy = like_layout(dy, layout)
     w1, w2 = row_major(w1), row_major(w2)
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
-    _C.backward(
-        *problem(x, w1, layout, squeeze, act, act_slope, gate, "none"),
-        *place(x),
-        *place(dy),
-        pointer(mask),
-        *place(dx),
-        *place(dr),
-        w1.data_ptr(),
-        w2.data_ptr(),
-        z.data_ptr(),
-        a.data_ptr(),
-        s.data_ptr(),
-        *map(pointer, weight_gradients),
-    )
+    variant = layout == "nhwc", squeeze, act, act_slope, gate, "none"
+    _C.backward(*variant, x, dy, mask, dx, dr, w1, w2, z, a, s, *weight_gradients)
     return gradients
 
 
@@ -102,7 +77,7 @@ def squeeze(x: Tensor, squeeze: str) -> Tensor:
     """z (N, C) in the dtype of the sums."""
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x))
     layout, x = readable(x)
-    _C.squeeze(*phase(x, z, layout, squeeze=squeeze), *place(x), z.data_ptr())
+    _C.squeeze(layout == "nhwc", x, z, squeeze)
     return z
 
 
@@ -113,15 +88,7 @@ def scale(
     y, mask = empty_output(x), empty_mask(x, keep)
     layout, x = readable(x)
     residual = like_layout(residual, layout)
-    s = s.contiguous()
-    _C.scale(
-        *phase(x, s, layout, post=post),
-        *place(x),
-        *place(residual),
-        *place(y),
-        s.data_ptr(),
-        mask.data_ptr() if keep else 0,
-    )
+    _C.scale(layout == "nhwc", x, residual, y, s.contiguous(), mask, post)
     return y, mask
 
 
@@ -129,22 +96,11 @@ def scale_backward(
     dy: Tensor, x: Tensor, mask: Tensor | None, s: Tensor, needs: Sequence[bool]
 ) -> ScaleGradients:
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
-    gradients = empty_scale_gradients(x, s, needs)
-    dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    dx, dr, ds = empty_scale_gradients(x, s, needs)
     layout, x = readable(x)
     dy = like_layout(dy, layout)
-    s = s.contiguous()
-    _C.scale_backward(
-        *phase(x, s, layout),
-        *place(x),
-        *place(dy),
-        pointer(mask),
-        *place(dx),
-        *place(dr),
-        s.data_ptr(),
-        pointer(ds),
-    )
-    return gradients
+    _C.scale_backward(layout == "nhwc", x, dy, mask, dx, dr, s.contiguous(), ds)
+    return dx, dr, ds
 
 
 def squeeze_backward(
@@ -154,13 +110,5 @@ def squeeze_backward(
     dx = empty_output(x)
     layout, x = readable(x)
     g = like_layout(g, layout)
-    s, dz = flat(s), dz.contiguous()
-    _C.squeeze_backward(
-        *phase(x, dz, layout, squeeze=squeeze),
-        *place(x),
-        *place(g),
-        *place(dx),
-        pointer(s),
-        dz.data_ptr(),
-    )
+    _C.squeeze_backward(layout == "nhwc", x, g, dx, flat(s), dz.contiguous(), squeeze)
     return dx

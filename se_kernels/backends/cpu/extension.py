@@ -3,7 +3,6 @@
 import ctypes
 import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,17 +35,3 @@ def _load() -> tuple[Any, str | None]:
 
 
 _C, reason = _load()
-
-_SUPPORTED = ("float32", "float64", "bfloat16", "float16")
-DTYPES: dict[torch.dtype, int] = (
-    {getattr(torch, name): getattr(_C, name) for name in _SUPPORTED} if _C else {}
-)
-
-# the module with the calls of se_kernels.core.fast_path, where they work
-native_fast_path: ModuleType | None = None
-if _C is not None:
-    _exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    if _exchange is not None and _C.fast_path_setup(
-        _exchange, (torch.Tensor, torch.nn.Parameter), torch.empty_like, torch.get_num_threads
-    ):
-        native_fast_path = _C

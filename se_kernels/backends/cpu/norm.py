@@ -1,12 +1,11 @@
-"""The sweeps with a batch norm: torch tensors in, plain pointers to csrc/ out."""
+"""A batch norm and the block, and its sweeps alone, in csrc/cpu, which reads the tensors itself."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from se_kernels.backends.cpu.extension import _C, DTYPES
-from se_kernels.backends.cpu.native_args import phase, place, pointer, problem
+from se_kernels.backends.cpu.extension import _C
 from se_kernels.backends.protocol import NormForward
 from se_kernels.core.layout import (
     NormGradients,
@@ -17,18 +16,16 @@ from se_kernels.core.layout import (
     empty_output,
     flat,
     like_layout,
-    places_of_numbers,
     readable,
 )
-from se_kernels.core.precision import compute_dtype, norm_compute_dtype
+from se_kernels.core.precision import norm_compute_dtype
 
 
 def norm_moments(x: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     """mean and m2 (N, C) in float64: of each image's channel, m2 = Σ (x - mean)²."""
     mean, m2 = (torch.empty(x.shape[:2], dtype=torch.float64) for _ in range(2))
     layout, x = readable(x)
-    sums = mean if wide else torch.empty(0, dtype=compute_dtype(x, x))
-    _C.norm_moments(*phase(x, sums, layout), *place(x), mean.data_ptr(), m2.data_ptr())
+    _C.norm_moments(layout == "nhwc", x, mean, m2, wide)
     return mean, m2
 
 
@@ -36,8 +33,7 @@ def norm_squeeze(x: Tensor, norm: Tensor, pre: str) -> Tensor:
     """z (N, C)."""
     z = torch.empty(x.shape[:2], dtype=norm.dtype)
     layout, x = readable(x)
-    norm = norm.contiguous()
-    _C.norm_squeeze(*phase(x, norm, layout), *place(x), *_norm(norm, pre), z.data_ptr())
+    _C.norm_squeeze(layout == "nhwc", x, norm.contiguous(), pre, z)
     return z
 
 
@@ -48,16 +44,9 @@ def norm_scale(
     y = empty_output(x)
     mask = empty_mask(x, keep)
     layout, x = readable(x)
-    residual, s, norm = like_layout(residual, layout), s.contiguous(), norm.contiguous()
-    _C.norm_scale(
-        *phase(x, norm, layout, post=post),
-        *place(x),
-        *place(residual),
-        *place(y),
-        *_norm(norm, pre),
-        s.data_ptr(),
-        mask.data_ptr() if keep else 0,
-    )
+    residual = like_layout(residual, layout)
+    norm, s = norm.contiguous(), s.contiguous()
+    _C.norm_scale(layout == "nhwc", x, residual, y, norm, pre, s, mask, post)
     return y, mask
 
 
@@ -68,16 +57,8 @@ def norm_scale_backward(
     dr = empty_output(x) if write else x.new_empty(0)
     sums = torch.empty((2 if pre == "identity" else 5, *x.shape[:2]), dtype=norm.dtype)
     layout, x = readable(x)
-    dy, norm = like_layout(dy, layout), norm.contiguous()
-    _C.norm_scale_backward(
-        *phase(x, norm, layout),
-        *place(dy),
-        *place(x),
-        *place(dr if write else None),
-        *_norm(norm, pre),
-        pointer(mask),
-        sums.data_ptr(),
-    )
+    dy = like_layout(dy, layout)
+    _C.norm_scale_backward(layout == "nhwc", dy, x, dr, norm.contiguous(), pre, mask, sums)
     return dr, sums
 
 
@@ -89,19 +70,8 @@ def norm_squeeze_backward(
     dx = empty_output(x)
     layout, x = readable(x)
     g, norm = like_layout(g, layout), norm.contiguous()
-    s, d, slope, offset = s.contiguous(), d.contiguous(), flat(slope), flat(offset)
-    _C.norm_squeeze_backward(
-        *phase(x, norm, layout),
-        *place(g),
-        *place(x),
-        *place(dx),
-        *_norm(norm, pre),
-        pointer(mask),
-        s.data_ptr(),
-        d.data_ptr(),
-        pointer(slope),
-        pointer(offset),
-    )
+    small = s.contiguous(), d.contiguous(), flat(slope), flat(offset)
+    _C.norm_squeeze_backward(layout == "nhwc", g, x, dx, norm, pre, mask, *small)
     return dx
 
 
@@ -119,17 +89,8 @@ def norm_inference(
     mean, var = _of_channels(mean, dtype), _of_channels(var, dtype)
     weight, bias = _of_channels(bn_weight, dtype), _of_channels(bn_bias, dtype)
     _C.norm_inference(
-        *problem(x, w1, layout, "avg", act, act_slope, gate, post),
-        *place(x),
-        *place(residual),
-        *place(y),
-        *(mean.data_ptr(), var.data_ptr(), pointer(weight), pointer(bias)),
-        eps,
-        pre,
-        w1.data_ptr(),
-        w2.data_ptr(),
-        pointer(b1),
-        pointer(b2),
+        *(layout == "nhwc", "avg", act, act_slope, gate, post),
+        *(x, residual, y, mean, var, weight, bias, eps, pre, w1, w2, b1, b2),
     )
     return y
 
@@ -152,27 +113,9 @@ def norm_forward(
     weight, bias = _of_channels(bn_weight, dtype), _of_channels(bn_bias, dtype)
     mean, var, means = flat(mean), flat(var), flat(means)
     _C.norm_forward(
-        *problem(x, w1, layout, "avg", act, act_slope, gate, post),
-        *place(x),
-        *place(residual),
-        *place(y),
-        training,
-        *_vector(mean),
-        *_vector(var),
-        pointer(means),
-        momentum,
-        eps,
-        pointer(weight),
-        pointer(bias),
-        pre,
-        w1.data_ptr(),
-        w2.data_ptr(),
-        pointer(b1),
-        pointer(b2),
-        mask.data_ptr() if keep else 0,
-        moved.data_ptr() if moves else 0,
-        *places_of_numbers(numbers, x.shape[0]),
-        a.data_ptr(),
+        *(layout == "nhwc", "avg", act, act_slope, gate, post),
+        *(x, residual, y, training, mean, var, means, momentum, eps, weight, bias, pre),
+        *(w1, w2, b1, b2, mask, moved, numbers, a),
     )
     return y, mask, numbers, a, moved
 
@@ -185,27 +128,12 @@ def norm_backward(
     w_type = w1.dtype
     w1, w2, _, _ = _weights(numbers.dtype, w1, w2)
     gradients = empty_norm_gradients(x, numbers, w1, w2, needs)
-    dweight, dbias, *others = gradients
-    dx, dr, d, *weights = (g if need else None for g, need in zip(others, needs, strict=True))
+    dweight, dbias, dx, dr, *others = gradients  # the native core sees no elements as not wanted
     layout, x = readable(x)
     dy = like_layout(dy, layout)
     _C.norm_backward(
-        *problem(x, w1, layout, "avg", act, act_slope, gate, "none"),
-        *place(dy),
-        *place(x),
-        *place(dr),
-        *place(dx),
-        pointer(mask),
-        training,
-        *places_of_numbers(numbers, x.shape[0]),
-        a.data_ptr(),
-        pre,
-        w1.data_ptr(),
-        w2.data_ptr(),
-        dweight.data_ptr(),
-        dbias.data_ptr(),
-        pointer(d),
-        *map(pointer, weights),
+        *(layout == "nhwc", "avg", act, act_slope, gate, "none"),
+        *(dy, x, dr, dx, mask, training, numbers, a, pre, w1, w2, dweight, dbias, *others),
     )
     if w1.dtype != w_type:
         dw1, dw2, db1, db2 = (g.to(w_type) for g in gradients[5:])
@@ -226,14 +154,3 @@ def _weights(
 def _of_channels(t: OptionalTensor, dtype: torch.dtype) -> OptionalTensor:
     """t (C), or None, in ``dtype`` and its elements side by side."""
     return flat(t if t is None or t.dtype == dtype else t.to(dtype))
-
-
-def _vector(t: Tensor | None) -> tuple[int, int]:
-    """Address and type of t (C), or none."""
-    return (0, 0) if t is None else (t.data_ptr(), DTYPES[t.dtype])
-
-
-def _norm(norm: Tensor, pre: str) -> tuple[int, int, int, str]:
-    """Addresses of mean, scale and bias, rows of norm (3, C), and what comes after it."""
-    mean, scale, bias = (row.data_ptr() for row in norm)
-    return mean, scale, bias, pre

@@ -7,15 +7,10 @@ from torch import Tensor
 
 from se_kernels.backends.cuda import library
 from se_kernels.backends.cuda.launch import (
-    alone,
     device_of,
     launch,
     on_elements,
-    phase,
-    place,
-    pointer,
-    problem,
-    sizes_of,
+    phase_workspace,
     workspace_of,
 )
 from se_kernels.backends.protocol import Forward
@@ -55,30 +50,26 @@ def forward(
     if z.numel() == 0:
         a.zero_()
         return y, mask, z, a if b1 is None else a + b1, s
-    kept = (mask if post == "relu" else None, z, a, s)
-    _run_forward(x, w1, w2, b1, b2, residual, squeeze, act, act_slope, gate, post, y, *kept)
+    variant = squeeze, act, act_slope, gate, post
+    _run_forward(x, w1, w2, b1, b2, residual, *variant, y, mask, z, a, s)
     return y, mask, z, a, s
 
 
 def _run_forward(
     x: Tensor, w1: Tensor, w2: Tensor, b1: Tensor | None, b2: Tensor | None,
     residual: Tensor | None, squeeze: str, act: str, act_slope: float, gate: str, post: str,
-    y: Tensor, *kept: Tensor | None,
+    y: Tensor, mask: Tensor | None = None, z: Tensor | None = None, a: Tensor | None = None,
+    s: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """``kept``: mask, z, a and s, which may be None; none of them for an inference."""
     layout, x = readable(on_elements(x))
-    residual = like_layout(on_elements(residual), layout)
+    residual, nhwc = like_layout(on_elements(residual), layout), layout == "nhwc"
     w1, w2 = row_major(on_elements(w1)), row_major(on_elements(w2))
     b1, b2 = flat(on_elements(b1)), flat(on_elements(b2))
-    sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
-    workspace = workspace_of(x, sizes)
+    size = library.native.workspace_bytes(device_of(x), nhwc, x, w1)
     library.native.forward(
-        *launch(x, workspace),
-        *problem(sizes, squeeze, act, act_slope, gate, post),
-        *place(x),
-        *place(residual),
-        *place(y),
-        *map(pointer, (w1, w2, b1, b2, *(kept or [None] * 4))),
+        *launch(x, workspace_of(x, size)),
+        *(nhwc, squeeze, act, act_slope, gate, post),
+        *(x, residual, y, w1, w2, b1, b2, mask, z, a, s),
     )
 
 
@@ -92,26 +83,20 @@ def backward(
         for gradient in gradients[2:]:
             gradient.zero_()
         return gradients
-    dx, dr, *weights = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    dx, dr, *weights = gradients  # the kernels see no elements as not wanted
     layout, x = readable(on_elements(x))
-    dy, mask = like_layout(on_elements(dy), layout), flat(mask)
+    dy, nhwc = like_layout(on_elements(dy), layout), layout == "nhwc"
     w1, w2 = row_major(on_elements(w1)), row_major(on_elements(w2))
     z, a, s = z.contiguous(), a.contiguous(), s.contiguous()
     de, da, h = torch.empty_like(s), torch.empty_like(a), torch.empty_like(a)
-    sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
-    workspace = workspace_of(x, sizes)
+    size = library.native.workspace_bytes(device_of(x), nhwc, x, w1)
     library.native.backward(
-        *launch(x, workspace),
-        *problem(sizes, squeeze, act, act_slope, gate, "none"),
-        *place(x),
-        *place(dy),
-        pointer(mask),
-        *place(dx),
-        *place(dr),
-        *map(pointer, (w1, w2, a, s, de, da, h)),
+        *launch(x, workspace_of(x, size)),
+        *(nhwc, squeeze, act, act_slope, gate, "none"),
+        *(x, dy, flat(mask), dx, dr, w1, w2, a, s, de, da, h),
     )
     if any(needs[2:]):
-        library.native.weight_gradients(*launch(x), *sizes, *map(pointer, (de, da, h, z, *weights)))
+        library.native.weight_gradients(*launch(x), nhwc, x, w1, de, da, h, z, *weights)
     return gradients
 
 
@@ -120,10 +105,9 @@ def squeeze(x: Tensor, squeeze: str) -> Tensor:
     z = torch.empty(x.shape[:2], dtype=compute_dtype(x, x), device=x.device)
     if z.numel() > 0:
         layout, x = readable(on_elements(x))
-        sizes = sizes_of(x, 0, z.dtype, layout)
-        workspace = workspace_of(x, sizes)
+        nhwc = layout == "nhwc"
         library.native.squeeze(
-            *launch(x, workspace), *phase(alone(sizes), squeeze), *place(x), z.data_ptr()
+            *launch(x, phase_workspace(x, nhwc, z.dtype)), *(nhwc, x, z, squeeze)
         )
     return z
 
@@ -136,16 +120,9 @@ def scale(
     if y.numel() > 0:
         layout, x = readable(on_elements(x))
         residual = like_layout(on_elements(residual), layout)
-        s = on_elements(s).contiguous()
-        sizes = sizes_of(x, 0, s.dtype, layout)
-        workspace = workspace_of(x, sizes)
+        s, nhwc = on_elements(s).contiguous(), layout == "nhwc"
         library.native.scale(
-            *launch(x, workspace),
-            *phase(alone(sizes), post=post),
-            *place(x),
-            *place(residual),
-            *place(y),
-            *map(pointer, (s, mask if keep else None)),
+            *launch(x, phase_workspace(x, nhwc, s.dtype)), *(nhwc, x, residual, y, s, mask, post)
         )
     return y, mask
 
@@ -154,25 +131,16 @@ def scale_backward(
     dy: Tensor, x: Tensor, mask: Tensor | None, s: Tensor, needs: Sequence[bool]
 ) -> ScaleGradients:
     """dx = g s and dr = g (N, C, H, W), ds (N, C); each empty where ``needs`` says so."""
-    gradients = empty_scale_gradients(x, s, needs)
-    dx, dr, ds = (g if n else None for g, n in zip(gradients, needs, strict=True))
+    dx, dr, ds = empty_scale_gradients(x, s, needs)
     if s.numel() > 0:
         layout, x = readable(on_elements(x))
-        dy, mask = like_layout(on_elements(dy), layout), flat(mask)
+        dy, nhwc = like_layout(on_elements(dy), layout), layout == "nhwc"
         s = on_elements(s).contiguous()
-        sizes = sizes_of(x, 0, s.dtype, layout)
-        workspace = workspace_of(x, sizes)
         library.native.scale_backward(
-            *launch(x, workspace),
-            *phase(alone(sizes)),
-            *place(x),
-            *place(dy),
-            pointer(mask),
-            *place(dx),
-            *place(dr),
-            *map(pointer, (s, ds)),
+            *launch(x, phase_workspace(x, nhwc, s.dtype)),
+            *(nhwc, x, dy, flat(mask), dx, dr, s, ds),
         )
-    return gradients
+    return dx, dr, ds
 
 
 def squeeze_backward(
@@ -183,16 +151,9 @@ def squeeze_backward(
     if dx.numel() > 0:
         layout, x = readable(on_elements(x))
         g = like_layout(on_elements(g), layout)
-        s, dz = flat(on_elements(s)), on_elements(dz).contiguous()
-        sizes = sizes_of(x, 0, dz.dtype, layout)
-        workspace = workspace_of(x, sizes)
+        s, dz, nhwc = flat(on_elements(s)), on_elements(dz).contiguous(), layout == "nhwc"
         library.native.squeeze_backward(
-            *launch(x, workspace),
-            *phase(alone(sizes), squeeze),
-            *place(x),
-            *place(g),
-            *place(dx),
-            *map(pointer, (s, dz)),
+            *launch(x, phase_workspace(x, nhwc, dz.dtype)), *(nhwc, x, g, dx, s, dz, squeeze)
         )
     return dx
 
@@ -200,6 +161,5 @@ def squeeze_backward(
 def explain(x: Tensor, w1: Tensor) -> str:
     """How the forward kernel cuts x (N, C, H, W) with w1 (R, C), in words."""
     layout, x = readable(x)
-    sizes = sizes_of(x, w1.shape[0], w1.dtype, layout)
-    words: str = library.native.explain(device_of(x), *sizes)
+    words: str = library.native.explain(device_of(x), layout == "nhwc", x, w1)
     return words

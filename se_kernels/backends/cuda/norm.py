@@ -7,18 +7,12 @@ from torch import Tensor
 
 from se_kernels.backends.cuda import library
 from se_kernels.backends.cuda.launch import (
-    PhaseSizes,
-    alone,
     device_of,
     launch,
+    norm_workspace,
     on_elements,
     on_vectors,
-    phase,
-    place,
-    pointer,
-    problem,
-    sizes_of,
-    type_of,
+    workspace_of,
 )
 from se_kernels.backends.protocol import NormForward
 from se_kernels.core.layout import (
@@ -29,7 +23,6 @@ from se_kernels.core.layout import (
     empty_output,
     flat,
     like_layout,
-    places_of_numbers,
     readable,
 )
 from se_kernels.core.precision import compute_dtype, norm_compute_dtype
@@ -40,10 +33,9 @@ def norm_moments(u: Tensor, wide: bool) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if wide else compute_dtype(u, u)
     mean, m2 = (torch.empty(u.shape[:2], dtype=torch.float64, device=u.device) for _ in range(2))
     layout, u = readable(on_elements(u))
-    sizes = alone(sizes_of(u, 0, dtype, layout))
-    workspace = _workspace(u, sizes)
+    nhwc = layout == "nhwc"
     library.native.norm_moments(
-        *launch(u, workspace), *phase(sizes), *place(u), mean.data_ptr(), m2.data_ptr()
+        *launch(u, norm_workspace(u, nhwc, dtype)), *(nhwc, u, mean, m2, wide)
     )
     return mean, m2
 
@@ -52,11 +44,9 @@ def norm_squeeze(u: Tensor, norm: Tensor, pre: str) -> Tensor:
     """z (N, C), the mean of pre(t)."""
     z = norm.new_empty(u.shape[:2])
     layout, u = readable(on_elements(u))
-    norm, constants = _constants(norm)
-    sizes = alone(sizes_of(u, 0, norm.dtype, layout))
-    workspace = _workspace(u, sizes)
+    norm, nhwc = on_vectors(norm), layout == "nhwc"
     library.native.norm_squeeze(
-        *launch(u, workspace), *phase(sizes), *place(u), *constants, pre, z.data_ptr()
+        *launch(u, norm_workspace(u, nhwc, norm.dtype)), *(nhwc, u, norm, pre, z)
     )
     return z
 
@@ -69,18 +59,9 @@ def norm_scale(
     mask = empty_mask(u, keep)
     layout, u = readable(on_elements(u))
     residual = like_layout(on_elements(residual), layout)
-    norm, constants = _constants(norm)
-    s = on_vectors(s)
+    norm, s = on_vectors(norm), on_vectors(s)
     library.native.norm_scale(
-        *launch(u),
-        *phase(alone(sizes_of(u, 0, norm.dtype, layout)), post=post),
-        *place(u),
-        *place(residual),
-        *place(y),
-        *constants,
-        pre,
-        s.data_ptr(),
-        pointer(mask if keep else None),
+        *launch(u), *(layout == "nhwc", u, residual, y, norm, pre, s, mask, post)
     )
     return y, mask
 
@@ -92,20 +73,11 @@ def norm_scale_backward(
     dr = empty_output(u) if write else u.new_empty(0)
     sums = norm.new_empty((2 if pre == "identity" else 5, *u.shape[:2]))
     layout, u = readable(on_elements(u))
-    dy = like_layout(on_elements(dy), layout)
-    norm, constants = _constants(norm)
-    sizes = alone(sizes_of(u, 0, norm.dtype, layout))
-    workspace = _workspace(u, sizes)
+    dy, nhwc = like_layout(on_elements(dy), layout), layout == "nhwc"
+    norm = on_vectors(norm)
     library.native.norm_scale_backward(
-        *launch(u, workspace),
-        *phase(sizes),
-        *place(dy),
-        *place(u),
-        *place(dr if write else None),
-        *constants,
-        pre,
-        pointer(mask),
-        sums.data_ptr(),
+        *launch(u, norm_workspace(u, nhwc, norm.dtype)),
+        *(nhwc, dy, u, dr, norm, pre, mask, sums),
     )
     return dr, sums
 
@@ -118,18 +90,10 @@ def norm_squeeze_backward(
     du = empty_output(u)
     layout, u = readable(on_elements(u))
     g = like_layout(on_elements(g), layout)
-    norm, constants = _constants(norm)
-    s, d, slope, offset = on_vectors(s), on_vectors(d), on_vectors(slope), on_vectors(offset)
+    norm, s, d = on_vectors(norm), on_vectors(s), on_vectors(d)
+    slope, offset = on_vectors(slope), on_vectors(offset)
     library.native.norm_squeeze_backward(
-        *launch(u),
-        *phase(alone(sizes_of(u, 0, norm.dtype, layout))),
-        *place(g),
-        *place(u),
-        *place(du),
-        *constants,
-        pre,
-        pointer(mask),
-        *map(pointer, (s, d, slope, offset)),
+        *launch(u), *(layout == "nhwc", g, u, du, norm, pre, mask, s, d, slope, offset)
     )
     return du
 
@@ -166,28 +130,13 @@ def norm_forward(
     )
     weight, bias = flat(on_elements(weight)), flat(on_elements(bias))
     mean, var, means = (flat(on_elements(t)) for t in (mean, var, means))
-    sizes = sizes_of(u, w1.shape[0], w1.dtype, layout)
-    workspace = _bytes(u, library.native.norm_forward_workspace_bytes(device_of(u), *sizes))
+    nhwc = layout == "nhwc"
+    size = library.native.norm_forward_workspace_bytes(device_of(u), nhwc, u, w1)
     library.native.norm_forward(
-        *launch(u, workspace),
-        *problem(sizes, "avg", act, act_slope, gate, post),
-        *place(u),
-        *place(residual),
-        *place(y),
-        training,
-        *_vector(mean),
-        *_vector(var),
-        pointer(means),
-        momentum,
-        eps,
-        pointer(weight),
-        pointer(bias),
-        pre,
-        *map(pointer, (w1, w2, b1, b2)),
-        pointer(mask if keep else None),
-        pointer(moved if moves else None),
-        *places_of_numbers(numbers, u.shape[0]),
-        a.data_ptr(),
+        *launch(u, workspace_of(u, size)),
+        *(nhwc, "avg", act, act_slope, gate, post),
+        *(u, residual, y, training, mean, var, means, momentum, eps, weight, bias, pre),
+        *(w1, w2, b1, b2, mask, moved, numbers, a),
     )
     return y, mask, numbers, a, moved
 
@@ -200,26 +149,15 @@ def norm_backward(
     w_type = w1.dtype
     w1, w2, _, _ = _weights(numbers.dtype, w1, w2)
     gradients = empty_norm_gradients(u, numbers, w1, w2, needs)
-    dweight, dbias, *others = gradients
-    du, dr, d, *weights = (g if need else None for g, need in zip(others, needs, strict=True))
+    dweight, dbias, du, dr, *others = gradients  # the kernels see no elements as not wanted
     layout, u = readable(on_elements(u))
-    dy = like_layout(on_elements(dy), layout)
+    dy, nhwc = like_layout(on_elements(dy), layout), layout == "nhwc"
     numbers, a = on_vectors(numbers), on_vectors(a)
-    sizes = sizes_of(u, w1.shape[0], w1.dtype, layout)
-    workspace = _bytes(u, library.native.norm_backward_workspace_bytes(device_of(u), *sizes, pre))
+    size = library.native.norm_backward_workspace_bytes(device_of(u), nhwc, u, w1, pre)
     library.native.norm_backward(
-        *launch(u, workspace),
-        *problem(sizes, "avg", act, act_slope, gate, "none"),
-        *place(dy),
-        *place(u),
-        *place(dr),
-        *place(du),
-        pointer(mask),
-        training,
-        *places_of_numbers(numbers, u.shape[0]),
-        a.data_ptr(),
-        pre,
-        *map(pointer, (w1, w2, dweight, dbias, d, *weights)),
+        *launch(u, workspace_of(u, size)),
+        *(nhwc, "avg", act, act_slope, gate, "none"),
+        *(dy, u, dr, du, mask, training, numbers, a, pre, w1, w2, dweight, dbias, *others),
     )
     if w1.dtype != w_type:
         dw1, dw2, db1, db2 = (g.to(w_type) for g in gradients[5:])
@@ -236,24 +174,3 @@ def _weights(
         b1, b2 = None if b1 is None else b1.to(dtype), None if b2 is None else b2.to(dtype)
     w1, w2 = flat(on_elements(w1)), flat(on_elements(w2))
     return w1, w2, flat(on_elements(b1)), flat(on_elements(b2))
-
-
-def _vector(t: Tensor | None) -> tuple[int, int]:
-    """Address and type of t (C), or none."""
-    return (0, 0) if t is None else (t.data_ptr(), type_of(t.dtype))
-
-
-def _constants(norm: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """norm (3, C), which has to live until the launch, and where its mean, scale and bias lie."""
-    norm = on_vectors(norm)
-    first, row = norm.data_ptr(), norm.shape[1] * norm.element_size()
-    return norm, (first, first + row, first + 2 * row)
-
-
-def _workspace(u: Tensor, sizes: PhaseSizes) -> Tensor | None:
-    size = library.native.norm_workspace_bytes(device_of(u), *sizes)
-    return _bytes(u, size) if size else None
-
-
-def _bytes(u: Tensor, size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, device=u.device)
