@@ -56,7 +56,7 @@ KERNELS = {
 
 MANGLED = re.compile(
     r"(forward|backward|norm)_(local|moments|(?:squeeze|scale)(?:_backward)?)I"
-    r"(?:NS\d*_\d+)?(bfloat16|float16|Any|f)E?LNS_6LayoutE([01])E(?:Lb([01])|LNS0_5TermsE([23]))?"
+    r"(?:NS\d*_\d+)?(bfloat16|float16|WideFallback|f)E?LNS_6LayoutE([01])E(?:Lb([01])|LNS0_5TermsE([23]))?"
 )
 
 
@@ -66,7 +66,7 @@ def kernel_of(name: str) -> Kernel | str:
     if found is None:
         return name
     direction, phase, number, layout, tail, terms = found.groups()
-    number = {"f": "float32", "Any": "any"}.get(number, number)
+    number = {"f": "float32", "WideFallback": "any"}.get(number, number)
     return Kernel(direction, phase, number, LAYOUTS[int(layout)], tail == "1" or terms == "2")
 
 

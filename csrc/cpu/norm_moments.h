@@ -50,22 +50,22 @@ Moments moments_of_row(const X* x, std::int64_t n) {
 
 // mean and m2 (C) of some pixels, into `to` (2,C).
 template <class A, class X>
-void moments_of_columns(Image<const X> x, Range pixels, std::int64_t C, const Room<A>& room,
+void moments_of_columns(Image<const X> x, Range pixels, std::int64_t C, const ThreadScratch<A>& own,
                         double* to) {
   const std::int64_t first = pixels.size() < kShifted ? pixels.size() : kShifted;
-  for (std::int64_t c = 0; c < C; ++c) room.shift[c] = 0;
+  for (std::int64_t c = 0; c < C; ++c) own.shift[c] = 0;
   for (std::int64_t p = pixels.begin; p < pixels.begin + first; ++p)
-    for (std::int64_t c = 0; c < C; ++c) room.shift[c] += load(One<A>{}, x.pixel(p) + c);
-  for (std::int64_t c = 0; c < C; ++c) room.shift[c] = usable_shift(room.shift[c] / A(first));
+    for (std::int64_t c = 0; c < C; ++c) own.shift[c] += load(One<A>{}, x.pixel(p) + c);
+  for (std::int64_t c = 0; c < C; ++c) own.shift[c] = usable_shift(own.shift[c] / A(first));
   for (std::int64_t i = 0; i < 2 * C; ++i) to[i] = 0;
-  const A* shift = room.shift;
+  const A* shift = own.shift;
   sum_columns_terms<A, 2, 4>(
-      pixels, C, room.partial, to, [=](auto tag, std::int64_t p, std::int64_t c) {
+      pixels, C, own.partial, to, [=](auto tag, std::int64_t p, std::int64_t c) {
         return shifted_terms(load(tag, x.pixel(p) + c), load(tag, shift + c));
       });
   for (std::int64_t c = 0; c < C; ++c) {
     const Moments m =
-        Moments::shifted(double(pixels.size()), double(room.shift[c]), to[c], to[C + c]);
+        Moments::shifted(double(pixels.size()), double(own.shift[c]), to[c], to[C + c]);
     to[c] = m.mean, to[C + c] = m.m2;
   }
 }
@@ -88,9 +88,9 @@ void moments(const Problem& p, const NormMoments& f, const NormScratch& scratch)
   sweep_and_join(
       p, scratch.threads,
       [&](const Piece& piece, int thread) {
-        const Room<A> room(scratch, thread, C);
-        double* to = room.of(piece, 2, C);
-        moments_of_columns(image<X>(f.x, piece.image), piece.rows, C, room, to);
+        const ThreadScratch<A> own(scratch, thread, C);
+        double* to = own.of(piece, 2, C);
+        moments_of_columns(image<X>(f.x, piece.image), piece.rows, C, own, to);
         if (piece.whole)
           for (std::int64_t c = 0; c < C; ++c) put(piece.image, c, to[c], to[C + c]);
       },
@@ -98,7 +98,7 @@ void moments(const Problem& p, const NormMoments& f, const NormScratch& scratch)
         for (std::int64_t c = 0; c < C; ++c) {
           Moments all{0, 0, 0};
           parts.each([&](const Piece& piece, int thread) {
-            const double* from = Room<A>(scratch, thread, C).of(piece, 2, C);
+            const double* from = ThreadScratch<A>(scratch, thread, C).of(piece, 2, C);
             const Moments m{double(piece.rows.size()), from[c], from[C + c]};
             all.count == 0 ? void(all = m) : all.merge(m);
           });

@@ -1,18 +1,18 @@
 // Sums of several terms a channel over the pixels of a whole batch.
 #pragma once
 
+#include "batch_sweep.h"
 #include "norm.h"
-#include "pieces.h"
 
 namespace se_kernels::SE_ISA::norm {
 
 // What one thread has to itself.
 template <class A>
-struct Room {
+struct ThreadScratch {
   double *totals, *slots;  // (K,C), (2,K,C)
   A *partial, *shift;      // (K,C), (C)
 
-  Room(const NormScratch& scratch, int thread, std::int64_t C) {
+  ThreadScratch(const NormScratch& scratch, int thread, std::int64_t C) {
     const std::int64_t k = scratch.sums;
     totals = static_cast<double*>(scratch.totals) + thread * k * C;
     slots = static_cast<double*>(scratch.slots) + thread * 2 * k * C;
@@ -46,10 +46,10 @@ void sums(const Problem& p, const NormScratch& scratch, int K,
   sweep_and_join(
       p, scratch.threads,
       [&](const Piece& piece, int thread) {
-        const Room<A> room(scratch, thread, C);
-        double* to = room.of(piece, K, C);
+        const ThreadScratch<A> own(scratch, thread, C);
+        double* to = own.of(piece, K, C);
         for (std::int64_t i = 0; i < K * C; ++i) to[i] = 0;
-        columns(piece.image, piece.rows, room.partial, to);
+        columns(piece.image, piece.rows, own.partial, to);
         if (piece.whole)
           for (std::int64_t c = 0; c < C; ++c) put(piece.image, c, to + c, C);
       },
@@ -57,7 +57,7 @@ void sums(const Problem& p, const NormScratch& scratch, int K,
         for (std::int64_t c = 0; c < C; ++c) {
           double totals[kMostSums] = {};
           parts.each([&](const Piece& piece, int thread) {
-            const double* from = Room<A>(scratch, thread, C).of(piece, K, C);
+            const double* from = ThreadScratch<A>(scratch, thread, C).of(piece, K, C);
             for (int k = 0; k < K; ++k) totals[k] += from[k * C + c];
           });
           put(parts.image, c, totals, 1);

@@ -58,13 +58,17 @@ void statistics(const Problem& p, const NormForward& f, const SolveScratch& scra
                 double* mean, double* var) {
   const std::int64_t C = p.channels, N = p.images, size = channels.size();
   const double pixels = double(p.pixels), count = double(N) * pixels;
-  double m2[kRun] = {};
-  for (std::int64_t k = 0; k < size; ++k) mean[k] = 0;
+  // about the first image's mean, so that a constant channel has exactly its constant
+  double near[kRun], m2[kRun] = {};
+  for (std::int64_t k = 0; k < size; ++k) {
+    const double first = N > 0 ? scratch.means[channels.begin + k] : 0;
+    near[k] = std::isfinite(first) ? first : 0, mean[k] = 0;
+  }
   for (std::int64_t n = 0; n < N; ++n) {
     const double* means = scratch.means + n * C + channels.begin;
-    for (std::int64_t k = 0; k < size; ++k) mean[k] += means[k];
+    for (std::int64_t k = 0; k < size; ++k) mean[k] += means[k] - near[k];
   }
-  for (std::int64_t k = 0; k < size; ++k) mean[k] /= double(N);
+  for (std::int64_t k = 0; k < size; ++k) mean[k] = near[k] + mean[k] / double(N);
   for (std::int64_t n = 0; n < N; ++n) {
     const std::int64_t at = n * C + channels.begin;
     for (std::int64_t k = 0; k < size; ++k) {

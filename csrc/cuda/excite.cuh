@@ -146,10 +146,10 @@ struct Product {
 };
 
 // That of the block's item of an FC, which has `rows` of M columns.
-SE_DEVICE Product product_of(const int* words, const Cut& cut, const Sizes& sizes, int rows, int M,
-                             int K) {
-  const int n0 = words[1] * cut.images, first = words[2] * rows;
-  return {n0, smaller(cut.images, sizes.images - n0), first, smaller(rows, M - first), M, K};
+SE_DEVICE Product product_of(const int* words, const TilePlan& plan, const Sizes& sizes, int rows,
+                             int M, int K) {
+  const int n0 = words[1] * plan.images, first = words[2] * rows;
+  return {n0, smaller(plan.images, sizes.images - n0), first, smaller(rows, M - first), M, K};
 }
 
 // A warp has NI images by 4 columns of each group of lanes, and a block kSlots numbers of a warp in

@@ -47,9 +47,9 @@ template <class Parameters>
 void launch_tickets(void (*kernel)(Parameters), const Parameters& p, const std::string& name,
                     const Gpu& gpu, void* stream) {
   const SweepParameters& sweep = p.sweep;
-  const Shape shape{name, sweep.cut.items, gpu.threads, sweep.shared.bytes};
+  const Shape shape{name, sweep.plan.items, gpu.threads, sweep.shared.bytes};
   zero(p.counters,
-       schedule_counters_bytes(sweep.cut) + split_counters_bytes(sweep.cut, sweep.sizes), shape,
+       schedule_counters_bytes(sweep.plan) + split_counters_bytes(sweep.plan, sweep.sizes), shape,
        stream);
   launch(kernel, p, shape, stream);
 }
@@ -57,15 +57,15 @@ void launch_tickets(void (*kernel)(Parameters), const Parameters& p, const std::
 // A block a tile.
 inline void launch_tiles(void (*kernel)(SweepParameters), const SweepParameters& p,
                          const std::string& name, const Gpu& gpu, void* stream) {
-  const Shape shape{name, p.sizes.images * p.cut.blocks * p.cut.splits, gpu.threads,
+  const Shape shape{name, p.sizes.images * p.plan.blocks * p.plan.splits, gpu.threads,
                     p.shared.bytes};
   launch(kernel, p, shape, stream);
 }
 
 // Blocks that a multiprocessor has room for at least: numbers of `any` take many registers.
 template <class X>
-constexpr int kNormBlocks = std::is_same_v<X, Any> ? 1 : 2;
+constexpr int kNormBlocks = std::is_same_v<X, WideFallback> ? 1 : 2;
 template <class X>
-constexpr int kLocalBlocks = std::is_same_v<X, Any> ? 1 : 2;
+constexpr int kLocalBlocks = std::is_same_v<X, WideFallback> ? 1 : 2;
 
 }  // namespace se_kernels::cuda

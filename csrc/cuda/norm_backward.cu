@@ -11,12 +11,12 @@ SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_scale_backward(SE_PARAMETER SweepParameters p) {
   using A = Sum<X>;
   using S = Totals<A, terms == Terms::norm ? 2 : kMostSums>;
-  const Room<X> room(p.shared);
-  const Part part = part_of(p.cut, p.reversed);
-  const Tile tile = tile_of(part, p.sizes, p.cut);
+  const SharedMemory<X> shared(p.shared);
+  const Part part = part_of(p.plan, p.reversed);
+  const Tile tile = tile_of(part, p.sizes, p.plan);
   find_sums<S>(
-      p, room, tile, part,
-      [&](const auto& emit) { reduce_backward<terms, true, X, layout>(p, room, tile, emit); },
+      p, shared, tile, part,
+      [&](const auto& emit) { reduce_backward<terms, true, X, layout>(p, shared, tile, emit); },
       [&](std::int64_t at, const S& sums) {
         SE_UNROLL
         for (int k = 0; k < S::kNumbers; ++k) static_cast<A*>(p.found[k])[at] = sums.v[k];
@@ -27,9 +27,9 @@ norm_scale_backward(SE_PARAMETER SweepParameters p) {
 template <class X, Layout layout, Terms terms>
 SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_squeeze_backward(SE_PARAMETER SweepParameters p) {
-  const Room<X> room(p.shared);
-  const Part part = part_of(p.cut, p.reversed);
-  apply_backward<terms, true, X, layout>(p, room, tile_of(part, p.sizes, p.cut));
+  const SharedMemory<X> shared(p.shared);
+  const Part part = part_of(p.plan, p.reversed);
+  apply_backward<terms, true, X, layout>(p, shared, tile_of(part, p.sizes, p.plan));
 }
 
 }  // namespace

@@ -43,26 +43,26 @@ class Space {
 
 struct ForwardSpace : Space {
   std::int64_t sweeps, counters_at, means, m2, z, h, parts;
-  ForwardSpace(const Problem& p, const SolveCut& cut, const Gpu& gpu) : Space(p) {
+  ForwardSpace(const Problem& p, const SolvePlan& plan, const Gpu& gpu) : Space(p) {
     sweeps = take(norm_workspace_bytes(sweep_of(p), gpu));
     counters_at = take_counters(gpu);
     means = take(p.images * p.channels * sizeof(double));
     m2 = take(p.images * p.channels * sizeof(double));
     z = per_image(p.channels), h = per_image(p.reduced);
-    parts = per_image(cut.splits * p.reduced);
+    parts = per_image(plan.splits * p.reduced);
   }
 };
 
 struct BackwardSpace : Space {
   std::int64_t sweeps, counters_at, sums, de, z, d, h, da, parts, channel_parts, slope, offset;
-  BackwardSpace(const Problem& p, Pre pre, const SolveCut& cut, const Gpu& gpu) : Space(p) {
+  BackwardSpace(const Problem& p, Pre pre, const SolvePlan& plan, const Gpu& gpu) : Space(p) {
     sweeps = take(norm_workspace_bytes(sweep_of(p), gpu));
     counters_at = take_counters(gpu);
     sums = per_image((pre == Pre::identity ? 2 : 5) * p.channels);
     de = per_image(p.channels), z = per_image(p.channels), d = per_image(p.channels);
     h = per_image(p.reduced), da = per_image(p.reduced);
-    parts = per_image(cut.splits * p.reduced);
-    channel_parts = take(2 * cut.image_tiles * p.channels * sizeof(double));
+    parts = per_image(plan.splits * p.reduced);
+    channel_parts = take(2 * plan.image_tiles * p.channels * sizeof(double));
     slope = per_channel(), offset = per_channel();
   }
 };
@@ -89,16 +89,16 @@ void with_sums(const Problem& p, const Body& body) {
 }  // namespace
 
 std::int64_t norm_forward_workspace_bytes(const Problem& p, const Gpu& gpu) {
-  return ForwardSpace(p, solve_cut(p, true, gpu), gpu).bytes();
+  return ForwardSpace(p, solve_plan(p, true, gpu), gpu).bytes();
 }
 
 std::int64_t norm_backward_workspace_bytes(const Problem& p, Pre pre, const Gpu& gpu) {
-  return BackwardSpace(p, pre, solve_cut(p, false, gpu), gpu).bytes();
+  return BackwardSpace(p, pre, solve_plan(p, false, gpu), gpu).bytes();
 }
 
 void norm_forward(const Problem& p, const NormForward& f, const Call& call) {
-  const SolveCut cut = solve_cut(p, true, call.gpu);
-  const ForwardSpace space(p, cut, call.gpu);
+  const SolvePlan plan = solve_plan(p, true, call.gpu);
+  const ForwardSpace space(p, plan, call.gpu);
   const bool active = f.pre != Pre::identity;
   const Problem sweep = sweep_of(p);
   const OnDevice device(call.gpu.device);
@@ -128,7 +128,7 @@ void norm_forward(const Problem& p, const NormForward& f, const Call& call) {
                            {f.w2, p.w_type},
                            {f.b1, p.w_type},
                            {f.b2, p.w_type},
-                           cut,
+                           plan,
                            active ? f.squeezed : z,
                            f.a,
                            at(call, space.h),
@@ -142,8 +142,8 @@ void norm_forward(const Problem& p, const NormForward& f, const Call& call) {
 }
 
 void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
-  const SolveCut cut = solve_cut(p, false, call.gpu);
-  const BackwardSpace space(p, b.pre, cut, call.gpu);
+  const SolvePlan plan = solve_plan(p, false, call.gpu);
+  const BackwardSpace space(p, b.pre, plan, call.gpu);
   const bool active = b.pre != Pre::identity;
   const Problem sweep = sweep_of(p);
   const Norm norm = norm_of(p, b.norm, b.pre);
@@ -157,7 +157,7 @@ void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
   BackwardSolve solve{};
   solve.images = int(p.images), solve.channels = int(p.channels), solve.reduced = int(p.reduced);
   solve.pixels = double(p.pixels), solve.count = double(p.images) * double(p.pixels);
-  solve.variant = variant_of(p), solve.cut = cut, solve.active = active;
+  solve.variant = variant_of(p), solve.plan = plan, solve.active = active;
   solve.w1 = {b.w1, p.w_type}, solve.w2 = {b.w2, p.w_type};
   solve.sums = at(call, space.sums), solve.norm = b.norm, solve.squeezed = b.squeezed;
   solve.a = b.a, solve.s = b.s;
@@ -184,7 +184,7 @@ void norm_backward(const Problem& p, const NormBackward& b, const Call& call) {
 void weight_gradients(const Problem& p, const WeightGradients& g, const Call& call) {
   BackwardSolve solve{};
   solve.images = int(p.images), solve.channels = int(p.channels), solve.reduced = int(p.reduced);
-  solve.cut = solve_cut(p, false, call.gpu), solve.w1 = {nullptr, p.w_type};
+  solve.plan = solve_plan(p, false, call.gpu), solve.w1 = {nullptr, p.w_type};
   solve.de = const_cast<void*>(g.de), solve.da = const_cast<void*>(g.da);
   solve.h = const_cast<void*>(g.h), solve.z = const_cast<void*>(g.z);
   solve.dw1 = g.dw1, solve.dw2 = g.dw2, solve.db1 = g.db1, solve.db2 = g.db2;

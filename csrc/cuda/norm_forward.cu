@@ -5,19 +5,49 @@
 namespace se_kernels::cuda {
 namespace {
 
+// Near the mean of a channel's numbers in a tile: the mean of four of them, spread so that no image
+// border holds them all.
+template <class X, Layout layout>
+SE_DEVICE Sum<X> sample_mean(const Images& t, const Tile& tile, int c) {
+  constexpr int kSamples = 4;
+  Sum<X> total = 0;
+  with_type<X>(t.type, [&](auto number) {
+    SE_UNROLL
+    for (int i = 0; i < kSamples; ++i) {
+      const int p = tile.p0 + (2 * i + 1) * (tile.p1 - tile.p0) / (2 * kSamples + 1);
+      const unsigned char* from =
+          place_of<Mode<X, layout, false, false>>(t, Octet{tile.n, c, p, 1, 0, 0});
+      total += Sum<X>(widen(*reinterpret_cast<const decltype(number)*>(from)));
+    }
+  });
+  const Sum<X> mean = total * Sum<X>(1.0 / kSamples);
+  return mean - mean == Sum<X>(0) ? mean : Sum<X>(0);  // infinity and NaN: no shift
+}
+
 template <class X, Layout layout>
 SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_moments(SE_PARAMETER SweepParameters p) {
   using A = Sum<X>;
-  const Room<X> room(p.shared);
-  const Part part = part_of(p.cut, p.reversed);
-  const Tile tile = tile_of(part, p.sizes, p.cut);
+  constexpr Channels channels = layout == Layout::nhwc ? Channels::each : Channels::one;
+  const SharedMemory<X> shared(p.shared);
+  const Part part = part_of(p.plan, p.reversed);
+  const Tile tile = tile_of(part, p.sizes, p.plan);
+  fill_table<1>(shared.table, tile,
+                [&](int c, A(&shift)[1]) { shift[0] = sample_mean<X, layout>(p.x, tile, c); });
   find_sums<Moments<A>>(
-      p, room, tile, part,
+      p, shared, tile, part,
       [&](const auto& emit) {
-        reduce_x<X, layout, CollectMoments, 64>(
-            p, room, tile, [](auto, const Octet&) { return Nothing{}; },
-            [](auto& collect, Nothing, const auto& x, int here) { collect.add(x, here); }, emit);
+        reduce_x<X, layout, CollectShifted, 128>(
+            p, shared, tile,
+            [&](auto mode, const Octet& at) {
+              return constants_of<decltype(mode), channels, 1>(shared.table, tile, at);
+            },
+            [](auto& collect, const auto& shift, const auto& x, int here) {
+              collect.add_shifted(shift.k[0], x, here);
+            },
+            [&](int c, const Totals<A, 2>& sums) {
+              emit(c, Moments<A>(tile.p1 - tile.p0, shared.table.data[c - tile.c0], sums));
+            });
       },
       [&](std::int64_t at, const Moments<A>& sums) {
         static_cast<double*>(p.found[0])[at] = sums.mean();
@@ -31,21 +61,21 @@ SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_squeeze(SE_PARAMETER SweepParameters p) {
   using A = Sum<X>;
   constexpr Channels channels = layout == Layout::nhwc ? Channels::each : Channels::one;
-  const Room<X> room(p.shared);
-  const Part part = part_of(p.cut, p.reversed);
-  const Tile tile = tile_of(part, p.sizes, p.cut);
-  fill_table<3>(room.table, tile, [&](int c, A(&numbers)[3]) {
+  const SharedMemory<X> shared(p.shared);
+  const Part part = part_of(p.plan, p.reversed);
+  const Tile tile = tile_of(part, p.sizes, p.plan);
+  fill_table<3>(shared.table, tile, [&](int c, A(&numbers)[3]) {
     numbers[0] = static_cast<const A*>(p.mean)[c];
     numbers[1] = static_cast<const A*>(p.scale)[c];
     numbers[2] = static_cast<const A*>(p.bias)[c];
   });
   find_sums<Totals<A, 1>>(
-      p, room, tile, part,
+      p, shared, tile, part,
       [&](const auto& emit) {
         reduce_x<X, layout, Of<1>::template Collect, 64>(
-            p, room, tile,
+            p, shared, tile,
             [&](auto mode, const Octet& at) {
-              return constants_of<decltype(mode), channels, 3>(room.table, tile, at);
+              return constants_of<decltype(mode), channels, 3>(shared.table, tile, at);
             },
             [&](auto& collect, const auto& constants, const auto& x, int here) {
               const auto& k = constants.k;
@@ -69,9 +99,9 @@ norm_squeeze(SE_PARAMETER SweepParameters p) {
 template <class X, Layout layout>
 SE_KERNEL(kThreads, kNormBlocks<X>)
 norm_scale(SE_PARAMETER SweepParameters p) {
-  const Room<X> room(p.shared);
-  const Part part = part_of(p.cut, p.reversed);
-  apply_forward<true, true, X, layout>(p, room, tile_of(part, p.sizes, p.cut));
+  const SharedMemory<X> shared(p.shared);
+  const Part part = part_of(p.plan, p.reversed);
+  apply_forward<true, true, X, layout>(p, shared, tile_of(part, p.sizes, p.plan));
 }
 
 }  // namespace

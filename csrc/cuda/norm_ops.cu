@@ -7,7 +7,7 @@
 namespace se_kernels::cuda {
 namespace {
 
-struct NormPlan {
+struct SweepNeeds {
   NormKernel kernel;
   int sums, staged, constants;
   bool reversed;
@@ -15,11 +15,11 @@ struct NormPlan {
 
 // What was read last is read first by the sweep after it: moments, squeeze, scale; without an
 // activation moments, scale; scale_backward, squeeze_backward.
-NormPlan plan_of(NormKernel kernel, Pre pre) {
+SweepNeeds needs_of(NormKernel kernel, Pre pre) {
   const bool identity = pre == Pre::identity;
   switch (kernel) {
     case NormKernel::moments:
-      return {kernel, 4, 1, 0, false};
+      return {kernel, 4, 1, 1, false};
     case NormKernel::squeeze:
       return {kernel, 1, 1, 3, true};
     case NormKernel::scale:
@@ -32,9 +32,9 @@ NormPlan plan_of(NormKernel kernel, Pre pre) {
   return {kernel, 0, 0, identity ? 4 : 7, true};
 }
 
-Traits traits_for(const Problem& p, const NormPlan& plan) {
+Traits traits_for(const Problem& p, const SweepNeeds& needs) {
   Traits traits = types_of(p);
-  traits.sums = plan.sums, traits.staged = plan.staged, traits.constants = plan.constants;
+  traits.sums = needs.sums, traits.staged = needs.staged, traits.constants = needs.constants;
   return traits;
 }
 
@@ -55,22 +55,22 @@ void find(SweepParameters& parameters, const Problem& p, void* sums, int planes)
 
 void launch(const Problem& p, SweepParameters& parameters, NormKernel kernel,
             std::initializer_list<Input> images, const Call& call) {
-  const NormPlan plan = plan_of(kernel, parameters.pre);
-  const Traits traits = traits_for(p, plan);
+  const SweepNeeds needs = needs_of(kernel, parameters.pre);
+  const Traits traits = traits_for(p, needs);
   const Sizes& sizes = parameters.sizes;
-  const Cut cut = parameters.cut = cut_of(sizes, traits, call.gpu);
-  parameters.access = access_of(cut, sizes, traits, images);
-  parameters.shared = shared_of(cut, sizes, traits, call.gpu, parameters.access, false);
-  parameters.reversed = plan.reversed;
-  if (plan.sums > 0 && cut.splits > 1) {
+  const TilePlan plan = parameters.plan = tile_plan_of(sizes, traits, call.gpu);
+  parameters.access = access_of(plan, sizes, traits, images);
+  parameters.shared = shared_of(plan, sizes, traits, call.gpu, parameters.access, false);
+  parameters.reversed = needs.reversed;
+  if (needs.sums > 0 && plan.splits > 1) {
     parameters.counters = call.counters ? call.counters : static_cast<std::uint32_t*>(at(call, 0));
-    parameters.parts = at(call, aligned(split_counters_bytes(cut, sizes)));
+    parameters.parts = at(call, aligned(split_counters_bytes(plan, sizes)));
   }
   const bool backward =
       kernel == NormKernel::scale_backward || kernel == NormKernel::squeeze_backward;
   const OnDevice device(call.gpu.device);
   if (parameters.counters && !call.counters)
-    zero(parameters.counters, split_counters_bytes(cut, sizes), {"with a norm", 0, 0, 0},
+    zero(parameters.counters, split_counters_bytes(plan, sizes), {"with a norm", 0, 0, 0},
          call.stream);
   with_number(p, [&](auto number) {
     using X = decltype(number);
@@ -81,15 +81,15 @@ void launch(const Problem& p, SweepParameters& parameters, NormKernel kernel,
   });
 }
 
-// The most that bytes(traits, cut) is of the sweeps with sums.
+// The most that bytes(traits, plan) is of the sweeps with sums.
 template <class Bytes>
 std::int64_t most_of_sweeps(const Problem& p, const Gpu& gpu, const Bytes& bytes) {
   std::int64_t most = 0;
   for (const NormKernel kernel :
        {NormKernel::moments, NormKernel::squeeze, NormKernel::scale_backward})
     for (const Pre pre : {Pre::identity, Pre::relu}) {
-      const Traits traits = traits_for(p, plan_of(kernel, pre));
-      most = std::max(most, bytes(traits, cut_of(sizes_of(p), traits, gpu)));
+      const Traits traits = traits_for(p, needs_of(kernel, pre));
+      most = std::max(most, bytes(traits, tile_plan_of(sizes_of(p), traits, gpu)));
     }
   return most;
 }
@@ -98,15 +98,16 @@ std::int64_t most_of_sweeps(const Problem& p, const Gpu& gpu, const Bytes& bytes
 
 std::int64_t norm_workspace_bytes(const Problem& p, const Gpu& gpu) {
   const Sizes sizes = sizes_of(p);
-  return most_of_sweeps(p, gpu, [&](const Traits& traits, const Cut& cut) {
-    return aligned(split_counters_bytes(cut, sizes)) + aligned(parts_bytes(cut, sizes, traits));
+  return most_of_sweeps(p, gpu, [&](const Traits& traits, const TilePlan& plan) {
+    return aligned(split_counters_bytes(plan, sizes)) + aligned(parts_bytes(plan, sizes, traits));
   });
 }
 
 std::int64_t norm_counters_bytes(const Problem& p, const Gpu& gpu) {
   const Sizes sizes = sizes_of(p);
-  return most_of_sweeps(
-      p, gpu, [&](const Traits&, const Cut& cut) { return split_counters_bytes(cut, sizes); });
+  return most_of_sweeps(p, gpu, [&](const Traits&, const TilePlan& plan) {
+    return split_counters_bytes(plan, sizes);
+  });
 }
 
 void norm_moments(const Problem& p, const NormMoments& f, const Call& call) {

@@ -1,5 +1,5 @@
-// Numbers in memory and in registers: loaded widened, summed in float (double for Any), rounded
-// once.
+// Numbers in memory and in registers: loaded widened, summed in float (double for WideFallback),
+// rounded once.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@
 namespace se_kernels::cuda {
 
 // x of any type, summed in double, one number at a time.
-struct Any {};
+struct WideFallback {};
 
 template <class X>
 struct Number {
@@ -20,7 +20,7 @@ struct Number {
   static constexpr int kVector = 16 / int(sizeof(X));
 };
 template <>
-struct Number<Any> {
+struct Number<WideFallback> {
   using A = double;
   static constexpr int kVector = 1;
 };
@@ -42,12 +42,12 @@ std::string name_of(const char* kernel, Layout layout) {
 struct Images {
   unsigned char* data;
   std::int64_t image, row;
-  DType type;  // for Any
+  DType type;  // for WideFallback
 };
 
 template <class X>
 SE_DEVICE int bytes_of(const Images& t) {
-  if constexpr (std::is_same_v<X, Any>)
+  if constexpr (std::is_same_v<X, WideFallback>)
     return t.type == DType::float64 ? 8 : t.type == DType::float32 ? 4 : 2;
   else
     return int(sizeof(X));
@@ -56,7 +56,7 @@ SE_DEVICE int bytes_of(const Images& t) {
 // body(number) with the type of the numbers in memory.
 template <class X, class Body>
 SE_DEVICE void with_type(DType type, const Body& body) {
-  if constexpr (!std::is_same_v<X, Any>) return body(X{});
+  if constexpr (!std::is_same_v<X, WideFallback>) return body(X{});
   switch (type) {
     case DType::float32:
       return body(float{});
@@ -127,10 +127,10 @@ SE_DEVICE int divide(int i, const Divisor& divisor) {
   return int(std::uint64_t(std::uint32_t(i)) * divisor.multiplier >> divisor.shift);
 }
 
-// load(i), then use(i, what came), for i from begin to end by step; Batch loads under way at a
+// load(i), then body(i, what came), for i from begin to end by step; Batch loads under way at a
 // time. load(i, on): anything, unless `on`.
-template <int Batch, class Load, class Use>
-SE_DEVICE void walk(int begin, int end, int step, const Load& load, const Use& use) {
+template <int Batch, class Load, class Body>
+SE_DEVICE void strided_for(int begin, int end, int step, const Load& load, const Body& body) {
   SE_ROLLED
   for (int i = begin; i < end; i += Batch * step) {
     constexpr bool guarded = std::is_invocable_v<Load, int, bool>;
@@ -147,7 +147,7 @@ SE_DEVICE void walk(int begin, int end, int step, const Load& load, const Use& u
     }
     SE_UNROLL
     for (int b = 0; b < Batch; ++b)
-      if (i + b * step < end) use(i + b * step, batch[b]);
+      if (i + b * step < end) body(i + b * step, batch[b]);
   }
 }
 

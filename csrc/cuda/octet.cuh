@@ -28,7 +28,7 @@ struct Mode {
 // run(mode) as the access asks.
 template <class X, Layout layout, class Run>
 SE_DEVICE void with_mode(Access access, const Run& run) {
-  if constexpr (!std::is_same_v<X, Any>) {
+  if constexpr (!std::is_same_v<X, WideFallback>) {
     if (access == Access::vectors) return run(Mode<X, layout, true, false>{});
     if constexpr (layout == Layout::nchw)
       if (access == Access::flat) return run(Mode<X, layout, true, true>{});

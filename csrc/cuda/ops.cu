@@ -22,9 +22,9 @@ Traits traits_of(const Problem& p, bool backward) {
 struct Workspace {
   std::int64_t bytes = 0, parts, hidden, z, a, s, ties;
 
-  Workspace(const Problem& p, const Cut& cut, const Traits& traits) {
-    place(schedule_counters_bytes(cut) + split_counters_bytes(cut, sizes_of(p)));
-    parts = place(parts_bytes(cut, sizes_of(p), traits));
+  Workspace(const Problem& p, const TilePlan& plan, const Traits& traits) {
+    place(schedule_counters_bytes(plan) + split_counters_bytes(plan, sizes_of(p)));
+    parts = place(parts_bytes(plan, sizes_of(p), traits));
     hidden = place(p.images * p.reduced * traits.sum_bytes);
     z = place(p.images * p.channels * traits.sum_bytes);
     a = place(p.images * p.reduced * traits.sum_bytes);
@@ -38,13 +38,13 @@ struct Workspace {
   }
 };
 
-// One call: its cut and its workspace.
+// One call: its plan and its workspace.
 struct Local {
   const Problem& p;
   const Call& call;
   Sizes sizes;
   Traits traits;
-  Cut cut;
+  TilePlan plan;
   Workspace space;
 
   Local(const Problem& p, const Call& call, bool backward)
@@ -52,16 +52,16 @@ struct Local {
         call(call),
         sizes(sizes_of(p)),
         traits(traits_of(p, backward)),
-        cut(cut_of(sizes, traits, call.gpu)),
-        space(p, cut, traits) {}
+        plan(tile_plan_of(sizes, traits, call.gpu)),
+        space(p, plan, traits) {}
 
   SweepParameters sweep(Sweep which, std::initializer_list<Input> images) const {
     SweepParameters sweep{};
-    sweep.sizes = sizes, sweep.cut = only(cut, sizes, which);
+    sweep.sizes = sizes, sweep.plan = only(plan, sizes, which);
     sweep.squeeze = p.squeeze, sweep.pre = Pre::identity, sweep.relu = p.post == Post::relu;
-    sweep.access = access_of(cut, sizes, traits, images);
-    sweep.shared = shared_of(cut, sizes, traits, call.gpu, sweep.access, true);
-    sweep.counters = counters() + schedule_counters_bytes(cut) / 4;
+    sweep.access = access_of(plan, sizes, traits, images);
+    sweep.shared = shared_of(plan, sizes, traits, call.gpu, sweep.access, true);
+    sweep.counters = counters() + schedule_counters_bytes(plan) / 4;
     sweep.parts = at(call, space.parts);
     return sweep;
   }
@@ -95,7 +95,8 @@ std::int64_t workspace_bytes(const Problem& p, const Gpu& gpu) {
   for (const bool backward : {false, true})
     for (const Problem& one : {p, most}) {
       const Traits traits = traits_of(one, backward);
-      bytes = std::max(bytes, Workspace(one, cut_of(sizes_of(one), traits, gpu), traits).bytes);
+      bytes =
+          std::max(bytes, Workspace(one, tile_plan_of(sizes_of(one), traits, gpu), traits).bytes);
     }
   return bytes;
 }
@@ -186,10 +187,10 @@ void squeeze_backward(const Problem& p, const SqueezeBackward& b, const Call& ca
 }
 
 std::string explain(const Problem& p, const Gpu& gpu) {
-  const Cut cut = cut_of(sizes_of(p), traits_of(p, false), gpu);
-  return std::to_string(cut.groups) + " groups of " + std::to_string(cut.images) + " images, " +
-         std::to_string(cut.blocks * cut.splits) + " tiles per image, the first sweep " +
-         std::to_string(cut.lag) + " groups ahead";
+  const TilePlan plan = tile_plan_of(sizes_of(p), traits_of(p, false), gpu);
+  return std::to_string(plan.groups) + " groups of " + std::to_string(plan.images) + " images, " +
+         std::to_string(plan.blocks * plan.splits) + " tiles per image, the first sweep " +
+         std::to_string(plan.lag) + " groups ahead";
 }
 
 }  // namespace se_kernels::cuda

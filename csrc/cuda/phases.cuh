@@ -81,11 +81,11 @@ SE_DEVICE constexpr int width_of(const T (&)[W]) {
   return W;
 }
 
-// use(collect, begun, x, here) takes in x, eight numbers or fewer, of which `here` count.
+// body(collect, constants, x, here) takes in x, eight numbers or fewer, of which `here` count.
 template <class X, Layout layout, template <class, int> class Collect, int bytes, class Begin,
-          class Use, class Emit>
-SE_DEVICE void reduce_x(const SweepParameters& p, const Room<X>& room, const Tile& tile,
-                        const Begin& begin, const Use& use, const Emit& emit) {
+          class Body, class Emit>
+SE_DEVICE void reduce_x(const SweepParameters& p, const SharedMemory<X>& shared, const Tile& tile,
+                        const Begin& begin, const Body& body, const Emit& emit) {
   using A = Sum<X>;
   with_mode<X, layout>(p.access, [&](auto mode) {
     using M = decltype(mode);
@@ -93,27 +93,27 @@ SE_DEVICE void reduce_x(const SweepParameters& p, const Room<X>& room, const Til
     const auto load = [&](const Octet& at, bool on) {
       return load_eight<M, Reuse::keep>(p.x, at, on);
     };
-    const auto begun = [&](const Octet& at) { return begin(mode, at); };
+    const auto constants = [&](const Octet& at) { return begin(mode, at); };
     if constexpr (M::flat) {
-      walk_octets<M, Batch>(
+      for_octets<M, Batch>(
           tile, p.sizes, [](const Octet&) { return 0; }, load,
           [&](int, const Octet& at, const Eight<M>& raw) {
-            stage_eight<M>(room.stage, tile, p.sizes, at, raw);
+            stage_eight<M>(shared.stage, tile, p.sizes, at, raw);
           });
       block_barrier();
       reduce_staged<M, Collect, 1>(
-          tile, p.sizes, room.stage, room.scratch, begun,
+          tile, p.sizes, shared.stage, shared.scratch, constants,
           [&](auto& collect, const auto& constants, const auto& v) {
-            use(collect, constants, v[0], width_of(v[0]));
+            body(collect, constants, v[0], width_of(v[0]));
           },
           emit);
     } else {
       reduce_octets<M, Batch, Collect>(
-          tile, room.scratch, begun, load,
+          tile, shared.scratch, constants, load,
           [&](auto& collect, const auto& constants, const Octet& at, const Eight<M>& raw) {
             A x[kOctet];
             unpack_eight<M>(raw, x);
-            use(collect, constants, x, M::wide ? kOctet : at.here);
+            body(collect, constants, x, M::wide ? kOctet : at.here);
           },
           emit);
     }
@@ -122,10 +122,10 @@ SE_DEVICE void reduce_x(const SweepParameters& p, const Room<X>& room, const Til
 
 // Σ x of a tile's rows; and the largest x, if `peaks`.
 template <bool peaks, class X, Layout layout, class Emit>
-SE_DEVICE void reduce_forward(const SweepParameters& p, const Room<X>& room, const Tile& tile,
-                              const Emit& emit) {
+SE_DEVICE void reduce_forward(const SweepParameters& p, const SharedMemory<X>& shared,
+                              const Tile& tile, const Emit& emit) {
   const auto begin = [](auto, const Octet&) { return Nothing{}; };
-  const auto use = [](auto& collect, Nothing, const auto& x, int here) {
+  const auto body = [](auto& collect, Nothing, const auto& x, int here) {
     SE_UNROLL
     for (int j = 0; j < width_of(x); ++j) {
       if (j >= here) continue;
@@ -136,18 +136,19 @@ SE_DEVICE void reduce_forward(const SweepParameters& p, const Room<X>& room, con
     }
   };
   if constexpr (peaks)
-    reduce_x<X, layout, CollectPeaks, 16>(p, room, tile, begin, use, emit);
+    reduce_x<X, layout, CollectPeaks, 16>(p, shared, tile, begin, body, emit);
   else
-    reduce_x<X, layout, Of<1>::template Collect, 128>(p, room, tile, begin, use, emit);
+    reduce_x<X, layout, Of<1>::template Collect, 128>(p, shared, tile, begin, body, emit);
 }
 
 // ---- apply, forward
 
 template <bool normed, class X>
-SE_DEVICE void fill_forward(const SweepParameters& p, const Room<X>& room, const Tile& tile) {
+SE_DEVICE void fill_forward(const SweepParameters& p, const SharedMemory<X>& shared,
+                            const Tile& tile) {
   using A = Sum<X>;
   const A* s = image_of<A>(p.s, tile.n, p.sizes);
-  fill_table<normed ? 4 : 1>(room.table, tile, [&](int c, auto& numbers) {
+  fill_table<normed ? 4 : 1>(shared.table, tile, [&](int c, auto& numbers) {
     numbers[0] = s[c];
     if constexpr (normed) {
       numbers[1] = static_cast<const A*>(p.mean)[c];
@@ -159,19 +160,20 @@ SE_DEVICE void fill_forward(const SweepParameters& p, const Room<X>& room, const
 
 // y = post(s v + residual), and the mask; without a tail y = s v.
 template <bool normed, bool tail, class X, Layout layout>
-SE_DEVICE void apply_forward(const SweepParameters& p, const Room<X>& room, const Tile& tile) {
+SE_DEVICE void apply_forward(const SweepParameters& p, const SharedMemory<X>& shared,
+                             const Tile& tile) {
   using A = Sum<X>;
-  fill_forward<normed>(p, room, tile);
+  fill_forward<normed>(p, shared, tile);
   with_mode<X, layout>(p.access, [&](auto mode) {
     using M = decltype(mode);
     constexpr Channels channels = kChannels<M>;
     struct Two {
       Eight<M> x, residual;
     };
-    walk_octets<M, kOctets<M, tail ? 64 : 128>>(
+    for_octets<M, kOctets<M, tail ? 64 : 128>>(
         tile, p.sizes,
         [&](const Octet& at) {
-          return constants_of<M, channels, normed ? 4 : 1>(room.table, tile, at);
+          return constants_of<M, channels, normed ? 4 : 1>(shared.table, tile, at);
         },
         [&](const Octet& at, bool on) {
           Two raw;
@@ -209,7 +211,7 @@ SE_DEVICE void apply_forward(const SweepParameters& p, const Room<X>& room, cons
           store_eight<M, Reuse::drop>(p.y, at, v);
           if (!tail || !p.mask) return;
           if constexpr (M::flat)
-            room.stage[(at.run - tile.c0 * p.sizes.pixels) / kOctet] = std::uint8_t(bits);
+            shared.stage[(at.run - tile.c0 * p.sizes.pixels) / kOctet] = std::uint8_t(bits);
           else
             p.mask[mask_place<layout>(at, p.sizes)] =
                 std::uint8_t(M::wide ? bits : bits & ((1u << at.here) - 1));
@@ -217,7 +219,7 @@ SE_DEVICE void apply_forward(const SweepParameters& p, const Room<X>& room, cons
     if constexpr (M::flat && tail) {
       if (!p.mask) return;
       block_barrier();
-      store_flat_mask(p.mask, tile, p.sizes, room.stage);
+      store_flat_mask(p.mask, tile, p.sizes, shared.stage);
     }
   });
 }
@@ -285,14 +287,14 @@ SE_DEVICE void add_terms(Collect& collect, Pre pre, const Constants& constants, 
 // g = dy where the mask is open, dr = g, dx = g s where it is wanted now, and the sums. Without a
 // tail g = dy; only with one may dy or x be absent.
 template <Terms terms, bool tail, class X, Layout layout, class Emit>
-SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, const Tile& tile,
-                               const Emit& emit) {
+SE_DEVICE void reduce_backward(const SweepParameters& p, const SharedMemory<X>& shared,
+                               const Tile& tile, const Emit& emit) {
   using A = Sum<X>;
   constexpr bool normed = terms == Terms::norm || terms == Terms::activation;
   constexpr int K = kTermConstants<terms>;
   const bool scales = !normed && tail && p.dx.data && !p.d;  // no sweep after this writes dx
   if (normed || scales)
-    fill_table<K>(room.table, tile, [&](int c, auto& numbers) {
+    fill_table<K>(shared.table, tile, [&](int c, auto& numbers) {
       if constexpr (normed) numbers[0] = static_cast<const A*>(p.mean)[c];
       if constexpr (!normed) numbers[0] = image_of<A>(p.s, tile.n, p.sizes)[c];
       if constexpr (terms == Terms::activation) {
@@ -334,7 +336,7 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
         if (p.mask) apply_mask(raw.bits, g);
         if (p.dr.data) store_eight<M, Reuse::keep>(p.dr, at, g);
         if (scales) {
-          const auto s = constants_of<M, kChannels<M>, 1>(room.table, tile, at);
+          const auto s = constants_of<M, kChannels<M>, 1>(shared.table, tile, at);
           A dx[kOctet];
           SE_UNROLL
           for (int j = 0; j < kOctet; ++j) dx[j] = g[j] * s.k[0][j];
@@ -344,33 +346,34 @@ SE_DEVICE void reduce_backward(const SweepParameters& p, const Room<X>& room, co
     };
     const auto begin = [&](const Octet& at) {
       constexpr Channels channels = layout == Layout::nhwc ? Channels::each : Channels::one;
-      return constants_of<M, channels, normed ? K : 0>(room.table, tile, at);
+      return constants_of<M, channels, normed ? K : 0>(shared.table, tile, at);
     };
     if constexpr (M::flat) {
       // g, then x behind it, through shared memory
-      unsigned char* stage_x = room.stage + std::size_t(tile.channels * p.sizes.pixels) * sizeof(X);
-      walk_octets<M, Batch>(
+      unsigned char* stage_x =
+          shared.stage + std::size_t(tile.channels * p.sizes.pixels) * sizeof(X);
+      for_octets<M, Batch>(
           tile, p.sizes, [](const Octet&) { return 0; }, load,
           [&](int, const Octet& at, const Loaded& raw) {
             if constexpr (tail) {
               A g[kOctet];
               masked(at, raw, g);
-              stage_eight<M>(room.stage, tile, p.sizes, at, pack_eight<M>(g));
+              stage_eight<M>(shared.stage, tile, p.sizes, at, pack_eight<M>(g));
             } else {
-              stage_eight<M>(room.stage, tile, p.sizes, at, raw.dy);
+              stage_eight<M>(shared.stage, tile, p.sizes, at, raw.dy);
             }
             stage_eight<M>(stage_x, tile, p.sizes, at, raw.x);
           });
       block_barrier();
       reduce_staged<M, TermsOf<terms>::template Collect, 2>(
-          tile, p.sizes, room.stage, room.scratch, begin,
+          tile, p.sizes, shared.stage, shared.scratch, begin,
           [&](auto& collect, const auto& constants, const auto& v) {
             add_terms<terms>(collect, p.pre, constants, width_of(v[0]), v[0], v[1]);
           },
           emit);
     } else {
       reduce_octets<M, Batch, TermsOf<terms>::template Collect>(
-          tile, room.scratch, begin, load,
+          tile, shared.scratch, begin, load,
           [&](auto& collect, const auto& constants, const Octet& at, const Loaded& raw) {
             A g[kOctet], x[kOctet];
             masked(at, raw, g);
@@ -395,13 +398,14 @@ SE_DEVICE void spread_gradient(Squeeze kind, int pixels, A& dz_to_mean, A peak, 
 
 // dx = g s + d, or of a norm all of the above. Terms::peaks: share, too, where x is the peak.
 template <Terms terms, bool tail, class X, Layout layout>
-SE_DEVICE void apply_backward(const SweepParameters& p, const Room<X>& room, const Tile& tile) {
+SE_DEVICE void apply_backward(const SweepParameters& p, const SharedMemory<X>& shared,
+                              const Tile& tile) {
   using A = Sum<X>;
   constexpr bool normed = terms == Terms::norm || terms == Terms::activation,
                  peaks = terms == Terms::peaks;
   constexpr int K = terms == Terms::activation ? 7 : normed || peaks ? 4 : 2;
   const A *s = image_of<A>(p.s, tile.n, p.sizes), *d = image_of<A>(p.d, tile.n, p.sizes);
-  fill_table<K>(room.table, tile, [&](int c, auto& k) {
+  fill_table<K>(shared.table, tile, [&](int c, auto& k) {
     const auto of = [&](const void* from) { return from ? static_cast<const A*>(from)[c] : A(0); };
     k[0] = p.s ? s[c] : A(0);
     if constexpr (normed) {
@@ -431,9 +435,9 @@ SE_DEVICE void apply_backward(const SweepParameters& p, const Room<X>& room, con
       unsigned bits;
     };
     constexpr int bytes = terms == Terms::product ? 128 : terms == Terms::norm ? 32 : 16;
-    walk_octets<M, kOctets<M, bytes>>(
+    for_octets<M, kOctets<M, bytes>>(
         tile, p.sizes,
-        [&](const Octet& at) { return constants_of<M, kChannels<M>, K>(room.table, tile, at); },
+        [&](const Octet& at) { return constants_of<M, kChannels<M>, K>(shared.table, tile, at); },
         [&](const Octet& at, bool on) {
           Loaded raw;
           if (tail && !from.data)

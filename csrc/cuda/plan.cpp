@@ -10,6 +10,7 @@ constexpr int kVectorBytes = 16, kOctet = 8, kWarp = 32;
 constexpr int kTileBytes = 56 * 1024;  // of each tensor
 constexpr int kSmallestTileBytes = 2 * 1024;
 constexpr int kTilesPerMultiprocessor = 2;  // at least, where there is so much to do
+constexpr int kManyTiles = 12;              // per multiprocessor, that larger tiles must leave
 constexpr int kChannelsOfTile = 512;        // of nhwc, at most, and 64 at least
 constexpr int kLeastChannels = 64;
 constexpr int kStageShare = 4;    // of shared memory, that staged tensors may take
@@ -65,41 +66,43 @@ int staged_bytes(int rows, const Sizes& sizes, const Traits& traits) {
 }
 
 // Channels and pixels of a tile of some `target` bytes.
-void cut_tile(Cut& cut, const Sizes& sizes, const Traits& traits, const Gpu& gpu, int target) {
+void plan_tile(TilePlan& plan, const Sizes& sizes, const Traits& traits, const Gpu& gpu,
+               int target) {
   const int pixels = std::max(1, sizes.pixels), C = std::max(1, sizes.channels);
   const std::int64_t row_bytes = std::int64_t(pixels) * traits.item_bytes;
   const int tabled =
       gpu.shared_bytes / kTableShare / (std::max(1, traits.constants) * traits.sum_bytes);
-  cut.span = pixels;
+  plan.span = pixels;
   if (traits.nhwc) {
     // as many channels as stay 64 at least and leave a few pixels for each thread
     const std::int64_t most = gpu.shared_bytes / kScratchShare / traits.sum_bytes;
-    cut.channels = std::min(power_of_two(C), kChannelsOfTile);
-    while (cut.channels > kLeastChannels && cut.channels * row_bytes > target) cut.channels /= 2;
-    while (cut.channels > kOctet &&
-           (cut.channels > tabled || scratch_of(cut.channels, traits, gpu.threads) > most))
-      cut.channels /= 2;
-    const std::int64_t pixel_bytes = std::int64_t(cut.channels) * traits.item_bytes;
-    cut.span = int(std::clamp<std::int64_t>(target / pixel_bytes, 1, pixels));
+    plan.channels = std::min(power_of_two(C), kChannelsOfTile);
+    while (plan.channels > kLeastChannels && plan.channels * row_bytes > target) plan.channels /= 2;
+    while (plan.channels > kOctet &&
+           (plan.channels > tabled || scratch_of(plan.channels, traits, gpu.threads) > most))
+      plan.channels /= 2;
+    const std::int64_t pixel_bytes = std::int64_t(plan.channels) * traits.item_bytes;
+    plan.span = int(std::clamp<std::int64_t>(target / pixel_bytes, 1, pixels));
   } else {
     const int together = kOctet / int(std::gcd(kOctet, pixels));
-    const int fitting = int(std::clamp<std::int64_t>(target / row_bytes, 1, std::min(C, tabled)));
-    cut.channels = fitting;
+    int fitting = int(std::clamp<std::int64_t>(target / row_bytes, 1, std::min(C, tabled)));
+    if (C % at_most(fitting) == 0) fitting = at_most(fitting);  // even blocks, full rounds of warps
+    plan.channels = fitting;
     // so many channels that each flat tile starts at eight numbers
     if (together > 1) {
-      cut.channels = std::max(together, cut.channels / together * together);
-      if (std::int64_t(staged_bytes(cut.channels, sizes, traits)) > gpu.shared_bytes / kStageShare)
-        cut.channels = fitting;
+      plan.channels = std::max(together, plan.channels / together * together);
+      if (std::int64_t(staged_bytes(plan.channels, sizes, traits)) > gpu.shared_bytes / kStageShare)
+        plan.channels = fitting;
     }
-    cut.channels = std::min(cut.channels, round_up(C, together));
-    if (row_bytes > 2 * target) cut.span = round_up(ceil_div(target, traits.item_bytes), kOctet);
+    plan.channels = std::min(plan.channels, round_up(C, together));
+    if (row_bytes > 2 * target) plan.span = round_up(ceil_div(target, traits.item_bytes), kOctet);
   }
   // even parts
-  cut.splits = ceil_div(pixels, cut.span);
-  cut.span = ceil_div(pixels, cut.splits);
-  if (!traits.nhwc && cut.splits > 1) cut.span = round_up(cut.span, kOctet);
-  cut.splits = ceil_div(pixels, cut.span);
-  cut.blocks = ceil_div(C, cut.channels);
+  plan.splits = ceil_div(pixels, plan.span);
+  plan.span = ceil_div(pixels, plan.splits);
+  if (!traits.nhwc && plan.splits > 1) plan.span = round_up(plan.span, kOctet);
+  plan.splits = ceil_div(pixels, plan.span);
+  plan.blocks = ceil_div(C, plan.channels);
 }
 
 }  // namespace
@@ -116,19 +119,22 @@ Sizes sizes_of(const Problem& p) {
           divisor(std::max(1, int(p.pixels)))};
 }
 
-Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
+TilePlan tile_plan_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
   const std::int64_t image_bytes =
       std::max<std::int64_t>(1, std::int64_t(sizes.channels) * sizes.pixels * traits.item_bytes);
   const std::int64_t share =
       sizes.images * image_bytes / (kTilesPerMultiprocessor * gpu.multiprocessors);
   const int staged = traits.nhwc || sizes.pixels % kOctet == 0 ? 0 : traits.staged;
-  const std::int64_t largest =
-      std::min<std::int64_t>(kTileBytes, gpu.shared_bytes / (kStageShare * std::max(1, staged)));
-  Cut cut{};
-  cut_tile(cut, sizes, traits, gpu,
-           int(std::min(largest, std::max<std::int64_t>(kSmallestTileBytes, share))));
-  const int tiles = cut.blocks * cut.splits;
-  cut.by_tiles = divisor(tiles), cut.by_blocks = divisor(cut.blocks);
+  std::int64_t largest = kTileBytes;
+  if (traits.tensors == 0)  // a launch of its own: larger tiles, if many are left
+    largest = std::clamp(share * kTilesPerMultiprocessor / kManyTiles, largest, 2 * largest);
+  if (staged > 0)
+    largest = std::min<std::int64_t>(largest, gpu.shared_bytes / (kStageShare * staged));
+  TilePlan plan{};
+  plan_tile(plan, sizes, traits, gpu,
+            int(std::min(largest, std::max<std::int64_t>(kSmallestTileBytes, share))));
+  const int tiles = plan.blocks * plan.splits;
+  plan.by_tiles = divisor(tiles), plan.by_blocks = divisor(plan.blocks);
 
   // images of a group: a share of the L2, more where the weights are large beside them
   const std::int64_t group_image = image_bytes * std::max(1, traits.tensors),
@@ -138,53 +144,54 @@ Cut cut_of(const Sizes& sizes, const Traits& traits, const Gpu& gpu) {
     return int(std::clamp<std::int64_t>(gpu.l2_bytes / share / group_image, 1,
                                         std::min(kMostImages, std::max(1, sizes.images))));
   };
-  cut.images = fitting(kGroupShare);
-  if (weights * kWeightsShare > cut.images * group_image) cut.images = fitting(kGroupShare / 2);
-  cut.groups = ceil_div(sizes.images, cut.images);
+  plan.images = fitting(kGroupShare);
+  if (weights * kWeightsShare > plan.images * group_image) plan.images = fitting(kGroupShare / 2);
+  plan.groups = ceil_div(sizes.images, plan.images);
 
   // rows of an item of an FC: so that all multiprocessors have some
   const auto rows = [&](int all, int fewest, int most) {
-    return std::clamp(at_most(std::int64_t(all) * cut.groups / gpu.multiprocessors), fewest, most);
+    return std::clamp(at_most(std::int64_t(all) * plan.groups / gpu.multiprocessors), fewest, most);
   };
-  cut.first_fc_rows = rows(sizes.reduced, kFewestRows, kMostFirstRows);
-  cut.second_fc_rows = rows(sizes.channels, kWarp, kMostSecondRows);
+  plan.first_fc_rows = rows(sizes.reduced, kFewestRows, kMostFirstRows);
+  plan.second_fc_rows = rows(sizes.channels, kWarp, kMostSecondRows);
   // one at least, without a hidden number too: the second sweep waits for it
-  cut.first_fc_items = std::max(1, ceil_div(sizes.reduced, cut.first_fc_rows));
-  cut.second_fc_items = std::max(1, ceil_div(sizes.channels, cut.second_fc_rows));
+  plan.first_fc_items = std::max(1, ceil_div(sizes.reduced, plan.first_fc_rows));
+  plan.second_fc_items = std::max(1, ceil_div(sizes.channels, plan.second_fc_rows));
 
   // a step of a group's two sweeps is as many tiles; what is waited for was drawn by someone
   // before the blocks that are under way
-  const std::int64_t step = 2 * std::int64_t(tiles) * cut.images,
+  const std::int64_t step = 2 * std::int64_t(tiles) * plan.images,
                      under_way = std::int64_t(kResidentBlocks) * gpu.multiprocessors,
-                     within = gpu.l2_bytes / kLagShare / (cut.images * group_image);
+                     within = gpu.l2_bytes / kLagShare / (plan.images * group_image);
   const int gap = int(std::clamp<std::int64_t>(
-      std::min<std::int64_t>(ceil_div(under_way, step), (within - 1) / 3), 1, cut.groups));
-  cut.first_fc_lag = gap;
-  cut.second_fc_lag = within < 4 ? gap : 2 * gap;
-  cut.lag = within < 4 ? gap : 3 * gap;
-  return only(cut, sizes, Sweep::both);
+      std::min<std::int64_t>(ceil_div(under_way, step), (within - 1) / 3), 1, plan.groups));
+  plan.first_fc_lag = gap;
+  plan.second_fc_lag = within < 4 ? gap : 2 * gap;
+  plan.lag = within < 4 ? gap : 3 * gap;
+  return only(plan, sizes, Sweep::both);
 }
 
-Cut only(Cut cut, const Sizes& sizes, Sweep sweep) {
-  const int tiles = sizes.images * cut.blocks * cut.splits;
-  cut.sweeps_first = sweep != Sweep::second;
-  cut.sweeps_second = sweep == Sweep::both || sweep == Sweep::second;
+TilePlan only(TilePlan plan, const Sizes& sizes, Sweep sweep) {
+  const int tiles = sizes.images * plan.blocks * plan.splits;
+  plan.sweeps_first = sweep != Sweep::second;
+  plan.sweeps_second = sweep == Sweep::both || sweep == Sweep::second;
   if (sweep == Sweep::first || sweep == Sweep::second)
-    cut.first_fc_items = cut.second_fc_items = cut.lag = cut.first_fc_lag = cut.second_fc_lag = 0;
-  cut.items = tiles * (int(cut.sweeps_first) + int(cut.sweeps_second)) +
-              cut.groups * (cut.first_fc_items + cut.second_fc_items);
-  return cut;
+    plan.first_fc_items = plan.second_fc_items = plan.lag = plan.first_fc_lag = plan.second_fc_lag =
+        0;
+  plan.items = tiles * (int(plan.sweeps_first) + int(plan.sweeps_second)) +
+               plan.groups * (plan.first_fc_items + plan.second_fc_items);
+  return plan;
 }
 
-Access access_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
+Access access_of(const TilePlan& plan, const Sizes& sizes, const Traits& traits,
                  std::initializer_list<Input> images) {
   if (traits.sum_bytes == 8) return Access::numbers;
   const int vector = kVectorBytes / traits.item_bytes;
   bool rows = traits.nhwc
-                  ? sizes.channels % kOctet == 0 && cut.channels % kOctet == 0
-                  : sizes.pixels % kOctet == 0 && (cut.splits == 1 || cut.span % kOctet == 0);
-  bool flat = !traits.nhwc && cut.splits == 1 && sizes.pixels >= kOctet &&
-              std::int64_t(cut.channels) * sizes.pixels % kOctet == 0 &&
+                  ? sizes.channels % kOctet == 0 && plan.channels % kOctet == 0
+                  : sizes.pixels % kOctet == 0 && (plan.splits == 1 || plan.span % kOctet == 0);
+  bool flat = !traits.nhwc && plan.splits == 1 && sizes.pixels >= kOctet &&
+              std::int64_t(plan.channels) * sizes.pixels % kOctet == 0 &&
               std::int64_t(sizes.channels) * sizes.pixels % kOctet == 0;
   for (const Input& t : images) {
     if (!t.data) continue;
@@ -196,9 +203,9 @@ Access access_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
   return rows ? Access::vectors : flat ? Access::flat : Access::numbers;
 }
 
-SharedLayout shared_of(const Cut& cut, const Sizes& sizes, const Traits& traits, const Gpu& gpu,
-                       Access access, bool excites) {
-  const int channels = std::min(cut.channels, std::max(1, sizes.channels)),
+SharedLayout shared_of(const TilePlan& plan, const Sizes& sizes, const Traits& traits,
+                       const Gpu& gpu, Access access, bool excites) {
+  const int channels = std::min(plan.channels, std::max(1, sizes.channels)),
             scratch = std::max(scratch_of(channels, traits, gpu.threads),
                                excites ? gpu.threads / kWarp * kSlots : 0);
   SharedLayout shared;
@@ -209,7 +216,7 @@ SharedLayout shared_of(const Cut& cut, const Sizes& sizes, const Traits& traits,
   shared.stage = round_up(shared.scratch + scratch * traits.sum_bytes, 16);
   shared.bytes =
       shared.stage +
-      round_up(access == Access::flat ? staged_bytes(cut.channels, sizes, traits) : 0, 16);
+      round_up(access == Access::flat ? staged_bytes(plan.channels, sizes, traits) : 0, 16);
   return shared;
 }
 

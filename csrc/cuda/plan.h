@@ -1,5 +1,5 @@
 // How a problem is cut: plain arithmetic on shapes, no search on a GPU. docs/kernels.md has the
-// counted figures behind the numbers. Every cut fits in 24 KB of shared memory a block, of which
+// counted figures behind the numbers. Every plan fits in 24 KB of shared memory a block, of which
 // the reductions and FCs of float64 need 16 at 256 threads; GPUs from 7.5 on have 64 KB.
 #pragma once
 
@@ -42,7 +42,7 @@ enum class Access { vectors, flat, numbers };
 // A tile is `channels` channels by `span` pixels of an image: blocks of channels by splits of
 // pixels. A group is `images` images. Each FC of a group is cut in items of so many rows. Lags: how
 // many groups the first sweep is ahead.
-struct Cut {
+struct TilePlan {
   int images, groups, channels, blocks, span, splits;
   int first_fc_items, first_fc_rows, second_fc_items, second_fc_rows;
   int first_fc_lag, second_fc_lag, lag;
@@ -51,27 +51,28 @@ struct Cut {
   Divisor by_tiles, by_blocks;
 };
 
-Cut cut_of(const Sizes&, const Traits&, const Gpu&);
+TilePlan tile_plan_of(const Sizes&, const Traits&, const Gpu&);
 
-// The cut with the items of one sweep only, or of the first and the FCs.
+// The plan with the items of one sweep only, or of the first and the FCs.
 enum class Sweep { both, first, first_and_excite, second };
-Cut only(Cut, const Sizes&, Sweep);
+TilePlan only(TilePlan, const Sizes&, Sweep);
 
-// Bytes of counters, zero at the launch: of the schedule one, three per group; of a reduction with
-// several splits one per block of channels.
-inline std::int64_t schedule_counters_bytes(const Cut& cut) {
-  return 4 * (1 + 3 * std::int64_t(cut.groups));
+// Bytes of launch counters, zeroed first: one ticket and three per group; one per block of channels
+// where a reduction has several splits.
+inline std::int64_t schedule_counters_bytes(const TilePlan& plan) {
+  return 4 * (1 + 3 * std::int64_t(plan.groups));
 }
-inline std::int64_t split_counters_bytes(const Cut& cut, const Sizes& sizes) {
-  return cut.splits == 1 ? 0 : 4 * std::int64_t(sizes.images) * cut.blocks;
+inline std::int64_t split_counters_bytes(const TilePlan& plan, const Sizes& sizes) {
+  return plan.splits == 1 ? 0 : 4 * std::int64_t(sizes.images) * plan.blocks;
 }
 
-Access access_of(const Cut&, const Sizes&, const Traits&, std::initializer_list<Input> images);
+Access access_of(const TilePlan&, const Sizes&, const Traits&, std::initializer_list<Input> images);
 
 // Where things lie in a block's shared memory, in bytes from its start; four words lie there.
 struct SharedLayout {
   int table, table_stride, scratch, stage, bytes;
 };
-SharedLayout shared_of(const Cut&, const Sizes&, const Traits&, const Gpu&, Access, bool excites);
+SharedLayout shared_of(const TilePlan&, const Sizes&, const Traits&, const Gpu&, Access,
+                       bool excites);
 
 }  // namespace se_kernels::cuda

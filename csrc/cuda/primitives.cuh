@@ -54,8 +54,8 @@ SE_DEVICE T shuffle_xor(T v, int mask) {
   return __shfl_xor_sync(0xffffffffu, v, mask);
 }
 
-// v, which the compiler cannot know of: what follows from it is worked out where it is used.
-SE_DEVICE int anew(int v) {
+// Optimization barrier: hides v, so that derived values are recomputed, not kept in registers.
+SE_DEVICE int opaque(int v) {
   asm volatile("" : "+r"(v));
   return v;
 }

@@ -25,9 +25,9 @@ inline Traits types_of(const Problem& p) {
 }
 
 // Of what the splits of a tile find.
-inline std::int64_t parts_bytes(const Cut& cut, const Sizes& sizes, const Traits& traits) {
-  if (cut.splits == 1) return 0;
-  return std::int64_t(traits.sums) * sizes.images * cut.splits * sizes.channels * traits.sum_bytes;
+inline std::int64_t parts_bytes(const TilePlan& plan, const Sizes& sizes, const Traits& traits) {
+  if (plan.splits == 1) return 0;
+  return std::int64_t(traits.sums) * sizes.images * plan.splits * sizes.channels * traits.sum_bytes;
 }
 
 inline Input as_input(const Output& t) {
@@ -47,7 +47,7 @@ inline void* at(const Call& call, std::int64_t offset) {
 // body(number) with the kernels' type of x.
 template <class Body>
 void with_number(const Problem& p, const Body& body) {
-  if (is_wide(p)) return body(Any{});
+  if (is_wide(p)) return body(WideFallback{});
   if (p.x_type == DType::float32) return body(float{});
   if (p.x_type == DType::bfloat16) return body(bfloat16{});
   body(float16{});

@@ -116,11 +116,11 @@ SE_DEVICE void add_staged(const A* left, const A* right, A (&sums)[kThreadRows][
 struct Nothing {};
 SE_DEVICE Nothing nothing(int, int) { return {}; }
 
-// use(i, j, Σ_k left(i, k) right(j, k) for begin <= k < end, load(i, j)) of the rows i and columns
+// body(i, j, Σ_k left(i, k) right(j, k) for begin <= k < end, load(i, j)) of the rows i and columns
 // j. Lanes go along j, and a thread has one j. stage: kProductBytes of shared memory.
-template <class A, class Left, class Right, class Load, class Use>
+template <class A, class Left, class Right, class Load, class Body>
 SE_DEVICE void product(A* stage, const Left& left, int rows, const Right& right, int columns,
-                       int begin, int end, const Load& load, const Use& use) {
+                       int begin, int end, const Load& load, const Body& body) {
   constexpr int D = kDepth<A>;
   A *left_stage = stage, *right_stage = stage + D * kTileRow;
   const int i0 = thread_index() / kThreadsAcross * kThreadRows,
@@ -152,10 +152,10 @@ SE_DEVICE void product(A* stage, const Left& left, int rows, const Right& right,
     }
     block_barrier();
     if (j < columns)
-      walk<8>(
+      strided_for<8>(
           first + thread_index() / kTile, smaller(first + kRows, rows), kStep,
           [&](int i) { return load(i, j); },
-          [&](int i, const auto& raw) { use(i, j, stage[(i - first) * kTileRow + j], raw); });
+          [&](int i, const auto& raw) { body(i, j, stage[(i - first) * kTileRow + j], raw); });
     block_barrier();
   }
 }

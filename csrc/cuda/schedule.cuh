@@ -21,26 +21,26 @@ struct Item {
 };
 
 // The i-th tile, from image `first` on.
-SE_DEVICE Part part_of(const Cut& cut, int first, int i) {
-  const int image = divide(i, cut.by_tiles), rest = i - image * cut.by_tiles.by,
-            split = divide(rest, cut.by_blocks);
-  return {first + image, rest - split * cut.blocks, split};
+SE_DEVICE Part part_of(const TilePlan& plan, int first, int i) {
+  const int image = divide(i, plan.by_tiles), rest = i - image * plan.by_tiles.by,
+            split = divide(rest, plan.by_blocks);
+  return {first + image, rest - split * plan.blocks, split};
 }
 
 // That of this block, of a launch with a block for each.
-SE_DEVICE Part part_of(const Cut& cut, bool reversed) {
-  return part_of(cut, 0, reversed ? block_count() - 1 - block_index() : block_index());
+SE_DEVICE Part part_of(const TilePlan& plan, bool reversed) {
+  return part_of(plan, 0, reversed ? block_count() - 1 - block_index() : block_index());
 }
 
 // The items in the order of their tickets. Step by step: the parts of both FCs, then the tiles of
 // the first sweep of group `step` by turns with those of the second sweep of an earlier group.
 class Items {
  public:
-  SE_DEVICE Items(const Cut& cut, int images)
-      : cut_(cut), images_(images), each_(cut.blocks * cut.splits) {}
+  SE_DEVICE Items(const TilePlan& plan, int images)
+      : plan_(plan), images_(images), each_(plan.blocks * plan.splits) {}
 
   SE_DEVICE Item at(int ticket) const {
-    int step = 0, end = cut_.groups + cut_.lag;  // before(step) <= ticket < before(end)
+    int step = 0, end = plan_.groups + plan_.lag;  // before(step) <= ticket < before(end)
     while (end - step > 1) {
       const int middle = (step + end) / 2;
       if (before(middle) <= ticket)
@@ -53,38 +53,39 @@ class Items {
 
  private:
   // Of the groups before one: their number, their tiles.
-  SE_DEVICE int groups(int group) const { return larger(0, smaller(group, cut_.groups)); }
+  SE_DEVICE int groups(int group) const { return larger(0, smaller(group, plan_.groups)); }
   SE_DEVICE int tiles(int group) const {
-    return smaller(groups(group) * cut_.images, images_) * each_;
+    return smaller(groups(group) * plan_.images, images_) * each_;
   }
   // The tickets before a step.
   SE_DEVICE int before(int step) const {
-    return (cut_.sweeps_first ? tiles(step) : 0) +
-           (cut_.sweeps_second ? tiles(step - cut_.lag) : 0) +
-           groups(step - cut_.first_fc_lag) * cut_.first_fc_items +
-           groups(step - cut_.second_fc_lag) * cut_.second_fc_items;
+    return (plan_.sweeps_first ? tiles(step) : 0) +
+           (plan_.sweeps_second ? tiles(step - plan_.lag) : 0) +
+           groups(step - plan_.first_fc_lag) * plan_.first_fc_items +
+           groups(step - plan_.second_fc_lag) * plan_.second_fc_items;
   }
   // Whether a step has its part of what comes `lag` groups later.
   SE_DEVICE bool has(int step, int lag) const {
     return groups(step + 1 - lag) > groups(step - lag);
   }
   SE_DEVICE Item within(int step, int i) const {
-    const int first_fc = has(step, cut_.first_fc_lag) ? cut_.first_fc_items : 0,
-              second_fc = has(step, cut_.second_fc_lag) ? cut_.second_fc_items : 0;
-    if (i < first_fc) return {Kind::first_fc, {step - cut_.first_fc_lag, i, 0}};
+    const int first_fc = has(step, plan_.first_fc_lag) ? plan_.first_fc_items : 0,
+              second_fc = has(step, plan_.second_fc_lag) ? plan_.second_fc_items : 0;
+    if (i < first_fc) return {Kind::first_fc, {step - plan_.first_fc_lag, i, 0}};
     i -= first_fc;
-    if (i < second_fc) return {Kind::second_fc, {step - cut_.second_fc_lag, i, 0}};
+    if (i < second_fc) return {Kind::second_fc, {step - plan_.second_fc_lag, i, 0}};
     i -= second_fc;
-    const int earlier = step - cut_.lag, a = cut_.sweeps_first ? tiles(step + 1) - tiles(step) : 0,
-              b = cut_.sweeps_second ? tiles(earlier + 1) - tiles(earlier) : 0,
+    const int earlier = step - plan_.lag,
+              a = plan_.sweeps_first ? tiles(step + 1) - tiles(step) : 0,
+              b = plan_.sweeps_second ? tiles(earlier + 1) - tiles(earlier) : 0,
               both = smaller(a, b);
     const bool is_first = i < 2 * both ? i % 2 == 0 : a > b;
     const int index = i < 2 * both ? i / 2 : i - both, group = is_first ? step : earlier;
     return {is_first ? Kind::first_sweep : Kind::second_sweep,
-            part_of(cut_, group * cut_.images, index)};
+            part_of(plan_, group * plan_.images, index)};
   }
 
-  const Cut& cut_;
+  const TilePlan& plan_;
   int images_, each_;
 };
 
@@ -99,9 +100,9 @@ struct Counters {
 };
 
 // The block's item, by a ticket; words[1] stays its image or group.
-SE_DEVICE Item take_item(const Counters& counters, const Cut& cut, int images, int* words) {
+SE_DEVICE Item take_item(const Counters& counters, const TilePlan& plan, int images, int* words) {
   if (thread_index() == 0) {
-    const Item item = Items(cut, images).at(int(take(counters.tickets())));
+    const Item item = Items(plan, images).at(int(take(counters.tickets())));
     words[0] = int(item.kind), words[1] = item.part.n;
     words[2] = item.part.block, words[3] = item.part.split;
   }

@@ -25,25 +25,25 @@ constexpr int kSolveBlocks = sizeof(A) == 4 ? 3 : 2;
 
 // Tiles of images, channels and the hidden layer; parts of a sum over C, each of `terms`; pieces of
 // (N,R).
-struct SolveCut {
+struct SolvePlan {
   int image_tiles, channel_tiles, hidden_tiles, splits, terms, pieces;
 };
 
 inline int parts_of(std::int64_t size, int part) { return int((size + part - 1) / part); }
 
 // apart: an item has one tile of the hidden layer, else all of them.
-inline SolveCut solve_cut(const Problem& p, bool apart, const Gpu& gpu) {
-  SolveCut cut{};
-  cut.image_tiles = parts_of(p.images, kTile), cut.channel_tiles = parts_of(p.channels, kTile);
-  cut.hidden_tiles = parts_of(p.reduced, kTile);
-  const int products = cut.image_tiles * (apart ? cut.hidden_tiles : 1),
+inline SolvePlan solve_plan(const Problem& p, bool apart, const Gpu& gpu) {
+  SolvePlan plan{};
+  plan.image_tiles = parts_of(p.images, kTile), plan.channel_tiles = parts_of(p.channels, kTile);
+  plan.hidden_tiles = parts_of(p.reduced, kTile);
+  const int products = plan.image_tiles * (apart ? plan.hidden_tiles : 1),
             wanted = std::max(1, gpu.multiprocessors / std::max(1, products)),
             splits = std::min(wanted, parts_of(p.channels, kLeastTerms));
-  cut.terms = parts_of(parts_of(p.channels, splits), kLeastTerms) * kLeastTerms;
-  cut.splits = parts_of(p.channels, cut.terms);
+  plan.terms = parts_of(parts_of(p.channels, splits), kLeastTerms) * kLeastTerms;
+  plan.splits = parts_of(p.channels, plan.terms);
   // one of no numbers where R = 0: it waits for what came before, and is waited for
-  cut.pieces = std::max(1, parts_of(p.images * p.reduced, kPiece));
-  return cut;
+  plan.pieces = std::max(1, parts_of(p.images * p.reduced, kPiece));
+  return plan;
 }
 
 constexpr int kSolveBytes = 16 + kProductBytes;  // of a block's shared memory: a word before
@@ -83,7 +83,7 @@ struct ExciteSolve {
   int images, channels, reduced;
   Variant variant;
   Weights w1, w2, b1, b2;
-  SolveCut cut;
+  SolvePlan plan;
   const void* z;
   void *a, *h, *s;
   void* parts;  // (splits,N,R)
@@ -103,7 +103,7 @@ struct BackwardSolve {
   double pixels, count;   // count: N P
   Variant variant;
   Weights w1, w2;
-  SolveCut cut;
+  SolvePlan plan;
   bool active;       // an activation between norm and squeeze
   const void* sums;  // of NormScaleBackward
   const void *norm, *squeezed;
@@ -133,11 +133,11 @@ const char* number_name() {
 // A product of (N,C) with a matrix of weights over a split's channels, to its part of (splits,N,R):
 // the images of a tile, the tiles of the hidden layer from `first` to `end`.
 template <class A, class Left, class Right>
-SE_DEVICE void hidden_product(A* stage, const SolveCut& cut, int images, int channels, int reduced,
-                              int image_tile, int split, int first, int end, A* parts,
+SE_DEVICE void hidden_product(A* stage, const SolvePlan& plan, int images, int channels,
+                              int reduced, int image_tile, int split, int first, int end, A* parts,
                               const Left& left, const Right& right) {
-  const int n0 = image_tile * kTile, rows = smaller(kTile, images - n0), c0 = split * cut.terms,
-            c1 = smaller(c0 + cut.terms, channels);
+  const int n0 = image_tile * kTile, rows = smaller(kTile, images - n0), c0 = split * plan.terms,
+            c1 = smaller(c0 + plan.terms, channels);
   for (int hidden_tile = first; hidden_tile < end; ++hidden_tile) {
     const int r0 = hidden_tile * kTile, columns = smaller(kTile, reduced - r0);
     product<A>(stage, left(n0), rows, right(r0), columns, c0, c1, nothing,
@@ -147,18 +147,18 @@ SE_DEVICE void hidden_product(A* stage, const SolveCut& cut, int images, int cha
   }
 }
 
-// use(i, Σ over the splits) for a piece's numbers i of (N,R).
-template <class A, class Use>
+// body(i, Σ over the splits) for a piece's numbers i of (N,R).
+template <class A, class Body>
 SE_DEVICE void sum_piece(const A* parts, int splits, int piece, std::int64_t numbers,
-                         const Use& use) {
+                         const Body& body) {
   for (int k = thread_index(); k < kPiece; k += thread_count()) {
     const std::int64_t i = std::int64_t(piece) * kPiece + k;
     if (i >= numbers) return;
     A total = 0;
-    walk<8>(
+    strided_for<8>(
         0, splits, 1, [&](int split) { return load_shared_result(parts + split * numbers + i); },
         [&](int, A v) { total += v; });
-    use(i, total);
+    body(i, total);
   }
 }
 

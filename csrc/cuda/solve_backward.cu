@@ -34,7 +34,7 @@ SE_DEVICE void close_gates(const BackwardSolve& p, int n0, int n1, int c0, int c
   };
   for (int c = c0 + thread_index() % kBiasColumns; c < c1; c += kBiasColumns) {
     const A scale = norm[C + c], bias = norm[2 * C + c];
-    walk<4>(
+    strided_for<4>(
         n0 + thread_index() / kBiasColumns, n1, kSteps,
         [&](int n) {
           const std::int64_t at = n * C + c;
@@ -87,7 +87,7 @@ SE_DEVICE void squeeze_gradient(const BackwardSolve& p, A* stage, int image_tile
   if (thread_index() >= kTile) halves[j] = of_bias, halves[kTile + j] = of_scale;
   block_barrier();
   if (thread_index() >= kTile || j >= columns) return;
-  const std::int64_t at = image_tile * C + c0 + j, parts = p.cut.image_tiles * C;
+  const std::int64_t at = image_tile * C + c0 + j, parts = p.plan.image_tiles * C;
   p.channel_parts[at] = of_bias + halves[j];
   p.channel_parts[parts + at] = of_scale + halves[kTile + j];
 }
@@ -115,7 +115,7 @@ SE_DEVICE void bias_gradient(const BackwardSolve& p, A* stage, const void* numbe
   const int lane = thread_index() % kBiasColumns, column = item * kBiasColumns + lane;
   double total = 0;
   if (column < width)
-    walk<8>(
+    strided_for<8>(
         thread_index() / kBiasColumns, p.images, kRows,
         [&](int n) {
           return load_shared_result(static_cast<const A*>(numbers) + std::int64_t(n) * width +
@@ -133,10 +133,10 @@ SE_DEVICE void bias_gradient(const BackwardSolve& p, A* stage, const void* numbe
 template <class A>
 SE_DEVICE void norm_gradient(const BackwardSolve& p, int item) {
   const std::int64_t C = p.channels, c = item * kProductThreads + thread_index(),
-                     parts = p.cut.image_tiles * C;
+                     parts = p.plan.image_tiles * C;
   if (c >= C) return;
   double of_bias = 0, of_scale = 0;
-  for (int tile = 0; tile < p.cut.image_tiles; ++tile) {
+  for (int tile = 0; tile < p.plan.image_tiles; ++tile) {
     of_bias += load_shared_result(p.channel_parts + tile * C + c);
     of_scale += load_shared_result(p.channel_parts + parts + tile * C + c);
   }
@@ -152,7 +152,7 @@ SE_DEVICE void norm_gradient(const BackwardSolve& p, int item) {
 template <class A>
 SE_KERNEL(kProductThreads, kSolveBlocks<A>)
 solve_backward(SE_PARAMETER BackwardSolve p) {
-  const SolveCut& cut = p.cut;
+  const SolvePlan& plan = p.plan;
   const BackwardPhases& phases = p.phases;
   const int N = p.images, C = p.channels, R = p.reduced;
   A *stage = solve_stage<A>(), *parts = static_cast<A*>(p.parts);
@@ -160,12 +160,12 @@ solve_backward(SE_PARAMETER BackwardSolve p) {
                         : phases.gates + phases.pieces + phases.squeezed + block_index();
 
   if (item < phases.gates) {
-    const int image_tile = item / cut.splits, split = item % cut.splits, n0 = image_tile * kTile,
-              c0 = split * cut.terms;
-    close_gates<A>(p, n0, smaller(n0 + kTile, N), c0, smaller(c0 + cut.terms, C));
+    const int image_tile = item / plan.splits, split = item % plan.splits, n0 = image_tile * kTile,
+              c0 = split * plan.terms;
+    close_gates<A>(p, n0, smaller(n0 + kTile, N), c0, smaller(c0 + plan.terms, C));
     block_barrier();
     hidden_product<A>(
-        stage, cut, N, C, R, image_tile, split, 0, cut.hidden_tiles, parts,
+        stage, plan, N, C, R, image_tile, split, 0, plan.hidden_tiles, parts,
         [&](int n) {
           return Numbers<A, true>{static_cast<const A*>(p.de) + std::int64_t(n) * C, C};
         },
@@ -176,7 +176,7 @@ solve_backward(SE_PARAMETER BackwardSolve p) {
 
   if (item < phases.pieces) {
     wait_for(p.counters + 1, phases.gates);
-    sum_piece(parts, cut.splits, item, std::int64_t(N) * R, [&](std::int64_t i, A dh) {
+    sum_piece(parts, plan.splits, item, std::int64_t(N) * R, [&](std::int64_t i, A dh) {
       const A a = static_cast<const A*>(p.a)[i];
       static_cast<A*>(p.da)[i] = activate_backward(dh, a, p.variant);
       static_cast<A*>(p.h)[i] = activate(a, p.variant);
@@ -187,18 +187,18 @@ solve_backward(SE_PARAMETER BackwardSolve p) {
 
   if (p.counters) wait_for(p.counters + 2, phases.pieces);
   if (item < phases.squeezed) {
-    squeeze_gradient<A>(p, stage, item / cut.channel_tiles, item % cut.channel_tiles);
+    squeeze_gradient<A>(p, stage, item / plan.channel_tiles, item % plan.channel_tiles);
     return publish(p.counters + 3);
   }
   item -= phases.squeezed;
 
   if (item < phases.w1)
-    return weight_gradient<A>(p, stage, p.da, R, item / cut.channel_tiles, p.z, C,
-                              item % cut.channel_tiles, p.dw1);
+    return weight_gradient<A>(p, stage, p.da, R, item / plan.channel_tiles, p.z, C,
+                              item % plan.channel_tiles, p.dw1);
   item -= phases.w1;
   if (item < phases.w2)
-    return weight_gradient<A>(p, stage, p.de, C, item / cut.hidden_tiles, p.h, R,
-                              item % cut.hidden_tiles, p.dw2);
+    return weight_gradient<A>(p, stage, p.de, C, item / plan.hidden_tiles, p.h, R,
+                              item % plan.hidden_tiles, p.dw2);
   item -= phases.w2;
   if (item < phases.b1) return bias_gradient<A>(p, stage, p.da, R, item, p.db1);
   item -= phases.b1;
@@ -213,11 +213,11 @@ solve_backward(SE_PARAMETER BackwardSolve p) {
 
 template <class A>
 void launch_solve_backward(BackwardSolve p, const Gpu&, void* stream) {
-  const SolveCut& cut = p.cut;
-  const int matrix = cut.channel_tiles * cut.hidden_tiles;
-  p.phases = {cut.image_tiles * cut.splits,
-              cut.pieces,
-              cut.image_tiles * cut.channel_tiles,
+  const SolvePlan& plan = p.plan;
+  const int matrix = plan.channel_tiles * plan.hidden_tiles;
+  p.phases = {plan.image_tiles * plan.splits,
+              plan.pieces,
+              plan.image_tiles * plan.channel_tiles,
               p.dw1 ? matrix : 0,
               p.dw2 ? matrix : 0,
               p.db1 ? parts_of(p.reduced, kBiasColumns) : 0,

@@ -34,15 +34,19 @@ solve_norm(SE_PARAMETER NormSolve p) {
 
   double mean = 0, var = 0, m2 = 0;
   if (p.training) {
+    // about the first image's mean, so that a constant channel has exactly its constant
+    double near = is_channel && N > 0 ? p.means[c] : 0;
+    if (near - near != 0) near = 0;
     if (is_channel)
-      walk<8>(
-          row, N, rows, [&](int n) { return p.means[at(n)]; }, [&](int, double v) { mean += v; });
-    mean = sum_rows(mean, scratch) / N;
+      strided_for<8>(
+          row, N, rows, [&](int n) { return p.means[at(n)]; },
+          [&](int, double v) { mean += v - near; });
+    mean = near + sum_rows(mean, scratch) / N;
     struct Image {
       double mean, m2;
     };
     if (is_channel)
-      walk<8>(
+      strided_for<8>(
           row, N, rows, [&](int n) { return Image{p.means[at(n)], p.m2[at(n)]}; },
           [&](int, const Image& image) {
             const double gap = image.mean - mean;
@@ -71,7 +75,7 @@ solve_norm(SE_PARAMETER NormSolve p) {
     norm[3 * std::int64_t(C)] = rstd;
   }
   if (!p.squeezed) return;
-  walk<8>(
+  strided_for<8>(
       row, N, rows, [&](int n) { return p.means[at(n)]; },
       [&](int n, double v) {
         const A centred = A(v - double(centre));
@@ -85,38 +89,38 @@ solve_norm(SE_PARAMETER NormSolve p) {
 template <class A>
 SE_KERNEL(kProductThreads, kSolveBlocks<A>)
 solve_excite(SE_PARAMETER ExciteSolve p) {
-  const SolveCut& cut = p.cut;
+  const SolvePlan& plan = p.plan;
   const int N = p.images, C = p.channels, R = p.reduced,
-            products = cut.image_tiles * cut.hidden_tiles * cut.splits;
+            products = plan.image_tiles * plan.hidden_tiles * plan.splits;
   std::uint32_t *tickets = p.counters, *multiplied = tickets + 1, *summed = tickets + 2;
   A *stage = solve_stage<A>(), *a = static_cast<A*>(p.a), *h = static_cast<A*>(p.h),
     *s = static_cast<A*>(p.s), *parts = static_cast<A*>(p.parts);
   int item = take_solve_item(tickets);
 
   if (item < products) {
-    const int split = item % cut.splits, hidden_tile = item / cut.splits % cut.hidden_tiles,
-              image_tile = item / cut.splits / cut.hidden_tiles;
+    const int split = item % plan.splits, hidden_tile = item / plan.splits % plan.hidden_tiles,
+              image_tile = item / plan.splits / plan.hidden_tiles;
     const A* z = static_cast<const A*>(p.z);
     hidden_product<A>(
-        stage, cut, N, C, R, image_tile, split, hidden_tile, hidden_tile + 1, parts,
+        stage, plan, N, C, R, image_tile, split, hidden_tile, hidden_tile + 1, parts,
         [&](int n0) { return Numbers<A, true>{z + std::int64_t(n0) * C, C}; },
         [&](int r0) { return WeightMatrix<A, true>{p.w1, std::int64_t(r0) * C, C}; });
     return publish(multiplied);
   }
   item -= products;
 
-  if (item < cut.pieces) {
+  if (item < plan.pieces) {
     wait_for(multiplied, products);
-    sum_piece(parts, cut.splits, item, std::int64_t(N) * R, [&](std::int64_t i, A total) {
+    sum_piece(parts, plan.splits, item, std::int64_t(N) * R, [&](std::int64_t i, A total) {
       const A a_i = p.b1.data ? total + p.b1.at<A>(i % R) : total;
       a[i] = a_i, h[i] = activate(a_i, p.variant);
     });
     return publish(summed);
   }
-  item -= cut.pieces;
+  item -= plan.pieces;
 
-  wait_for(summed, cut.pieces);
-  const int n0 = item / cut.channel_tiles * kTile, c0 = item % cut.channel_tiles * kTile,
+  wait_for(summed, plan.pieces);
+  const int n0 = item / plan.channel_tiles * kTile, c0 = item % plan.channel_tiles * kTile,
             rows = smaller(kTile, N - n0), columns = smaller(kTile, C - c0);
   product<A>(stage, Numbers<A, true>{h + std::int64_t(n0) * R, R}, rows,
              WeightMatrix<A, true>{p.w2, std::int64_t(c0) * R, R}, columns, 0, R, nothing,
@@ -140,9 +144,9 @@ template void launch_solve_norm<double>(const NormSolve&, const Gpu&, void*);
 
 template <class A>
 void launch_solve_excite(const ExciteSolve& p, const Gpu&, void* stream) {
-  const SolveCut& cut = p.cut;
+  const SolvePlan& plan = p.plan;
   const int items =
-      cut.image_tiles * (cut.hidden_tiles * cut.splits + cut.channel_tiles) + cut.pieces;
+      plan.image_tiles * (plan.hidden_tiles * plan.splits + plan.channel_tiles) + plan.pieces;
   const Shape shape{std::string("solve_excite<") + number_name<A>() + ">", items, kProductThreads,
                     kSolveBytes};
   launch(solve_excite<A>, p, shape, stream);

@@ -81,10 +81,16 @@ struct CollectPeaks {
   }
 };
 
-// How many numbers; their mean in two parts, one of the numbers and what it is off by, so that a
+// How many numbers; their mean in two parts, one near it and what that is off by, so that a
 // mean far from zero keeps its digits; Σ (x - mean)².
 template <class A>
 struct Moments : Numbers<Moments<A>, A, 4> {
+  Moments() = default;
+  SE_DEVICE Moments(int count, A shift, const Totals<A, 2>& sums) {
+    const A off = sums.v[0] * reciprocal(A(count)), rest = sums.v[1] - sums.v[0] * off;
+    A(&v)[4] = this->v;
+    v[0] = A(count), v[1] = shift, v[2] = off, v[3] = rest < A(0) ? A(0) : rest;
+  }
   SE_DEVICE double mean() const { return double(this->v[1]) + double(this->v[2]); }
   SE_DEVICE void merge(const Moments& other) {  // Chan, Golub and LeVeque
     A(&v)[4] = this->v;
@@ -101,42 +107,21 @@ struct Moments : Numbers<Moments<A>, A, 4> {
   }
 };
 
-// Sums of the numbers less the mean of the first few of them (of each channel's first), and of the
-// squares of that: of a few numbers, so that little cancels.
+// Σ d and Σ d² of d = x - shift, where shift is near the mean, so that little cancels.
 template <class A, int V>
-struct CollectMoments {
-  A count = 0, shift[V], total[V] = {}, squares[V] = {};
-
-  template <int W>
-  SE_DEVICE void add(const A (&x)[W], int here) {
-    if (count == A(0)) {
-      A first[V] = {};
-      SE_UNROLL
-      for (int j = 0; j < W; ++j)
-        if (V > 1 || j < here) first[V == 1 ? 0 : j] += x[j];
-      SE_UNROLL
-      for (int c = 0; c < V; ++c) {
-        if (V == 1) first[c] *= reciprocal(A(here));
-        shift[c] = first[c] - first[c] == A(0) ? first[c] : A(0);
-      }
-    }
-    count += V == 1 ? A(here) : A(1);
-    A sum[V] = {}, square[V] = {};
+struct CollectShifted : CollectTotals<A, V, 2> {
+  template <class Shift, int W>
+  SE_DEVICE void add_shifted(const Shift& shift, const A (&x)[W], int here) {
+    A sum = 0, squares = 0;  // of this row's numbers, before they join the others'
     SE_UNROLL
     for (int j = 0; j < W; ++j) {
-      const int c = V == 1 ? 0 : j;
-      const A d = V > 1 || j < here ? x[j] - shift[c] : A(0);
-      sum[c] += d, square[c] += d * d;
+      const A d = V > 1 || j < here ? x[j] - shift[j] : A(0);
+      if constexpr (V > 1)
+        this->add(j, 0, d), this->add(j, 1, d * d);
+      else
+        sum = j == 0 ? d : sum + d, squares = j == 0 ? d * d : squares + d * d;
     }
-    SE_UNROLL
-    for (int c = 0; c < V; ++c) total[c] += sum[c], squares[c] += square[c];
-  }
-  SE_DEVICE Moments<A> get(int j) const {
-    Moments<A> out;
-    if (count == A(0)) return out;
-    const A off = total[j] * reciprocal(count), rest = squares[j] - total[j] * off;
-    out.v[0] = count, out.v[1] = shift[j], out.v[2] = off, out.v[3] = rest < A(0) ? A(0) : rest;
-    return out;
+    if constexpr (V == 1) this->add(0, 0, sum), this->add(0, 1, squares);
   }
 };
 

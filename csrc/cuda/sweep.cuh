@@ -15,7 +15,7 @@ constexpr int kMostSums = 5;  // planes (N,C) that a reduction writes
 // blocks), zero at the launch: where there are several splits.
 struct SweepParameters {
   Sizes sizes;
-  Cut cut;
+  TilePlan plan;
   Access access;
   SharedLayout shared;
   bool reversed;  // the last tile first
@@ -32,13 +32,13 @@ struct SweepParameters {
 
 // A block's shared memory.
 template <class X>
-struct Room {
+struct SharedMemory {
   using A = Sum<X>;
   int* words;  // four
   Table<A> table;
   A* scratch;
   unsigned char* stage;
-  SE_DEVICE explicit Room(const SharedLayout& shared) {
+  SE_DEVICE explicit SharedMemory(const SharedLayout& shared) {
     unsigned char* memory = shared_memory();
     words = reinterpret_cast<int*>(memory);
     table = {reinterpret_cast<A*>(memory + shared.table), shared.table_stride};
@@ -47,11 +47,11 @@ struct Room {
   }
 };
 
-SE_DEVICE Tile tile_of(const Part& part, const Sizes& sizes, const Cut& cut) {
+SE_DEVICE Tile tile_of(const Part& part, const Sizes& sizes, const TilePlan& plan) {
   Tile tile;
-  tile.n = part.n, tile.c0 = part.block * cut.channels, tile.p0 = part.split * cut.span;
-  tile.channels = smaller(cut.channels, sizes.channels - tile.c0);
-  tile.p1 = smaller(tile.p0 + cut.span, sizes.pixels);
+  tile.n = part.n, tile.c0 = part.block * plan.channels, tile.p0 = part.split * plan.span;
+  tile.channels = smaller(plan.channels, sizes.channels - tile.c0);
+  tile.p1 = smaller(tile.p0 + plan.span, sizes.pixels);
   return tile;
 }
 
@@ -91,28 +91,28 @@ SE_DEVICE Lanes lanes_of(int rows, int loads) {
 }
 
 // Every eight numbers of the tile: begin(at) what is the same along its rows or columns, load(at),
-// then use(begun, at, raw).
-template <class M, int Batch, class Begin, class Load, class Use>
-SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& begin,
-                           const Load& load, const Use& use) {
+// then body(constants, at, raw).
+template <class M, int Batch, class Begin, class Load, class Body>
+SE_DEVICE void for_octets(const Tile& tile, const Sizes& sizes, const Begin& begin,
+                          const Load& load, const Body& body) {
   if constexpr (M::flat) {
-    walk<Batch>(
+    strided_for<Batch>(
         thread_index(), tile.channels * sizes.pixels / kOctet, thread_count(),
         [&](int i, bool on) { return load(octet_of_run(tile, sizes, i), on); },
         [&](int i, const auto& raw) {
           const Octet at = octet_of_run(tile, sizes, i);
-          use(begin(at), at, raw);
+          body(begin(at), at, raw);
         });
   } else if constexpr (M::layout == Layout::nchw) {
     const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet;
     const Lanes lanes = lanes_of(tile.channels, loads);
     SE_ROLLED
     for (int row = lanes.group(); row < tile.channels; row += lanes.groups()) {
-      const auto begun = begin(octet_of_row(tile, row, 0));
-      walk<Batch>(
+      const auto constants = begin(octet_of_row(tile, row, 0));
+      strided_for<Batch>(
           lanes.lane(), loads, lanes.count(),
           [&](int i, bool on) { return load(octet_of_row(tile, row, i), on); },
-          [&](int i, const auto& raw) { use(begun, octet_of_row(tile, row, i), raw); });
+          [&](int i, const auto& raw) { body(constants, octet_of_row(tile, row, i), raw); });
     }
   } else {
     const int columns = (tile.channels + kOctet - 1) / kOctet,
@@ -120,28 +120,28 @@ SE_DEVICE void walk_octets(const Tile& tile, const Sizes& sizes, const Begin& be
     const Lanes lanes{log};
     SE_ROLLED
     for (int column = lanes.lane(); column < columns; column += lanes.count()) {
-      const auto begun = begin(octet_of_column(tile, column, tile.p0));
-      walk<Batch>(
+      const auto constants = begin(octet_of_column(tile, column, tile.p0));
+      strided_for<Batch>(
           tile.p0 + lanes.group(), tile.p1, lanes.groups(),
           [&](int p, bool on) { return load(octet_of_column(tile, column, p), on); },
-          [&](int p, const auto& raw) { use(begun, octet_of_column(tile, column, p), raw); });
+          [&](int p, const auto& raw) { body(constants, octet_of_column(tile, column, p), raw); });
     }
   }
 }
 
 // ---- how a tile is reduced: Collect<A, 1> is of a row's numbers, Collect<A, 8> of eight channels'
 
-// Rows whose numbers lie side by side, `lanes` threads to each: walk_row(collect, row, lane), then
+// Rows whose numbers lie side by side, `lanes` threads to each: row_body(collect, row, lane), then
 // emit(row, sums) by one thread.
-template <class Collect, class A, class WalkRow, class Emit>
-SE_DEVICE void collect_rows(int rows, const Lanes& of_row, A* scratch, const WalkRow& walk_row,
+template <class Collect, class A, class RowBody, class Emit>
+SE_DEVICE void collect_rows(int rows, const Lanes& of_row, A* scratch, const RowBody& row_body,
                             const Emit& emit) {
   const int lanes = of_row.count(), lane = of_row.lane(), side_by_side = of_row.groups();
   SE_ROLLED
   for (int first = 0; first < rows; first += side_by_side) {
     const int row = first + of_row.group();
     Collect collect;
-    if (row < rows) walk_row(collect, row, lane);
+    if (row < rows) row_body(collect, row, lane);
     auto sums = collect.get(0);
     for (int mask = smaller(lanes, kWarp) / 2; mask > 0; mask /= 2) sums.exchange(mask);
     if (lanes <= kWarp) {
@@ -160,10 +160,10 @@ SE_DEVICE void collect_rows(int rows, const Lanes& of_row, A* scratch, const Wal
   }
 }
 
-// Eight channels to a column, the pixels of a tile dealt to rows of threads: walk_column(collect,
+// Eight channels to a column, the pixels of a tile dealt to rows of threads: column_body(collect,
 // column, row, rows), then emit(channel, sums).
-template <class Collect, class A, class WalkColumn, class Emit>
-SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_column,
+template <class Collect, class A, class ColumnBody, class Emit>
+SE_DEVICE void collect_columns(int channels, A* scratch, const ColumnBody& column_body,
                                const Emit& emit) {
   using S = decltype(Collect{}.get(0));
   const int columns = (channels + kOctet - 1) / kOctet, threads = thread_count(),
@@ -174,7 +174,7 @@ SE_DEVICE void collect_columns(int channels, A* scratch, const WalkColumn& walk_
   for (int first = 0; first < columns; first += width) {
     const int column = first + place;
     Collect collect;
-    if (column < columns) walk_column(collect, column, row, rows);
+    if (column < columns) column_body(collect, column, row, rows);
     if (rows == 1) {
       if (column >= columns) continue;
       SE_UNROLL
@@ -235,11 +235,11 @@ struct Staged {
 };
 
 // The rows of a flat tile: each is cut in parts of side by side numbers, one of a thread.
-// use(collect, begun, numbers of each tensor) for eight at a time, or for one.
-template <class M, template <class, int> class Collect, int Tensors, class Begin, class Use,
+// body(collect, constants, numbers of each tensor) for eight at a time, or for one.
+template <class M, template <class, int> class Collect, int Tensors, class Begin, class Body,
           class Emit>
 SE_DEVICE void reduce_staged(const Tile& tile, const Sizes& sizes, const unsigned char* stage,
-                             typename M::A* scratch, const Begin& begin, const Use& use,
+                             typename M::A* scratch, const Begin& begin, const Body& body,
                              const Emit& emit) {
   constexpr int kMostOfOne = 64;
   using X = typename M::X;
@@ -253,20 +253,20 @@ SE_DEVICE void reduce_staged(const Tile& tile, const Sizes& sizes, const unsigne
       tile.channels, Lanes{log}, scratch,
       [&](C& collect, int row, int lane) {
         const Octet at{tile.n, tile.c0 + row, 0, 1, kOctet, 0};
-        const auto begun = begin(at);
+        const auto constants = begin(at);
         int i = row * pixels + lane * part;
         const int end = smaller(i + part, (row + 1) * pixels);
         const auto one = [&](int i) {
           float v[Tensors][1];
           staged.read(i, v);
-          use(collect, begun, v);
+          body(collect, constants, v);
         };
         const int odd = sizeof(X) == 2 && i < end && i % 2 == 1 ? i++ : -1;
         SE_ROLLED
         for (; i + kOctet <= end; i += kOctet) {
           float v[Tensors][kOctet];
           staged.read(i, v);
-          use(collect, begun, v);
+          body(collect, constants, v);
         }
         SE_ROLLED
         for (; i < end; ++i) one(i);
@@ -285,11 +285,11 @@ SE_DEVICE void stage_eight(unsigned char* stage, const Tile& tile, const Sizes& 
     reinterpret_cast<Vector16*>(stage + std::size_t(i) * sizeof(typename M::X))[k] = raw.words[k];
 }
 
-// Every row's sums where they are not flat: use(collect, begun, at, raw), then emit(c, sums).
+// Every row's sums where they are not flat: body(collect, constants, at, raw), then emit(c, sums).
 template <class M, int Batch, template <class, int> class Collect, class Begin, class Load,
-          class Use, class Emit>
+          class Body, class Emit>
 SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Begin& begin,
-                             const Load& load, const Use& use, const Emit& emit) {
+                             const Load& load, const Body& body, const Emit& emit) {
   using A = typename M::A;
   if constexpr (M::layout == Layout::nchw) {
     const int loads = (tile.p1 - tile.p0 + kOctet - 1) / kOctet;
@@ -297,12 +297,12 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
     collect_rows<Collect<A, 1>>(
         tile.channels, lanes, scratch,
         [&](auto& collect, int row, int lane) {
-          const auto begun = begin(octet_of_row(tile, row, 0));
-          walk<Batch>(
+          const auto constants = begin(octet_of_row(tile, row, 0));
+          strided_for<Batch>(
               lane, loads, lanes.count(),
               [&](int i, bool on) { return load(octet_of_row(tile, row, i), on); },
               [&](int i, const auto& raw) {
-                use(collect, begun, octet_of_row(tile, row, i), raw);
+                body(collect, constants, octet_of_row(tile, row, i), raw);
               });
         },
         [&](int row, const auto& sums) { emit(tile.c0 + row, sums); });
@@ -310,12 +310,12 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
     collect_columns<Collect<A, kOctet>>(
         tile.channels, scratch,
         [&](auto& collect, int column, int row, int rows) {
-          const auto begun = begin(octet_of_column(tile, column, tile.p0));
-          walk<Batch>(
+          const auto constants = begin(octet_of_column(tile, column, tile.p0));
+          strided_for<Batch>(
               tile.p0 + row, tile.p1, rows,
               [&](int p, bool on) { return load(octet_of_column(tile, column, p), on); },
               [&](int p, const auto& raw) {
-                use(collect, begun, octet_of_column(tile, column, p), raw);
+                body(collect, constants, octet_of_column(tile, column, p), raw);
               });
         },
         [&](int channel, const auto& sums) { emit(tile.c0 + channel, sums); });
@@ -325,13 +325,13 @@ SE_DEVICE void reduce_octets(const Tile& tile, typename M::A* scratch, const Beg
 // sweep(emit) finds the sums S of the tile's rows; store(place in (N,C), sums) takes those of all
 // pixels, from the last split to come. Whether this block is the last.
 template <class S, class X, class Sweep, class Store>
-SE_DEVICE bool find_sums(const SweepParameters& p, const Room<X>& room, const Tile& tile,
+SE_DEVICE bool find_sums(const SweepParameters& p, const SharedMemory<X>& shared, const Tile& tile,
                          const Part& part, const Sweep& sweep, const Store& store) {
-  const int splits = p.cut.splits, channels = p.sizes.channels;
+  const int splits = p.plan.splits, channels = p.sizes.channels;
   Sum<X>* parts = static_cast<Sum<X>*>(p.parts);
   // where they go is worked out when they go: not before, in registers beside the sums
   const auto finish = [&](int c, const S& sums) {
-    store(std::int64_t(anew(tile.n)) * channels + c, sums);
+    store(std::int64_t(opaque(tile.n)) * channels + c, sums);
   };
   const auto at = [&](int n, int c, int split) {
     return (std::int64_t(n) * splits + split) * channels + c;
@@ -340,12 +340,12 @@ SE_DEVICE bool find_sums(const SweepParameters& p, const Room<X>& room, const Ti
     if (splits == 1)
       finish(c, sums);
     else
-      sums.put(parts, std::int64_t(anew(p.sizes.images)) * splits * channels,
-               at(anew(tile.n), c, part.split));
+      sums.put(parts, std::int64_t(opaque(p.sizes.images)) * splits * channels,
+               at(opaque(tile.n), c, part.split));
   });
   if (splits == 1) return true;
-  std::uint32_t* counter = p.counters + std::int64_t(tile.n) * p.cut.blocks + part.block;
-  if (!completes(counter, splits, room.words)) return false;
+  std::uint32_t* counter = p.counters + std::int64_t(tile.n) * p.plan.blocks + part.block;
+  if (!completes(counter, splits, shared.words)) return false;
   const std::int64_t plane = std::int64_t(p.sizes.images) * splits * channels;
   for (int row = thread_index(); row < tile.channels; row += thread_count()) {
     const int c = tile.c0 + row;

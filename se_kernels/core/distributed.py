@@ -30,7 +30,9 @@ def statistics(
     channels = mean.shape[0]
     means, m2s, counts = torch.stack(all_of_them).split((channels, channels, 1), dim=1)
     total = counts.sum(0)
-    joint = (counts * means).sum(0) / total.clamp(min=1)
+    # about one process's mean, so that a constant channel has exactly its constant
+    near = means[counts[:, 0].argmax()].nan_to_num(0, 0, 0)
+    joint = near + (counts * (means - near)).sum(0) / total.clamp(min=1)
     return joint, (m2s + counts * (means - joint).square()).sum(0), total
 
 

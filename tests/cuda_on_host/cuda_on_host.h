@@ -85,7 +85,7 @@ SE_DEVICE T shuffle_xor(T v, int mask) {
   return v;
 }
 
-SE_DEVICE int anew(int v) { return v; }
+SE_DEVICE int opaque(int v) { return v; }
 
 SE_UNOBSERVED unsigned char* shared_memory() { return host::here->block->shared; }
 

@@ -321,3 +321,19 @@ def test_the_judge_notices_half_a_percent(norm_kernel, device, name, training):
     results[name].view(-1)[largest] *= 1.005
     with pytest.raises(AssertionError, match=f"^{name}: 1 of"):
         check(case, inputs, dy, results)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("images", [3, 5, 6, 7, 11])
+def test_the_mean_of_a_constant_channel_is_exact(norm_kernel, device, images, layout):
+    """A mean that is an ulp off shows in y as many times as large, by 1 / sqrt(eps)."""
+    case = Case(shape=(images, 9, 7, 5), layout=layout, dtype=torch.float64, momentum=1.0)
+    inputs, dy = make(case, device)
+    constants = torch.linspace(-3, 3, 9, dtype=torch.float64, device=device)
+    inputs["u"] = torch.empty_like(inputs["u"]).copy_(constants[:, None, None])
+    results = run(norm_kernel, inputs, dy, **case.variant)
+    assert torch.equal(results["running_mean"], constants)
+    assert not results["running_var"].any()
+    assert torch.equal(results["y"], results["y"][:1, :, :1, :1].expand_as(results["y"]))
+    check(case, inputs, dy, results)

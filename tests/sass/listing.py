@@ -37,10 +37,6 @@ class Instruction:
         return tuple(map(parse_operand, _split(self.rest)))
 
     @property
-    def full_name(self) -> str:
-        return ".".join((self.name, *self.modifiers))
-
-    @property
     def is_wide(self) -> bool:
         """Whether it moves 16 bytes a lane."""
         return "128" in self.modifiers

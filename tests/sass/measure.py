@@ -19,8 +19,8 @@ UNIT = VECTOR_BYTES * LANES  # bytes of x that a warp moves at a time
 
 
 @dataclass
-class Cut:
-    """How a launch is cut: ``Cut`` of csrc/cuda/plan.h, as it lies among the parameters."""
+class TilePlan:
+    """How a launch is cut: ``TilePlan`` of csrc/cuda/plan.h, as it lies among the parameters."""
 
     images: int
     groups: int
@@ -55,16 +55,17 @@ class Cut:
         )
 
 
-CUT_AT, REVERSED_AT = 7, 34  # in words: SweepParameters come first, in them Sizes
+PLAN_AT, REVERSED_AT = 7, 34  # in words: SweepParameters come first, in them Sizes
 
 
-def cut_of(launch: Launch) -> Cut:
+def plan_of(launch: Launch) -> TilePlan:
     words = np.frombuffer(launch.parameters[: 4 * REVERSED_AT], np.int32)
     reversed_ = launch.parameters[4 * REVERSED_AT] == 1
-    cut = Cut(*map(int, words[CUT_AT : CUT_AT + 13]), batch=int(words[0]), reversed=reversed_)
-    if not 0 < cut.images * cut.groups < cut.batch + cut.images:
-        raise ValueError(f"no cut among the parameters of {launch.kernel}")
-    return cut
+    numbers = map(int, words[PLAN_AT : PLAN_AT + 13])
+    plan = TilePlan(*numbers, batch=int(words[0]), reversed=reversed_)
+    if not 0 < plan.images * plan.groups < plan.batch + plan.images:
+        raise ValueError(f"no plan among the parameters of {launch.kernel}")
+    return plan
 
 
 @dataclass(frozen=True)
@@ -79,31 +80,31 @@ class Kind:
 
 
 def kinds_of(launch: Launch) -> list[Kind]:
-    cut = cut_of(launch)
-    tiles = cut.batch * cut.blocks
+    plan = plan_of(launch)
+    tiles = plan.batch * plan.blocks
     if launch.kernel.startswith("norm"):
-        last = tiles * cut.splits - 1
+        last = tiles * plan.splits - 1
 
         def block_of(split):
-            at = split * cut.blocks
-            return last - at if cut.reversed else at
+            at = split * plan.blocks
+            return last - at if plan.reversed else at
 
-        return _splits("tile", block_of, tiles, cut.splits)
+        return _splits("tile", block_of, tiles, plan.splits)
     first_fc, second_fc, second = map(
-        cut.ticket, (cut.first_fc_lag, cut.second_fc_lag, cut.lag + cut.groups - 1)
+        plan.ticket, (plan.first_fc_lag, plan.second_fc_lag, plan.lag + plan.groups - 1)
     )
-    if cut.second_fc_lag < cut.first_fc_lag + cut.groups:  # a later group's first FC comes before
-        second_fc += cut.first_fc_items
+    if plan.second_fc_lag < plan.first_fc_lag + plan.groups:  # a later group's first FC is before
+        second_fc += plan.first_fc_items
     for lag, items in (
-        (cut.first_fc_lag, cut.first_fc_items),
-        (cut.second_fc_lag, cut.second_fc_items),
+        (plan.first_fc_lag, plan.first_fc_items),
+        (plan.second_fc_lag, plan.second_fc_items),
     ):
-        second += items if lag == cut.lag else 0
+        second += items if lag == plan.lag else 0
     return [
-        *_splits("first", lambda split: split * cut.blocks, tiles, cut.splits),
-        Kind("first_fc", first_fc, cut.groups * cut.first_fc_items),
-        Kind("second_fc", second_fc, cut.groups * cut.second_fc_items),
-        *_splits("second", lambda split: second + split * cut.blocks, tiles, cut.splits, False),
+        *_splits("first", lambda split: split * plan.blocks, tiles, plan.splits),
+        Kind("first_fc", first_fc, plan.groups * plan.first_fc_items),
+        Kind("second_fc", second_fc, plan.groups * plan.second_fc_items),
+        *_splits("second", lambda split: second + split * plan.blocks, tiles, plan.splits, False),
     ]
 
 
@@ -139,13 +140,13 @@ class Measured:
 
 def measure(function: Function, recorded: Recorded, launch: Launch) -> Measured:
     """Runs one block of each kind. Tensors are zero: nothing that is counted depends on them."""
-    cut, kinds, is_norm = cut_of(launch), [], launch.kernel.startswith("norm")
+    plan, kinds, is_norm = plan_of(launch), [], launch.kernel.startswith("norm")
     for kind in kinds_of(launch):
 
         def counter(address, kind=kind):
             if not is_norm and address == recorded.workspace:
                 return kind.at  # the ticket
-            return cut.splits - 1 if kind.completes else 0
+            return plan.splits - 1 if kind.completes else 0
 
         memory = ProcessMemory(recorded.tensors, lenient=True, counters=counter)
         block = kind.at if is_norm else 0

@@ -1001,17 +1001,6 @@ def vote(m, i):
     return run
 
 
-@builds("ELECT")
-def elect(m, i):
-    write = predicate_writer(m, i.operands[0])
-
-    def run(on, lanes, mask):
-        bits = m.bits(on)
-        write((bits & (~bits + U32(1))) == m.bit, lanes)
-
-    return run
-
-
 @builds("BRA")
 def branch(m, i):
     operands = [o for o in i.operands if o.kind != "number"]

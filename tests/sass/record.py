@@ -21,7 +21,7 @@ from benchmarks.occupancy import resident_blocks
 from sass import launches
 from sass.cubin import Function, functions
 from sass.loops import contents, dividing_subroutines, find_loops
-from sass.measure import UNIT, Measured, cut_of, measure
+from sass.measure import UNIT, Measured, measure, plan_of
 
 BATCH, CAPABILITY = 256, 90
 H200 = Gpu(132, 50 << 20, 227 << 10, 228 << 10, 256)
@@ -75,7 +75,7 @@ def line_of(measured: Measured, function: Function, registers: int, x_bytes: int
         blocks=launch.blocks,
         threads=launch.threads,
         shared_bytes=launch.shared_bytes,
-        group_images=cut_of(launch).images,
+        group_images=plan_of(launch).images,
         instructions=round(measured.per_unit(x_bytes), 1),
         parts={name: round(value, 1) for name, value in parts.items()},
         **rates,

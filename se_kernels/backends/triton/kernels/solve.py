@@ -23,6 +23,7 @@ from se_kernels.backends.triton.phases.excite import (
     close_gate,
     open_gate,
 )
+from se_kernels.backends.triton.phases.moments import finite_or_zero
 from se_kernels.backends.triton.phases.number import rounded, widened
 from se_kernels.backends.triton.phases.product import block_of, product, transposed_block_of
 from se_kernels.backends.triton.phases.tile import aligned
@@ -85,13 +86,17 @@ def solve_norm_kernel(
     c = channel[None, :]
     if TRAINING:
         rows, count = N * splits, N.to(tl.float64) * P
+        # about the first part's mean, so that a constant channel has exactly its constant
+        near = tl.load(means + channel, channel < C * tl.minimum(N, 1), other=0)
+        near = finite_or_zero(near)
         total = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
         for start in range(0, rows, BLOCK_N):
             row = start + tl.arange(0, BLOCK_N)[:, None]
             inside = (row < rows) & (c < C)
             v = tl.load(means + row.to(tl.int64) * C + c, inside, other=0)
+            v = tl.where(inside, v - near[None, :], 0)
             total += v * pixels_in(row % splits, splits, part, P)
-        of_all = tl.sum(total, 0) / count
+        of_all = near + tl.sum(total, 0) / count
         total = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
         for start in range(0, rows, BLOCK_N):  # as Chan, Golub and LeVeque merge them
             row = start + tl.arange(0, BLOCK_N)[:, None]
@@ -131,10 +136,10 @@ def solve_norm_kernel(
             at = means + n.to(tl.int64) * splits * C + c
             total = tl.zeros([BLOCK_N, BLOCK_C], tl.float64)
             for split in range(splits):
-                v = tl.load(at + split * C, inside, other=0)
+                v = tl.load(at + split * C, inside, other=0) - middle[None, :].to(tl.float64)
                 total += v * pixels_in(split, splits, part, P)
-            centred = total / P.to(tl.float64) - middle[None, :].to(tl.float64)
-            tl.store(numbers + (4 + n.to(tl.int64)) * C + c, centred.to(ACC), inside)
+            centred = (total / P.to(tl.float64)).to(ACC)
+            tl.store(numbers + (4 + n.to(tl.int64)) * C + c, centred, inside)
 
 
 @_sized("N", "C", "R", "splits")
