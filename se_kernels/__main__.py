@@ -1,9 +1,9 @@
 """``python -m se_kernels``: what was found and built, and why a backend is missing;
 ``python -m se_kernels check``: whether each backend is right on this machine."""
 
+import importlib
 import platform
 import sys
-from typing import Any
 
 import torch
 
@@ -26,10 +26,9 @@ def main() -> None:
 def compiled_for() -> str | None:
     """The compute capabilities that the CUDA kernels are built for, and the compiler."""
     try:
-        from se_kernels import _build_info
+        built = importlib.import_module("se_kernels._build_info")
     except ImportError:
         return None
-    built: Any = _build_info  # it has what the build has written
     if not getattr(built, "CUDA_BUILT", False):
         return None
     code, ptx = (

@@ -1,4 +1,5 @@
-// The Python module se_kernels._C: tensors and names in, exceptions out, the GIL released meanwhile.
+// The Python module se_kernels._C: tensors and names in, exceptions out, the GIL released
+// meanwhile.
 #include <new>
 
 #include "calls.h"

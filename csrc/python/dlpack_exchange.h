@@ -49,9 +49,10 @@ inline const Exchange* exchange = nullptr;
 inline void load(pybind11::handle tensor_type) {
   const pybind11::object capsule =
       pybind11::getattr(tensor_type, "__dlpack_c_exchange_api__", pybind11::none());
-  const auto* table = capsule.is_none() ? nullptr
-                                        : static_cast<const Exchange*>(
-                                              PyCapsule_GetPointer(capsule.ptr(), kCapsule));
+  const auto* table =
+      capsule.is_none()
+          ? nullptr
+          : static_cast<const Exchange*>(PyCapsule_GetPointer(capsule.ptr(), kCapsule));
   if (PyErr_Occurred()) throw pybind11::error_already_set();
   if (!table || table->version.major != kMajor)
     throw pybind11::import_error("expected a torch with DLPack's exchange table of version 1");

@@ -206,8 +206,8 @@ PyObject* fast_path_are_plain(PyObject*, PyObject* const* v, Py_ssize_t count) {
         PyList_Check(v[i]))
       continue;
     dlpack::Tensor t{};
-    if (!is_tensor(v[i]) || dlpack::exchange->to_tensor(v[i], &t) != 0 || t.device_type != dlpack::cpu ||
-        !t.data || is_negated(v[i])) {
+    if (!is_tensor(v[i]) || dlpack::exchange->to_tensor(v[i], &t) != 0 ||
+        t.device_type != dlpack::cpu || !t.data || is_negated(v[i])) {
       PyErr_Clear();
       Py_RETURN_FALSE;
     }

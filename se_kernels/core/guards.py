@@ -166,13 +166,15 @@ def _is_as_watched(
     return True
 
 
-# a compiled call goes by those of when it was traced
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _are_own(names: tuple[str, ...]) -> bool:
     """Whether the functions of torch by these names are torch's own."""
     entries = ((name, *entry) for name in names for entry in _FUNCTIONS.get(name, ()))
     return all(getattr(space, name, None) is function for name, space, function in entries)
 
+
+# A compiled call goes by the functions of when it was traced. This is all that
+# torch.compiler.assume_constant_result does, which would bring the compiler with it.
+vars(_are_own)["_dynamo_marked_constant"] = True
 
 # name → the modules and classes that have a function of torch by that name, each with the function
 _FUNCTIONS: dict[str, tuple[tuple[Any, object], ...]] = {
