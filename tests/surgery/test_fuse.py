@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import pickletools
+import warnings
 
 import numpy
 import pytest
@@ -881,6 +882,29 @@ def test_wrong_adapter_fails_at_fuse(registry, adapter, message):
     with pytest.raises(ValueError, match=message):
         se_kernels.fuse(model)
     assert type(model["first"]) is SEModule  # nothing was fused
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_a_dtype_that_no_kernel_takes_is_left_with_the_reason(dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "complex modules are a new feature"
+        module = SEModule().to(dtype)
+    assert se_kernels.fuse(module).skipped == {"": f"fc1.weight has dtype {dtype}"}
+
+
+def test_dropout_drops_what_it_would():
+    """Of one without effect nothing is left to run; another one is run."""
+    for p in (0.0, 0.5):
+        own, fused = SEModule().double(), SEModule().double()
+        own.bn, fused.bn = nn.Dropout(p), nn.Dropout(p)
+        fused.load_state_dict(own.state_dict())
+        assert se_kernels.fuse(fused).fused
+        x = torch.randn(2, CHANNELS, 5, 4, dtype=torch.float64)
+        for module in (own, fused):
+            torch.manual_seed(0)
+            module.y = module(x)
+        # an image's mean is summed in another order: an ulp or so of numbers of some units
+        torch.testing.assert_close(fused.y, own.y, rtol=1e-13, atol=1e-13)
 
 
 def test_hooks_in_an_own_class_only_skip_it(registry):
