@@ -88,7 +88,7 @@ def test_main_names_the_instruction_set(backend, capsys):
 )
 def test_the_gpus_that_cuda_is_compiled_for(monkeypatch, built, expected):
     information = SimpleNamespace(CUDA_COMPILER="nvcc 13.0.88", **built)
-    monkeypatch.setattr(se_kernels, "_build_info", information, raising=False)
+    monkeypatch.setitem(sys.modules, "se_kernels._build_info", information)
     assert compiled_for() == expected
 
 

@@ -273,8 +273,8 @@ def test_windows_gets_the_definition_and_the_reason(setup_py, monkeypatch):
     "gpus, wanted, code, ptx, words",
     [
         ("9.0\n9.0", "", ["90"], [], "for 9.0 (found here): about 1 min"),
-        ("", "", ["75", "80", "90"], ["90"], "for 7.5, 8.0, 9.0 (no GPU here): about 3 min"),
-        ("5.2", "", ["75", "80", "90"], ["90"], "(no GPU here)"),
+        ("", "", ["75", "80", "90"], ["80"], "for 7.5, 8.0, 9.0 (no GPU here): about 3 min"),
+        ("5.2", "", ["75", "80", "90"], ["80"], "(no GPU here)"),
         ("9.0", "8.0+PTX", ["80"], ["80"], "for 8.0 (as SE_KERNELS_CUDA_ARCHS says)"),
     ],
     ids=["a GPU", "none", "one too old", "chosen"],
