@@ -162,7 +162,7 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.file is not None:
             self.file.close()
 
@@ -172,7 +172,7 @@ class Log:
         named |= dict(call=trial.call, dtype=str(case.dtype)[6:])
         self.write(tally.of, named | dict(layout=case.layout, verdict=verdict))
 
-    def write(self, of: Served, record: dict) -> None:
+    def write(self, of: Served, record: dict[str, object]) -> None:
         if self.file is None:
             return
         record = dict(backend=of.backend, device=of.name, torch=torch.__version__, **record)

@@ -1,9 +1,12 @@
 """Running error analysis: a number beside a bound of its rounding error, in units of roundings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_Elementwise = Callable[[Tensor], Tensor]
 
 SECOND = 2.0**-23  # ε of float32
 
@@ -50,26 +53,26 @@ class Rounded:
         error = self.error @ theirs + ours @ other.error + ours @ theirs
         return Rounded(self.value @ other.value, error + SECOND * (self.error @ other.error))
 
-    def __getitem__(self, index) -> "Rounded":
+    def __getitem__(self, index: slice | tuple[slice | None, ...]) -> "Rounded":
         return Rounded(self.value[index], self.error[index])
 
     @property
     def T(self) -> "Rounded":
         return Rounded(self.value.T, self.error.T)
 
-    def sum(self, dims) -> "Rounded":
+    def sum(self, dims: int | tuple[int, ...]) -> "Rounded":
         return Rounded(self.value.sum(dims), (self.error + self.value.abs()).sum(dims))
 
-    def amax(self, dims) -> "Rounded":
+    def amax(self, dims: int | tuple[int, ...]) -> "Rounded":
         return Rounded(self.value.amax(dims), self.error.amax(dims))
 
-    def through(self, function, slope: float) -> "Rounded":
+    def through(self, function: _Elementwise, slope: float) -> "Rounded":
         """``function``, elementwise, whose slope is at most ``slope``."""
         value = function(self.value)
         return Rounded(value, slope * self.error + value.abs())
 
 
-def derivative(function):
+def derivative(function: _Elementwise) -> _Elementwise:
     """Of an elementwise function."""
 
     def of(x: Tensor) -> Tensor:
