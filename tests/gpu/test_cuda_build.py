@@ -249,10 +249,11 @@ def test_it_loads_and_lists_its_operations(library):
 @needs_library
 def test_a_call_without_a_gpu_is_one_error(library):
     script = (
-        "sizes = (1, 8, 2, 16, _cuda.float32, _cuda.float32, False)\n"
+        "import torch\n"
+        "x, w1 = torch.ones(1, 8, 4, 4), torch.ones(2, 8)\n"
         "for call in range(2):\n"
         "    try:\n"
-        "        _cuda.workspace_bytes(0, *sizes)\n"
+        "        _cuda.workspace_bytes(0, False, x, w1)\n"
         "    except RuntimeError as error:\n"
         "        print(error)\n"
     )

@@ -6,7 +6,7 @@ import torch
 from host_gpu import Gpu, HostGpu
 
 from sass.machine import Launch
-from se_kernels.backends.cuda import block, norm
+from se_kernels.backends.cuda import block, launch, norm
 from se_kernels.core.layout import empty_mask
 
 REDUCTION = 16
@@ -49,16 +49,18 @@ def record(host: HostGpu, gpu: Gpu, operation: str, shape, layout, dtype) -> Rec
 
         return made
 
-    makers = (block.workspace_of, norm._workspace)
-    block.workspace_of, norm._workspace = map(workspace, makers)
+    make, callers = launch.workspace_of, (launch, block)
     try:
+        for caller in callers:
+            caller.workspace_of = workspace(make)
         with host.gpu(gpu), host.recording() as recorded:
             rest = _call(operation, image, small, x, w1, w2, a, s)
     finally:
-        block.workspace_of, norm._workspace = makers
+        for caller in callers:
+            caller.workspace_of = make
     keep = [x, w1, w2, a, s, *kept, *rest]
     return Recorded(
-        [Launch(*launch) for launch in recorded],
+        [Launch(*one) for one in recorded],
         [(t.data_ptr(), t.numel() * t.element_size()) for t in keep],
         keep,
         kept[0].data_ptr() if kept else 0,
