@@ -74,7 +74,8 @@ test-all: export SE_KERNELS_EVERY_CASE := 1
 test-all: test
 
 # The CUDA backend on the host, built to find races (GCC): its tests, and what finds them. Then, left
-# out one at a time, what keeps them away.
+# out one at a time, what keeps them away. Left to `make test`: whether the bits are the same in every
+# order, which a race changes and one run shows here, and the paper's full sizes.
 RACES := $(CUDA_ON_HOST)_races
 RACES_TESTS := tests/gpu/test_cuda_races.py tests/gpu/test_cuda_traffic.py tests/gpu/test_cuda.py \
   tests/gpu/test_cuda_norm.py tests/gpu/test_cuda_solve.py

@@ -70,7 +70,7 @@ def _prepare_cuda() -> tuple[list[str], dict]:
     code, ptx = (here, []) if here else _architectures(wanted, known)
     names = ", ".join(f"{number / 10:.1f}" for number in code) or "none (PTX only)"
     reason = "as SE_KERNELS_CUDA_ARCHS says" if wanted else "found here" if here else "no GPU here"
-    minutes = len(code or ptx)  # a prediction: all seven took 380 s
+    minutes = len(code or ptx)  # all five took 337 s, beside other work
     print(
         f"compiling the CUDA kernels for {names} ({reason}): about {minutes} min on "
         "2 cores. SE_KERNELS_CUDA_ARCHS=9.0 chooses another, SE_KERNELS_CUDA=OFF leaves them out.",
